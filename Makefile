@@ -1,0 +1,46 @@
+# make train: from a fresh machine to a solved CartPole. make test: everything CI checks.
+# MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH.
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 4
+PRESET ?= cartpole
+MPI ?= mpich
+
+BIN := $(VENV)/bin
+ifeq ($(MPI),site)
+EXTRA := mpi
+MPIRUN ?= mpirun
+else
+EXTRA := mpich
+MPIRUN ?= $(BIN)/mpirun
+endif
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test benchmark clean
+train: $(VENV)/.installed-$(EXTRA)
+	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS)
+
+test: $(VENV)/.installed-$(EXTRA)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pytest --numprocesses 2
+
+benchmark: $(VENV)/.installed-$(EXTRA)
+	$(BIN)/python benchmarks/cartpole.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "distqtrl needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-$(EXTRA): $(BIN)/python setup.cfg constraints.txt
+	$(INSTALL) --editable '.[$(EXTRA)]'
+	@touch $@
+
+$(VENV)/.installed-$(EXTRA)-test: $(BIN)/python setup.cfg constraints.txt
+	$(INSTALL) --editable '.[$(EXTRA),test]'
+	@touch $@ $(VENV)/.installed-$(EXTRA)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""rewards -> loss: advantages and policy-gradient losses."""

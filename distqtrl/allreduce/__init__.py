@@ -1,0 +1,1 @@
+"""How ranks agree: the only part of the package that communicates."""

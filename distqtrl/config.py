@@ -1,0 +1,278 @@
+"""One frozen, validated model per stage: field = flag = JSON key; an unknown key is an error.
+
+A configuration comes from a preset, a TOML or JSON file, or a run directory's ``config.json``, and
+flags ``--stage.field value`` replace single fields. Whatever its origin it is validated once, here.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Item = TypeVar("Item")
+
+
+class UserError(Exception):
+    """Bad input: its text is one line that names the thing, the value and the remedy."""
+
+
+class Stage(BaseModel):
+    """Base of the stages' models: frozen, unknown fields refused, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Circuit(Stage):
+    """theta_P -> p_S: the parameterized circuit (arXiv 2407.06103)."""
+
+    ansatz: str = Field("u3_cu3_ring", description="gate layout of one layer, by name")
+    layers: Positive = Field(3, description="L, how often the layout is repeated")
+
+
+class Qpu(Stage):
+    """The device that runs the circuit on every rank."""
+
+    backend: str = Field("statevector", description="device family, by name")
+
+
+class Generator(Stage):
+    """circuit + mapping as one module, and the controls that replace parts of it."""
+
+    source: Literal["circuit", "frozen_circuit", "frozen_random", "free_vector", "uniform", "direct"] = Field(
+        "circuit", description="where the probabilities (direct: the weights themselves) come from"
+    )
+
+
+class MappingModel(Stage):
+    """p_S -> w_M: the model from basis states and probabilities to policy weights."""
+
+    kind: Literal["gnn", "mlp"] = Field("gnn", description="graph network on the hypercube, or the papers' MLP")
+    hidden: tuple[Positive, ...] = Field((8, 8), description="widths of the hidden layers")
+    activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
+    chunk: Positive = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
+    output: Literal["fan_in", "raw"] = Field(
+        "fan_in", description="fan_in starts like a freshly initialised policy; raw is the papers' w - mean(w)"
+    )
+    gamma: Rate = Field(0.1, description="feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
+    beta: Rate = Field(1.0, description="see gamma")
+    alpha: Rate = Field(1.0, description="see gamma")
+
+
+class Policy(Stage):
+    """w_M, observation -> action: the classical network that acts."""
+
+    hidden: tuple[Positive, ...] = Field((64,), description="widths of the hidden layers; none = linear policy")
+    activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
+    normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
+    log_std: float = Field(-0.5, description="initial log deviation of a Gaussian head, in units of half the range")
+
+
+class Environment(Stage):
+    """Any Gymnasium environment with Box or Discrete observations and Discrete or 1-D Box actions."""
+
+    id: str = Field("CartPole-v1", description="Gymnasium environment id")
+    local_num: Positive = Field(4, description="B, environment copies on each rank")
+    max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
+
+
+class Algorithm(Stage):
+    """The loss, its rollout and its optimizer."""
+
+    name: Literal["ppo", "reinforce"] = Field("ppo", description="PPO-clip (1707.06347) or REINFORCE")
+    rollout: Literal["steps", "episodes"] = Field(
+        "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
+    )
+    rollout_steps: Positive = Field(128, description="T, steps of every environment in one update")
+    gamma: Fraction = Field(0.99, description="discount per step")
+    gae_lambda: Fraction = Field(0.95, description="PPO's generalised advantage (1506.02438); REINFORCE uses 1")
+    baseline: bool = Field(True, description="REINFORCE: subtract a value network (false: returns as they are)")
+    normalize_advantages: bool = Field(True, description="zero mean, unit deviation over all ranks' samples")
+    epochs: Positive = Field(4, description="PPO: passes over the rollout")
+    minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
+    clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    value_weight: Rate = Field(0.5, description="weight of the value loss")
+    value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network")
+    learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
+    value_learning_rate: Rate = Field(3e-3, description="Adam, value network")
+    anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over train.steps")
+    max_grad_norm: Rate = Field(0.5, description="clip range of the reduced gradient's norm")
+
+
+class Allreduce(Stage):
+    """How ranks agree."""
+
+    reduction: Literal["ordered", "fast"] = Field(
+        "ordered", description="sum in rank order (bitwise on any MPI), or the MPI's own Allreduce"
+    )
+    aggregation: Literal["mean", "sum", "average"] = Field(
+        "mean", description="of gradients: mean or sum over ranks; average = parameters, every average_every updates"
+    )
+    average_every: Positive = Field(1, description="updates between two parameter averages")
+    check_every: Positive = Field(10, description="updates between two comparisons of the replicas' hashes")
+
+
+class Evaluate(Stage):
+    """Greedy episodes in separate environments."""
+
+    every: Positive | None = Field(None, description="updates between two validations while training; none = never")
+    validation_episodes: Positive = Field(40, description="episodes of a validation (own seeds)")
+    target: float | None = Field(None, description="stop when a validation's mean return reaches this")
+    episodes: Positive = Field(100, description="episodes of the final evaluation (own seeds)")
+
+
+class Train(Stage):
+    """Budget, seed, files."""
+
+    steps: Positive = Field(100_000, description="budget in environment steps over all ranks")
+    seed: int = Field(0, ge=0, description="one seed for everything")
+    precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
+    threads: Positive = Field(1, description="CPU threads per rank")
+    checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
+    keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
+    directory: str = Field("runs", description="where run directories are made")
+
+
+class Config(BaseModel):
+    """A whole run, one field per stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: Train = Train()
+    circuit: Circuit = Circuit()
+    qpu: Qpu = Qpu()
+    generator: Generator = Generator()
+    mapping: MappingModel = MappingModel()
+    policy: Policy = Policy()
+    environment: Environment = Environment()
+    algorithm: Algorithm = Algorithm()
+    allreduce: Allreduce = Allreduce()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        a = self.algorithm
+        if a.rollout == "steps" and a.name == "reinforce" and not a.baseline:
+            raise ValueError(
+                "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
+                "is bootstrapped by the value network"
+            )
+        if self.evaluate.target is not None and self.evaluate.every is None:
+            raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
+        return self
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy part of a message about an unknown name.
+
+    >>> nearest("cartpol", ["acrobot", "cartpole"])
+    "did you mean 'cartpole'?"
+    >>> nearest("zzz", ["acrobot", "cartpole"])
+    'known: acrobot, cartpole'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:
+    """table[name]; raises UserError that names the nearest entry."""
+    if name not in table:
+        raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}")
+    return table[name]
+
+
+def field_names() -> list[str]:
+    """Every key of a configuration, as ``stage.field``."""
+    return [f"{stage}.{field}" for stage, model in stages().items() for field in model.model_fields]
+
+
+def stages() -> dict[str, type[Stage]]:
+    """The stages' names and models."""
+    return {name: field.annotation for name, field in Config.model_fields.items()}  # type: ignore[misc]
+
+
+def validated(values: Mapping[str, Any], origin: str) -> Config:
+    """The configuration made of nested values; raises UserError that names the key, the value and the remedy."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:2])
+        if first["type"] == "extra_forbidden":
+            known = field_names() if "." in key else Config.model_fields
+            raise UserError(f"{origin}: unknown key '{key}': {nearest(key, known)}") from None
+        value = "" if not key else f"{key} = {first['input']!r}: "
+        raise UserError(f"{origin}: {value}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
+    """The configuration with single fields replaced by flags ``stage.field`` given as text.
+
+    >>> with_flags(Config(), {"circuit.layers": "5", "policy.hidden": ["32", "16"]}).policy.hidden
+    (32, 16)
+    """
+    values = config.model_dump()
+    for key, text in flags.items():
+        stage, _, field = key.partition(".")
+        if stage not in values or field not in values[stage]:
+            raise UserError(f"unknown key '{key}': {nearest(key, field_names())}")
+        values[stage][field] = _parsed(key, text, values[stage][field])
+    return validated(values, "flags")
+
+
+def _parsed(key: str, text: str | list[str], current: Any) -> Any:
+    if isinstance(current, tuple):
+        words = [text] if isinstance(text, str) else text
+        return [word for part in words for word in part.replace(",", " ").split() if word != "none"]
+    if isinstance(text, list):
+        if len(text) != 1:
+            raise UserError(f"flags: {key} takes one value, got {len(text)}: {' '.join(text)}")
+        text = text[0]
+    if isinstance(current, dict):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"flags: {key} = {text!r} is not JSON ({error}); write --{key} '{{\"name\": 1}}'") from None
+    return None if text == "none" and key != "mapping.activation" else text
+
+
+def presets() -> dict[str, str]:
+    """Names of the presets that are shipped, each with the first line of its file."""
+    folder = resources.files("distqtrl") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def preset(name: str) -> Config:
+    """A shipped preset; raises UserError that names the nearest one."""
+    lookup("preset", name, presets())
+    text = (resources.files("distqtrl") / "presets" / f"{name}.toml").read_text()
+    return validated(tomllib.loads(text), f"preset {name}")
+
+
+def load(path: Path) -> Config:
+    """A configuration file, TOML or JSON; raises UserError when it cannot be read or is not valid."""
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read configuration {path}: {reason}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"cannot read configuration {path}: it holds no table of stages")
+    return validated(values, str(path))
+
+
+def save(config: Config) -> str:
+    """The configuration as the text of ``config.json``."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""actions -> observations, rewards: Gymnasium environments, stepped as one batch per rank."""

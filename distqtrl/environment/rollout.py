@@ -1,0 +1,91 @@
+"""Rollouts: T steps, or one whole episode, of every environment under one frozen policy.
+
+The policy is a function handed in, so nothing here knows where its weights come from.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distqtrl.environment.vector import Environments
+
+Act = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Noise = Callable[[int], np.ndarray]
+Array = npt.NDArray[np.float64]
+BLOCK = 64  # steps of noise drawn at a time
+
+
+@dataclass
+class Rollout:
+    """Samples in time order. ``next_obs_TBO`` is what followed, final observations included.
+
+    ``valid_TB`` is False for steps after an environment's episode, in rollouts of whole episodes.
+    ``actions`` are the policy's own, (T, B) or (T, B, A), before they were scaled for the environment.
+    """
+
+    obs_TBO: npt.NDArray[np.float32]
+    actions: np.ndarray
+    rewards_TB: Array
+    terminated_TB: npt.NDArray[np.bool_]
+    truncated_TB: npt.NDArray[np.bool_]
+    valid_TB: npt.NDArray[np.bool_]
+    next_obs_TBO: npt.NDArray[np.float32]
+
+
+def collect(environments: Environments, act: Act, noise: Noise, num_steps: int | None) -> Rollout:
+    """num_steps steps of every environment, or (None) one whole episode of each.
+
+    act(obs_BO, noise_B) gives the policy's actions and the environment's; noise(k) gives k steps of noise, (k, B, ...).
+    """
+    if num_steps is None:
+        environments.restart()
+    obs, actions, steps, valid = [], [], [], []
+    running_B = np.ones(environments.num, dtype=np.bool_)
+    block = noise(BLOCK)
+    t = 0
+    while t < num_steps if num_steps is not None else running_B.any():
+        if t and t % BLOCK == 0:
+            block = noise(BLOCK)
+        obs.append(environments.obs_BO)
+        valid.append(running_B)
+        chosen, scaled = act(environments.obs_BO, block[t % BLOCK])
+        step = environments.step(scaled)
+        actions.append(chosen)
+        steps.append(step)
+        if num_steps is None:
+            running_B = running_B & ~(step.terminated_B | step.truncated_B)
+        t += 1
+    return Rollout(
+        np.stack(obs),
+        np.stack(actions),
+        np.stack([s.rewards_B for s in steps]),
+        np.stack([s.terminated_B for s in steps]),
+        np.stack([s.truncated_B for s in steps]),
+        np.stack(valid),
+        np.stack([s.obs_BO for s in steps]),
+    )
+
+
+def episode_returns(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    """The undiscounted return of one episode of every environment, in order; act(obs_BO) is the action taken."""
+    environments.restart()
+    return_B = np.zeros(environments.num)
+    running_B = np.ones(environments.num, dtype=np.bool_)
+    while running_B.any():
+        step = environments.step(act(environments.obs_BO))
+        return_B += step.rewards_B * running_B
+        running_B = running_B & ~(step.terminated_B | step.truncated_B)
+    return [float(x) for x in return_B]
+
+
+def summary(returns: np.ndarray) -> dict[str, float]:
+    """Mean, deviation, extremes and number of returns."""
+    return {
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+        "episodes": len(returns),
+    }

@@ -1,0 +1,173 @@
+"""B copies of a Gymnasium environment on this rank, each known by its global index.
+
+Every episode starts with ``reset(seed)``, and the seed belongs to (global environment index, episode number),
+so samples do not depend on how environments are spread over ranks. Gymnasium offers no way to save an
+environment; a saved state is therefore the episode's number and its actions, and restoring replays them. An
+environment whose replay does not give the saved observation bit for bit (it draws from a source that its seed
+does not reach) restarts with its next episode, and the caller is told which ones did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from distqtrl import config as configuration
+from distqtrl import seeding
+from distqtrl.config import UserError, nearest
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What a policy must know of an environment: O, and the actions (discrete, or bounds of a Box)."""
+
+    num_observations: int
+    num_actions: int | None
+    action_start: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass
+class Step:
+    """One step of every environment. obs_BO is final for an episode that ended."""
+
+    obs_BO: npt.NDArray[np.float32]
+    rewards_B: Array
+    terminated_B: npt.NDArray[np.bool_]
+    truncated_B: npt.NDArray[np.bool_]
+
+
+def make(config: configuration.Environment) -> gymnasium.Env:
+    """One environment with flat observations; raises UserError for an unknown id, arguments or spaces."""
+    try:
+        env = gymnasium.make(config.id, max_episode_steps=config.max_episode_steps, **config.kwargs)
+    except gymnasium.error.UnregisteredEnv:
+        raise UserError(f"unknown environment '{config.id}': {nearest(config.id, gymnasium.registry)}") from None
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"environment.id = '{config.id}' (kwargs {config.kwargs}) cannot be made: {reason}") from None
+    space = env.observation_space
+    if not isinstance(space, Box | Discrete):
+        raise UserError(
+            f"{config.id}: observation space {space} is not supported; use one with a Box or Discrete space"
+        )
+    if isinstance(space, Discrete) or len(space.shape) != 1:
+        env = gymnasium.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
+    return env
+
+
+def spaces(env: gymnasium.Env, name: str) -> Spaces:
+    """The environment's spaces; raises UserError when its actions are not Discrete or a bounded 1-D Box."""
+    assert env.observation_space.shape is not None
+    num_observations, action = env.observation_space.shape[0], env.action_space
+    if isinstance(action, Discrete):
+        return Spaces(num_observations, int(action.n), int(action.start), (), ())
+    if isinstance(action, Box) and len(action.shape) == 1 and action.is_bounded():
+        low, high = (tuple(float(x) for x in bound) for bound in (action.low, action.high))
+        return Spaces(num_observations, None, 0, low, high)
+    raise UserError(f"{name}: action space {action} is not supported; use Discrete or a bounded one-dimensional Box")
+
+
+def check_autoreset(envs: VectorEnv) -> None:
+    """Raise UserError unless the vector environment leaves resets to us.
+
+    The other modes reset inside ``step`` (the same or the next one), without our seeds, and NEXT_STEP ignores
+    that step's action: a loop written for one mode samples wrongly from another.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.DISABLED:
+        raise UserError(f"vector environment has autoreset mode {mode}; make it with AutoresetMode.DISABLED")
+
+
+class Environments:
+    """The rank's environments; ``indices`` are their global numbers, ``purpose`` and ``episode`` (the first) seed them.
+
+    ``obs_BO`` is what the policy sees next; ``finished`` collects (return, length) of episodes that ended.
+    """
+
+    def __init__(
+        self, config: configuration.Environment, indices: Sequence[int], seed: int, purpose: str, episode: int = 0
+    ) -> None:
+        self.indices, self.seed, self.purpose = list(indices), seed, purpose
+        self.envs = SyncVectorEnv(
+            [lambda: make(config) for _ in indices], copy=False, autoreset_mode=AutoresetMode.DISABLED
+        )
+        check_autoreset(self.envs)
+        self.num = len(self.indices)
+        self.episode_B = np.full(self.num, episode, dtype=np.int64)
+        self.return_B = np.zeros(self.num)
+        self.actions: list[list[np.ndarray]] = [[] for _ in indices]
+        self.finished: list[tuple[float, int]] = []
+        self.obs_BO = np.array(self.envs.reset(seed=self._seeds())[0], dtype=np.float32)
+
+    def step(self, actions_B: np.ndarray) -> Step:
+        """One step of all; episodes that ended start anew, so ``obs_BO`` then differs from the step's."""
+        obs, rewards_B, terminated_B, truncated_B, _ = self.envs.step(actions_B)
+        step = Step(np.array(obs, dtype=np.float32), rewards_B, terminated_B, truncated_B)
+        self.obs_BO = step.obs_BO
+        self.return_B += rewards_B
+        for history, action in zip(self.actions, actions_B, strict=True):
+            history.append(action)
+        done_B = terminated_B | truncated_B
+        if done_B.any():
+            self.finished += [(float(self.return_B[b]), len(self.actions[b])) for b in np.flatnonzero(done_B)]
+            self.episode_B += done_B
+            self._reset(done_B)
+        return step
+
+    def restart(self) -> None:
+        """Leave every unfinished episode and start the next one."""
+        begun_B = np.array([len(history) > 0 for history in self.actions])
+        self.episode_B += begun_B
+        if begun_B.any():
+            self._reset(begun_B)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything ``restore`` needs, as flat arrays."""
+        every = [action for history in self.actions for action in history]
+        return {
+            "episode_B": self.episode_B.copy(),
+            "length_B": np.array([len(history) for history in self.actions]),
+            "actions": np.array(every) if every else np.zeros(0),
+            "obs_BO": self.obs_BO.copy(),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> list[int]:
+        """Replay to a saved state; returns the global indices of environments that had to restart."""
+        self.episode_B[:] = state["episode_B"]
+        self.obs_BO = np.array(self.envs.reset(seed=self._seeds())[0], dtype=np.float32)
+        obs_BO = self.obs_BO.copy()
+        histories = np.split(state["actions"], np.cumsum(state["length_B"])[:-1])
+        for b, (env, history) in enumerate(zip(self.envs.envs, histories, strict=True)):
+            self.actions[b], self.return_B[b] = list(history), 0.0
+            for action in history:
+                obs, reward, *_ = env.step(action)
+                obs_BO[b] = obs
+                self.return_B[b] += float(reward)
+        changed_B = (obs_BO != state["obs_BO"]).any(axis=1)
+        self.obs_BO = obs_BO
+        if changed_B.any():
+            self.episode_B += changed_B
+            self._reset(changed_B)
+        return [self.indices[b] for b in np.flatnonzero(changed_B)]
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def _seeds(self) -> list[int | None]:
+        pairs = zip(self.indices, self.episode_B, strict=True)
+        return [seeding.integer(self.seed, self.purpose, index, int(episode)) for index, episode in pairs]
+
+    def _reset(self, mask_B: npt.NDArray[np.bool_]) -> None:
+        seeds = [seed if chosen else None for seed, chosen in zip(self._seeds(), mask_B, strict=True)]
+        obs, _ = self.envs.reset(seed=seeds, options={"reset_mask": mask_B})
+        self.obs_BO = np.where(mask_B[:, None], obs, self.obs_BO).astype(np.float32)
+        for b in np.flatnonzero(mask_B):
+            self.actions[b], self.return_B[b] = [], 0.0

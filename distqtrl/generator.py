@@ -1,0 +1,127 @@
+"""circuit ∘ mapping as one module, () -> w_M, and the controls that answer "is it the circuit?".
+
+source           probabilities                                   trained
+circuit          of the parameterized circuit                    theta_P, phi_Q
+frozen_circuit   of the circuit at its initial angles            phi_Q
+frozen_random    exponential random numbers, normalised          phi_Q     (a random state's statistics)
+free_vector      softmax of S free numbers                       S, phi_Q
+uniform          1/S                                             phi_Q
+direct           none: w_M itself, initialised like nn.Linear    M
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distqtrl import seeding
+from distqtrl.circuit import qpu
+from distqtrl.config import Config
+from distqtrl.mapping.model import Mapping
+
+Layers = Sequence[tuple[int, int]]
+
+
+class Generator(nn.Module):
+    """() -> w_M. ``layers`` holds (number of weights, fan-in) of every policy layer.
+
+    Equal configurations give equal parameters on every rank. Raises UserError for an unknown ansatz or
+    backend, or more qubits than the backend can hold.
+    """
+
+    def __init__(self, config: Config, layers: Layers) -> None:
+        super().__init__()
+        self.source, self.layers = config.generator.source, tuple(layers)
+        self.num_weights = sum(size for size, _ in layers)
+        self.qpu: qpu.QPU | None = None
+        self.mapping: Mapping | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
+            if self.source == "direct":
+                self.w_M = nn.Parameter(_fresh_weights(layers))
+                return
+            self.mapping = Mapping(config.mapping, layers)
+        self._make_source(config, self.mapping.num_qubits)
+        with torch.no_grad():
+            self.mapping.calibrate(self.probabilities())
+
+    def _make_source(self, config: Config, n: int) -> None:
+        rng = seeding.stream(config.train.seed, "initialise", 1)
+        if self.source in ("circuit", "frozen_circuit"):
+            self.qpu = qpu.build(config.circuit, config.qpu, n)
+            theta_P = torch.from_numpy(rng.uniform(-np.pi, np.pi, self.qpu.num_angles))
+            if self.source == "circuit":
+                self.theta_P = nn.Parameter(theta_P)
+                return
+            p_S = qpu.probabilities(self.qpu, theta_P)
+        elif self.source == "free_vector":
+            self.logits_S = nn.Parameter(torch.from_numpy(np.log(rng.exponential(size=2**n))))
+            return
+        elif self.source == "frozen_random":
+            p_S = torch.from_numpy(rng.exponential(size=2**n))
+        else:
+            p_S = torch.ones(2**n, dtype=torch.float64)
+        self.register_buffer("p_S", p_S / p_S.sum())
+
+    def probabilities(self) -> Tensor:
+        """p_S (float64) of the source, differentiable where the source is trained."""
+        if self.source == "circuit":
+            assert self.qpu is not None
+            return qpu.probabilities(self.qpu, self.theta_P)
+        if self.source == "free_vector":
+            return torch.softmax(self.logits_S, dim=0)
+        p_S: Tensor = self.p_S  # type: ignore[assignment]
+        return p_S
+
+    def forward(self) -> Tensor:
+        """w_M; gradients flow to whatever the source and the mapping train."""
+        if self.mapping is None:
+            return self.w_M
+        w_M: Tensor = self.mapping(self.probabilities())
+        return w_M
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Use dtype from the mapping on; angles, free numbers and probabilities stay float64."""
+        if self.mapping is None:
+            self.w_M.data = self.w_M.data.to(dtype)
+        else:
+            self.mapping.to(dtype)
+
+    def counts(self) -> dict[str, int]:
+        """Trained parameters of the circuit (or of the vector in its place) and of the mapping."""
+        total = sum(p.numel() for p in self.parameters())
+        mapping = 0 if self.mapping is None else sum(p.numel() for p in self.mapping.parameters())
+        return {"source": total - mapping, "mapping": mapping, "total": total}
+
+    def effective_parameters(self) -> int:
+        """Rank of d w_M / d(parameters) where the parameters stand, in double precision.
+
+        Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count.
+        One gradient per weight (or per parameter, on random combinations, when there are fewer of those).
+        """
+        self.set_precision(torch.float64)
+        parameters = list(self.parameters())
+        total = sum(p.numel() for p in parameters)
+        probes = min(self.num_weights, total)
+        rng = np.random.default_rng(0)
+        cotangents = (
+            np.eye(self.num_weights) if probes == self.num_weights else rng.normal(size=(probes, self.num_weights))
+        )
+        w_M, rows = self(), []
+        for v_M in torch.from_numpy(cotangents):
+            grads = torch.autograd.grad(w_M, parameters, v_M, retain_graph=True, allow_unused=True)
+            rows.append(
+                torch.cat(
+                    [
+                        torch.zeros(p.numel()) if g is None else g.flatten()
+                        for p, g in zip(parameters, grads, strict=True)
+                    ]
+                )
+            )
+        return int(torch.linalg.matrix_rank(torch.stack(rows)))
+
+
+def _fresh_weights(layers: Layers) -> Tensor:
+    """Weights and biases of every layer uniform in +-1/sqrt(fan_in), as torch.nn.Linear draws them."""
+    return torch.cat([(torch.rand(size) * 2 - 1) / fan_in**0.5 for size, fan_in in layers])

@@ -1,0 +1,1 @@
+"""p_S -> w_M: basis states and their probabilities become policy weights."""

@@ -1,0 +1,34 @@
+"""Graph network over the basis states: message passing along the hypercube's edges (ours, no paper).
+
+    h_i <- act(W_self h_i + W_near mean_{j ~ i} h_j)     one GraphConv per hidden width
+    out_i = W h_i + b                                    c weights per node
+
+Every basis state is a node, so those whose own output is dropped still pass on their probability.
+Cost per layer O(n S H) in time and memory.
+"""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch_geometric.nn import GraphConv
+
+from distqtrl.mapping.graph import hypercube
+
+
+class GraphNetwork(nn.Module):
+    """features_SF -> out_Sc."""
+
+    def __init__(self, n: int, hidden: tuple[int, ...], chunk: int, activation: nn.Module) -> None:
+        super().__init__()
+        widths = (n + 1, *hidden)
+        self.convolutions = nn.ModuleList(GraphConv(i, o, aggr="mean") for i, o in pairwise(widths))
+        self.activation = activation
+        self.readout = nn.Linear(widths[-1], chunk)
+        self.register_buffer("edges", hypercube(n), persistent=False)
+
+    def forward(self, features_SF: Tensor) -> Tensor:
+        h = features_SF
+        for convolution in self.convolutions:
+            h = self.activation(convolution(h, self.edges))
+        out_Sc: Tensor = self.readout(h)
+        return out_Sc

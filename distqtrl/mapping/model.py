@@ -1,0 +1,74 @@
+"""The mapping as one module: features, network, and the scale of the weights it yields.
+
+    raw_M = network(features)[:K] flattened to M, minus its mean             (``raw``: arXiv 2407.06103)
+    w_M   = scale_l (raw_M - offset_l)   on the slice of policy layer l      (``fan_in``: ours)
+
+scale_l and offset_l are fixed at the start so that every layer of a fresh policy has mean 0 and the deviation
+1/sqrt(3 fan_in) of a freshly initialised torch.nn.Linear; afterwards they stay, and training moves raw_M.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distqtrl.config import MappingModel
+from distqtrl.mapping import graph, mlp
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "none": nn.Identity}
+
+
+class Mapping(nn.Module):
+    """p_S (float64) -> w_M.
+
+    layers: (number of weights, fan-in) of every policy layer, in the order of w_M.
+    """
+
+    bits: Tensor
+    scale_M: Tensor
+    offset_M: Tensor
+
+    def __init__(self, config: MappingModel, layers: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.config, self.layers = config, tuple(layers)
+        self.num_weights = sum(size for size, _ in layers)
+        self.num_nodes = graph.num_nodes(self.num_weights, config.chunk)
+        self.num_qubits = n = graph.num_qubits(self.num_weights, config.chunk)
+        self.network = _network(config, n)
+        self.num_inputs = 2**n if config.kind == "gnn" else self.num_nodes  # an MLP sees only the nodes it uses
+        self.register_buffer("bits", graph.bits(n)[: self.num_inputs], persistent=False)
+        self.register_buffer("scale_M", torch.ones(self.num_weights))
+        self.register_buffer("offset_M", torch.zeros(self.num_weights))
+
+    def raw(self, p_S: Tensor) -> Tensor:
+        """raw_M, before any scale."""
+        c = self.config
+        x = graph.scaled(p_S[: self.num_inputs], self.num_qubits, c.gamma, c.beta, c.alpha)
+        features = torch.cat([self.bits, x.to(self.bits.dtype).unsqueeze(1)], dim=1)  # the one cast from float64
+        out = self.network(features)[: self.num_nodes].reshape(-1)[: self.num_weights]
+        return out - out.mean()
+
+    def forward(self, p_S: Tensor) -> Tensor:
+        """w_M."""
+        return self.scale_M * (self.raw(p_S) - self.offset_M)
+
+    @torch.no_grad()
+    def calibrate(self, p_S: Tensor) -> None:
+        """Fix scale and offset so that w_M of this p_S starts like a fresh policy; ``raw`` leaves them at 1 and 0."""
+        if self.config.output == "raw":
+            return
+        start, raw_M = 0, self.raw(p_S)
+        for size, fan_in in self.layers:
+            layer = raw_M[start : start + size]
+            self.offset_M[start : start + size] = layer.mean()
+            self.scale_M[start : start + size] = 1 / ((3 * fan_in) ** 0.5 * layer.std())
+            start += size
+
+
+def _network(config: MappingModel, n: int) -> nn.Module:
+    activation = ACTIVATIONS[config.activation]()
+    if config.kind == "mlp":
+        return mlp.network(n, config.hidden, config.chunk, activation)
+    from distqtrl.mapping import gnn  # torch-geometric takes a second to import: only when it is asked for
+
+    return gnn.GraphNetwork(n, config.hidden, config.chunk, activation)

@@ -1,0 +1,86 @@
+"""Heads: what the network's outputs mean, and how an action is drawn from them.
+
+Noise comes from outside (streams keyed by environment), so a head is deterministic: sample(outputs, noise).
+Gaussian actions live in units of half the range around its middle; ``to_environment`` saturates and scales.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of num_actions actions; outputs are logits. Actions are int64 (B,)."""
+
+    num_actions: int
+    start: int = 0
+
+    @property
+    def num_outputs(self) -> int:
+        return self.num_actions
+
+    def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
+        """Uniform numbers (steps,)."""
+        return rng.random(steps)
+
+    def sample(self, logits_BA: Tensor, noise_B: Tensor, log_std: Tensor) -> Tensor:
+        """Inverse of the cumulative distribution at the noise."""
+        cumulative_BA = torch.softmax(logits_BA, dim=-1).cumsum(-1)
+        return (cumulative_BA < noise_B.unsqueeze(-1)).sum(-1).clamp_(max=self.num_actions - 1)
+
+    def log_prob(self, logits_BA: Tensor, actions_B: Tensor, log_std: Tensor) -> Tensor:
+        return torch.log_softmax(logits_BA, dim=-1).gather(-1, actions_B.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, logits_BA: Tensor, log_std: Tensor) -> Tensor:
+        log_p_BA = torch.log_softmax(logits_BA, dim=-1)
+        return -(log_p_BA.exp() * log_p_BA).sum(-1)
+
+    def greedy(self, logits_BA: Tensor) -> Tensor:
+        return logits_BA.argmax(-1)
+
+    def to_environment(self, actions_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return actions_B + self.start if self.start else actions_B
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal actions; outputs are means. low and high bound the environment's action (finite)."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.low)
+
+    def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
+        """Standard normal numbers (steps, A)."""
+        return rng.standard_normal((steps, len(self.low)))
+
+    def sample(self, mean_BA: Tensor, noise_BA: Tensor, log_std_A: Tensor) -> Tensor:
+        return mean_BA + log_std_A.exp() * noise_BA
+
+    def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std_A: Tensor) -> Tensor:
+        z_BA = (actions_BA - mean_BA) * torch.exp(-log_std_A)
+        return (-0.5 * z_BA**2 - log_std_A - HALF_LOG_2PI).sum(-1)
+
+    def entropy(self, mean_BA: Tensor, log_std_A: Tensor) -> Tensor:
+        return (log_std_A + 0.5 + HALF_LOG_2PI).sum(-1).expand(mean_BA.shape[:-1])
+
+    def greedy(self, mean_BA: Tensor) -> Tensor:
+        return mean_BA
+
+    def to_environment(self, actions_BA: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Saturate to [-1, 1], then scale to [low, high]."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        return (low + (np.clip(actions_BA, -1, 1) + 1) / 2 * (high - low)).astype(np.float32)
+
+
+Head = Categorical | Gaussian

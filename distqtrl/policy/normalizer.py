@@ -1,0 +1,41 @@
+"""Running mean and deviation of observations, frozen within an update and merged over ranks between updates.
+
+Merging follows Chan, Golub & LeVeque (1979); normalised observations are clamped to [-10, 10].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+CLAMP = 10.0
+
+
+@dataclass
+class Normalizer:
+    """count, mean_O and sum of squared deviations m2_O of what was seen; count 0 leaves observations as they are."""
+
+    count: float
+    mean_O: Array
+    m2_O: Array
+
+    @classmethod
+    def fresh(cls, num_observations: int) -> "Normalizer":
+        return cls(0.0, np.zeros(num_observations), np.zeros(num_observations))
+
+    def apply(self, obs: np.ndarray) -> np.ndarray:
+        """Normalised observations, same shape, float32."""
+        if self.count == 0:
+            return obs
+        scale_O = 1 / np.sqrt(self.m2_O / self.count + 1e-8)
+        return np.clip((obs - self.mean_O) * scale_O, -CLAMP, CLAMP).astype(np.float32)
+
+    def merge(self, count: float, sum_O: Array, squares_O: Array) -> None:
+        """Take in a batch by its count, sum and sum of squares."""
+        mean_O = sum_O / count
+        m2_O = np.maximum(squares_O - count * mean_O**2, 0.0)
+        total, delta_O = self.count + count, mean_O - self.mean_O
+        self.m2_O = self.m2_O + m2_O + delta_O**2 * self.count * count / total
+        self.mean_O = self.mean_O + delta_O * count / total
+        self.count = total

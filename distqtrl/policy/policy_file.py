@@ -1,0 +1,78 @@
+"""The border between the quantum, distributed side and everything else: the policy, and its file.
+
+Tensors ``w_M`` (float32), ``mean_O``, ``m2_O`` (float64); the description holds architecture, head and environment.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distqtrl import tensorfile
+from distqtrl.policy import network
+from distqtrl.policy.distribution import Categorical, Gaussian, Head
+from distqtrl.policy.network import Architecture
+from distqtrl.policy.normalizer import Normalizer
+
+FORMAT = "distqtrl policy 1"
+HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian}
+
+
+@dataclass
+class Policy:
+    """A policy as it acts: network, weights (float32), head, observation normalisation, and where it belongs.
+
+    ``environment`` holds the stage of that name of a configuration; ``origin`` says how the weights came about.
+    """
+
+    architecture: Architecture
+    head: Head
+    w_M: torch.Tensor
+    normalizer: Normalizer
+    environment: dict[str, Any]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.w_M = self.w_M.detach().float()
+        self._layers = network.unpack(self.architecture, self.w_M)
+
+    def act(self, obs_BO: np.ndarray) -> np.ndarray:
+        """The greedy actions for the environment: the most probable one, or the saturated mean."""
+        with torch.inference_mode():
+            obs = torch.from_numpy(self.normalizer.apply(obs_BO)).float()
+            outputs = network.outputs(self.architecture, self._layers, obs)
+            return self.head.to_environment(self.head.greedy(outputs).numpy())
+
+    def save(self, path: Path) -> None:
+        """Write the policy file, whole or not at all."""
+        head = next(name for name, kind in HEADS.items() if isinstance(self.head, kind))
+        about = {
+            "format": FORMAT,
+            "architecture": asdict(self.architecture),
+            "head": {"kind": head, **asdict(self.head)},
+            "count": self.normalizer.count,
+            "environment": self.environment,
+            "origin": self.origin,
+        }
+        n = self.normalizer
+        tensorfile.write(path, about, {"w_M": self.w_M.numpy(), "mean_O": n.mean_O, "m2_O": n.m2_O})
+
+
+def load(path: Path) -> Policy:
+    """The policy of a file; raises UserError when it is absent, truncated, foreign or changed."""
+    about, tensors = tensorfile.read(path, FORMAT, "give a run's policy.safetensors, or train it again")
+    head = _tuples(about["head"])
+    return Policy(
+        Architecture(**_tuples(about["architecture"])),
+        HEADS[head.pop("kind")](**head),
+        torch.from_numpy(tensors["w_M"]),
+        Normalizer(about["count"], tensors["mean_O"], tensors["m2_O"]),
+        about["environment"],
+        about["origin"],
+    )
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,128 @@
+"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, a progress bar, a profile.
+
+Only rank 0 writes; the decision is made in here, so no caller asks for its rank.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PHASES = ("rollout", "generate", "loss", "allreduce", "optimize", "evaluate", "write")
+PLAIN_EVERY_S = 2.0
+
+
+class Profile:
+    """Wall seconds per phase since the last ``take``.
+
+    >>> profile = Profile()
+    >>> with profile("rollout"):
+    ...     pass
+    >>> sorted(profile.take()) == sorted(PHASES)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        return seconds
+
+
+class Recorder:
+    """Writes one line of metrics per update. On ranks other than 0 every method does nothing."""
+
+    def __init__(self, run: Path, rank: int, total_steps: int, first_update: int) -> None:
+        self._active = rank == 0
+        if not self._active:
+            return
+        from tensorboard.summary import Writer  # only where it is used: it is slow to import
+
+        self._total_steps = total_steps
+        path = run / "metrics.jsonl"
+        keep_updates(path, first_update)
+        self._file = path.open("a")
+        self._events = Writer(str(run / "tensorboard"))
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task, self._last_line = TaskID(0), 0.0
+        if self._console.is_terminal:
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("starting", total=total_steps)
+            self._bar.start()
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """One update: a line of JSON, TensorBoard scalars, the progress bar."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        for key, value in _scalars(metrics):
+            self._events.add_scalar(key, value, step=metrics["env_steps"])
+        self._show(metrics)
+
+    def sync(self) -> None:
+        """Flush the metrics to the disk, so that no later checkpoint is ahead of them."""
+        if self._active:
+            os.fsync(self._file.fileno())
+
+    def _show(self, m: dict[str, Any]) -> None:
+        shown = "-" if m["return_mean"] is None else f"{m['return_mean']:.1f}"
+        text = f"update {m['update']}  steps {m['env_steps']:,}  return {shown}  {m['steps_per_s']:,.0f} steps/s"
+        if m.get("validation_return") is not None:
+            text += f"  validation {m['validation_return']:.1f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=m["env_steps"], description=text)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._last_line = time.monotonic()
+            left_s = (self._total_steps - m["env_steps"]) / max(m["steps_per_s"], 1e-9)
+            self._console.print(f"{text}  {left_s:.0f} s left at most", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        self._file.close()
+        self._events.close()
+
+
+def keep_updates(path: Path, first_update: int) -> None:
+    """Drop lines of metrics from first_update on, and a last line that was cut off: a resumed run writes them anew."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["update"] >= first_update:
+                break
+        except (ValueError, KeyError):
+            break
+        kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)
+
+
+def _scalars(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key not in ("update", "env_steps"):
+            yield f"{prefix}{key}", float(value)

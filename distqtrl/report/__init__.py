@@ -1,0 +1,1 @@
+"""What people read: parameter counts, figures, the state of an installation."""

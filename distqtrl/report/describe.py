@@ -1,0 +1,40 @@
+"""Parameter counts of a configuration: nominal, effective, deployed."""
+
+from typing import Any
+
+from distqtrl import sampling
+from distqtrl.config import Config
+from distqtrl.environment.vector import make, spaces
+from distqtrl.generator import Generator
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The facts of a run before it starts; raises UserError for a configuration that cannot run.
+
+    ``effective_parameters`` is the rank of d w_M / d(parameters) at the start; ``compression`` is deployed
+    policy weights per trained parameter (below 1, the generator is larger than what it generates).
+    """
+    env = make(config.environment)
+    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
+    env.close()
+    generator = Generator(config, architecture.layers)
+    counts, mapping, device = generator.counts(), generator.mapping, generator.qpu
+    widths = (architecture.num_inputs, *architecture.hidden, architecture.num_outputs)
+    normalizer = 2 * architecture.num_inputs if config.policy.normalize_observations else 0
+    return {
+        "environment": config.environment.id,
+        "policy": "-".join(str(w) for w in widths) + f" {architecture.activation}, {type(head).__name__.lower()}",
+        "source": config.generator.source,
+        "qubits": device.num_qubits if device else 0,
+        "basis_states": 2**mapping.num_qubits if mapping else 0,
+        "basis_states_used": mapping.num_nodes if mapping else 0,
+        "circuit": f"{config.circuit.ansatz}, L = {config.circuit.layers}" if device else "none",
+        "circuit_parameters": counts["source"] if config.generator.source == "circuit" else 0,
+        "source_parameters": counts["source"],
+        "mapping_parameters": counts["mapping"],
+        "total_parameters": counts["total"],
+        "effective_parameters": generator.effective_parameters(),
+        "policy_weights": architecture.num_weights,
+        "deployed_parameters": architecture.num_weights + normalizer,
+        "compression": round(architecture.num_weights / counts["total"], 3),
+    }

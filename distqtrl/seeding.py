@@ -1,0 +1,29 @@
+"""One seed -> independent counter-based streams keyed by (purpose, global indices).
+
+A stream belongs to a thing of the whole job (an environment, an episode, an update), never to a rank,
+so R ranks x B environments and 1 rank x R*B environments draw the same numbers; and none has to be saved:
+the key is the state. Counter-based generator: Philox 4x64 (Salmon et al., SC 2011).
+"""
+
+import numpy as np
+
+PURPOSES = ("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation")
+
+
+def stream(seed: int, purpose: str, *index: int) -> np.random.Generator:
+    """The random stream of one purpose and index; equal keys give equal streams.
+
+    >>> a, b = stream(0, "action", 3), stream(0, "action", 3)
+    >>> bool(a.random() == b.random())
+    True
+    """
+    return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *index)))
+
+
+def integer(seed: int, purpose: str, *index: int) -> int:
+    """A 31-bit seed for a library that wants one (an environment's reset, torch's generator)."""
+    return int(_sequence(seed, purpose, *index).generate_state(1)[0] >> 1)
+
+
+def _sequence(seed: int, purpose: str, *index: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence((seed, PURPOSES.index(purpose), *index))

@@ -1,0 +1,67 @@
+"""Files of tensors: safetensors with a JSON description and a SHA-256 over both; whole or not there at all.
+
+No pickle. A file that is truncated, of another kind or changed after it was written is refused when read.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from distqtrl.config import UserError
+
+Tensors = dict[str, np.ndarray]
+
+
+def write(path: Path, about: dict[str, Any], tensors: Tensors) -> None:
+    """Write the file and flush it to the disk; on an error (OSError) nothing is left and an older file stays."""
+    text = json.dumps(about, sort_keys=True)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    replace(path, save(tensors, metadata={"about": text, "sha256": _digest(text, tensors)}))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put data in the place of path's content in one step; the same promise as ``write``."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path, format: str, remedy: str) -> tuple[dict[str, Any], Tensors]:
+    """The description and tensors; raises UserError, ending in the remedy, unless the file is as it was written."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise UserError(f"cannot read {path} ({reason}): {remedy}") from None
+    text = metadata.get("about", "")
+    if metadata.get("sha256") != _digest(text, tensors):
+        problem = "was changed after it was written (SHA-256 differs)" if text else "was not written by distqtrl"
+        raise UserError(f"{path} {problem}: {remedy}")
+    about = json.loads(text)
+    if about.get("format") != format:
+        raise UserError(f"{path} is a '{about.get('format')}' file, not '{format}': {remedy}")
+    return about, tensors
+
+
+def _digest(text: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()

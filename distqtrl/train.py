@@ -1,0 +1,245 @@
+"""The loop: rollout, advantages, optimizer steps, agreement, records; the same program on every rank.
+
+One update = one rollout of every environment of every rank, and the optimizer steps on it. Ranks decide
+(stop, validate, save) from reduced numbers alone, so they always decide alike.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distqtrl import checkpoint, sampling, tensorfile
+from distqtrl.allreduce.communicator import Communicator, agreed, check_equal
+from distqtrl.config import Config
+from distqtrl.environment.rollout import summary
+from distqtrl.environment.vector import Environments, make, spaces
+from distqtrl.learner import STATISTICS, Learner, Samples, finite_sum, minibatches
+from distqtrl.record import Profile, Recorder
+
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
+
+
+@dataclass
+class Counters:
+    """Where a run stands; update is the next one to do. Steps and episodes are global."""
+
+    update: int = 0
+    env_steps: int = 0
+    episodes: int = 0
+    train_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """One training run on this rank."""
+
+    config: Config
+    comm: Communicator
+    directory: Path
+    learner: Learner
+    environments: Environments
+    counters: Counters
+
+    @property
+    def finished(self) -> bool:
+        return self.counters.env_steps >= self.config.train.steps
+
+
+def train(config: Config, comm: Communicator, directory: Path, resume: bool = False) -> dict[str, Any]:
+    """Train until the target, the budget or a signal; returns (and, unless stopped, writes) the result.
+
+    The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
+    complete. Raises Refused on every rank for bad input or divergence, OSError on rank 0 for a full disk.
+    """
+    began = time.perf_counter()
+    run = agreed(comm, lambda: _prepare(config, comm, directory, resume))
+    recorder = agreed(comm, lambda: Recorder(directory, comm.rank, config.train.steps, run.counters.update))
+    setup_s, reached, stop = time.perf_counter() - began, False, None
+    with _signals() as pending:
+        while not (run.finished or reached or stop):
+            start = time.perf_counter()
+            metrics, stop = _update(run, pending)
+            _synchronise(run)
+            if _due(run, config.evaluate.every):
+                metrics["validation_return"] = _validation(run)
+                reached = config.evaluate.target is not None and metrics["validation_return"] >= config.evaluate.target
+            elapsed_s = time.perf_counter() - start
+            run.counters.train_s += elapsed_s
+            metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
+            metrics["profile_s"] = run.learner.profile.take()
+            with run.learner.profile("write"):
+                recorder.write(metrics)
+                if stop or reached or _due(run, config.train.checkpoint_every):
+                    recorder.sync()
+                    _save(run)
+    recorder.close()
+    if stop:
+        return {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop], **asdict(run.counters)}
+    return _conclude(run, reached, setup_s)
+
+
+def _prepare(config: Config, comm: Communicator, directory: Path, resume: bool) -> Run:
+    torch.set_num_threads(config.train.threads)
+    env = make(config.environment)
+    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
+    env.close()
+    learner = Learner(config, architecture, head, comm, Profile())
+    num = config.environment.local_num
+    indices = range(comm.rank * num, (comm.rank + 1) * num)
+    run = Run(
+        config,
+        comm,
+        directory,
+        learner,
+        Environments(config.environment, indices, config.train.seed, "episode"),
+        Counters(),
+    )
+    if resume:
+        about, tensors = checkpoint.load(directory, config, comm)
+        run.counters = Counters(**{f.name: about[f.name] for f in fields(Counters)})
+        learner.load({name: torch.from_numpy(t) for name, t in _below(tensors, "learner/").items()})
+        restarted = run.environments.restore(_below(tensors, "environment/"))
+        if restarted:
+            print(f"environments {restarted} cannot be replayed and start their next episode: not bitwise", flush=True)
+    return run
+
+
+def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
+    """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
+    config, learner, counters = run.config, run.learner, run.counters
+    learner.set_progress(counters.env_steps / config.train.steps)
+    rollout = sampling.rollout(learner, run.environments, counters.update)
+    samples = sampling.samples(learner, rollout)
+    epochs = list(minibatches(config, run.environments.indices, rollout.valid_TB, counters.update))
+    finished, run.environments.finished = run.environments.finished, []
+    with learner.profile("allreduce"):
+        adv_N, obs_NO = samples.adv_N.numpy(), rollout.obs_TBO[rollout.valid_TB].astype(np.float64)
+        parts = {
+            "counts": [len(part) for part in epochs[0]],
+            "steps": [rollout.rewards_TB.size],
+            "episodes": [len(finished), sum(r for r, _ in finished), sum(n for _, n in finished)],
+            "adv": [adv_N.sum(), (adv_N**2).sum()],
+            "obs": np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)]) if config.policy.normalize_observations else [],
+            "signals": [pending.count(s) for s in EXIT_CODES],
+        }
+        total = _summed(run, parts, f"rollout of update {counters.update}")
+    _normalise(samples, total, config.algorithm.normalize_advantages)
+    sums, steps = np.zeros(len(STATISTICS)), 0
+    for epoch in epochs:
+        for index, count in zip(epoch, total["counts"], strict=True):
+            part = samples if len(epoch) == 1 else samples.at(index)
+            statistics, norm = learner.step(part, float(count), f"update {counters.update}, optimizer step {steps}")
+            sums, steps = sums + statistics, steps + 1
+    if config.policy.normalize_observations:
+        learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
+    episodes, return_sum, length_sum = (float(x) for x in total["episodes"])
+    counters.update += 1
+    counters.env_steps += int(total["steps"][0])
+    counters.episodes += int(episodes)
+    metrics = {
+        "update": counters.update - 1,
+        "env_steps": counters.env_steps,
+        "episodes": counters.episodes,
+        "return_mean": return_sum / episodes if episodes else None,
+        "length_mean": length_sum / episodes if episodes else None,
+        **{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)},
+        "gradient_norm": norm,
+        "learning_rate": learner.optimizer.param_groups[0]["lr"],
+        "circuits": 0 if learner.generator.qpu is None else learner.generator.qpu.ledger.circuits,
+        "new_steps": int(total["steps"][0]),
+    }
+    stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
+    return metrics, stops[0] if stops else None
+
+
+def _summed(run: Run, parts: dict[str, Any], what: str) -> dict[str, np.ndarray]:
+    """The parts summed over ranks in one reduction."""
+    flat = np.concatenate([np.asarray(part, dtype=np.float64) for part in parts.values()])
+    total = finite_sum(run.comm, run.config.allreduce.reduction, flat, what)
+    ends = np.cumsum([len(part) for part in parts.values()])
+    return dict(zip(parts, np.split(total, ends[:-1]), strict=True))
+
+
+def _normalise(samples: Samples, total: dict[str, np.ndarray], wanted: bool) -> None:
+    """Advantages to zero mean and unit deviation over all ranks' samples, in the networks' precision."""
+    if wanted:
+        count, (adv_sum, squares) = total["counts"].sum(), total["adv"]
+        deviation = max(squares / count - (adv_sum / count) ** 2, 0.0) ** 0.5
+        samples.adv_N = (samples.adv_N - adv_sum / count) / (deviation + 1e-8)
+    samples.adv_N = samples.adv_N.to(samples.returns_N.dtype)
+
+
+def _synchronise(run: Run) -> None:
+    """Average the parameters when they are due (always before they are looked at), or compare the replicas."""
+    a, update = run.config.allreduce, run.counters.update
+    if a.aggregation == "average":
+        if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
+            run.learner.average()
+    elif update % a.check_every == 0 or run.finished:
+        remedy = "these results cannot be trusted; resume the run from its last checkpoint"
+        check_equal(run.comm, run.learner.fingerprint(), f"parameters after update {update}", remedy)
+
+
+def _due(run: Run, every: int | None) -> bool:
+    """Whether something done every so many updates, and at the end of the budget, is due."""
+    return every is not None and (run.counters.update % every == 0 or run.finished)
+
+
+def _validation(run: Run) -> float:
+    e = run.config.evaluate
+    act = sampling.policy(run.learner, run.counters.env_steps).act
+    with run.learner.profile("evaluate"):
+        returns = sampling.greedy_returns(
+            run.config, run.comm, act, "validation", run.counters.update, e.validation_episodes
+        )
+    return float(returns.mean())
+
+
+def _save(run: Run) -> None:
+    """A checkpoint; replicas that are equal are saved once."""
+    tensors = {f"environment/{name}": t for name, t in run.environments.state().items()}
+    if run.comm.rank == 0 or run.config.allreduce.aggregation == "average":
+        tensors |= {f"learner/{name}": t.numpy() for name, t in run.learner.tensors().items()}
+    checkpoint.save(run.directory, run.config, run.comm, asdict(run.counters), tensors)
+
+
+def _conclude(run: Run, reached: bool, setup_s: float) -> dict[str, Any]:
+    """Write the policy file, evaluate it, and mark the run as complete."""
+    policy = sampling.policy(run.learner, run.counters.env_steps)
+    returns = sampling.greedy_returns(run.config, run.comm, policy.act, "evaluation", 0, run.config.evaluate.episodes)
+    result = {
+        "status": "complete",
+        "target_reached": reached,
+        "evaluation": summary(returns),
+        "ranks": run.comm.size,
+        "setup_s": setup_s,
+        **asdict(run.counters),
+    }
+    if run.comm.rank == 0:
+        policy.save(run.directory / "policy.safetensors")
+        tensorfile.replace(run.directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """Collect the stop signals that arrive; they are acted upon at the end of an update, by all ranks together."""
+    pending: list[signal.Signals] = []
+    old = {s: signal.signal(s, lambda number, _: pending.append(signal.Signals(number))) for s in EXIT_CODES}
+    try:
+        yield pending
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def _below(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
