@@ -8,12 +8,12 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from distqtrl import __version__
 from distqtrl import config as configuration
 from distqtrl.allreduce.communicator import (
     Communicator,
@@ -24,21 +24,14 @@ from distqtrl.allreduce.communicator import (
     check_equal,
     connect,
 )
-from distqtrl.config import Config, UserError, nearest
-
-COMMANDS = ("train", "evaluate", "describe", "doctor")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that raises UserError in place of printing and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+from distqtrl.arguments import Flags, parse, resolve
+from distqtrl.config import Config, UserError
 
 
 def main(argv: list[str]) -> int:
     """Run one command on this rank; returns the exit code."""
     comm: Communicator = Serial()
+    threading.excepthook = _quiet_disk_errors
     try:
         comm = connect()
         return _run(argv, comm)
@@ -47,8 +40,6 @@ def main(argv: list[str]) -> int:
             _say(f"distqtrl: {error}")
         return 2
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
         code = _explain(error, comm)
         if comm.size > 1:
             comm.abort(code)
@@ -66,12 +57,18 @@ def _explain(error: BaseException, comm: Communicator) -> int:
         _say(f"distqtrl: {where}{error.strerror}: {error.filename}; nothing half-written was kept")
         return 1
     if isinstance(error, KeyboardInterrupt):
-        _say(f"distqtrl: {where}interrupted before the first update; nothing was trained")
+        _say(f"distqtrl: {where}interrupted{f' by {error}' if str(error) else ''}; files that were written stay whole")
         return 130
     trace = "".join(traceback.format_exception(error))
     _say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))
     _say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug, or an environment's own error; traceback above)")
     return 1
+
+
+def _quiet_disk_errors(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands its OSError on to the main thread, which reports it: once is enough."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _say(text: str) -> None:
@@ -87,7 +84,11 @@ def _launched_rank() -> int:
 
 
 def _run(argv: list[str], comm: Communicator) -> int:
-    args, flags = agreed(comm, lambda: _parse(argv))
+    try:
+        args, flags = agreed(comm, lambda: parse(argv))
+    except SystemExit as leaving:  # --help and --version
+        return int(leaving.code or 0)
+    check_equal(comm, repr(sorted(vars(args).items())).encode(), "command lines", "start every rank alike")
     if args.command == "train":
         return _train(args, flags, comm)
     if args.command == "doctor":
@@ -99,33 +100,36 @@ def _run(argv: list[str], comm: Communicator) -> int:
 # ---- the four commands
 
 
-def _train(args: argparse.Namespace, flags: dict[str, list[str]], comm: Communicator) -> int:
-    config = agreed(comm, lambda: _resolve(args, flags))
+def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    config = agreed(comm, lambda: resolve(args, flags))
     text = configuration.save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
     if args.print_config:
         if comm.rank == 0:
             print(text, end="")
         return 0
-    directory = _run_directory(args, config, comm)
-    result = agreed(comm, lambda: _complete(directory)) if args.resume else None
+    result = agreed(comm, lambda: _complete(args.resume)) if args.resume else None
     if result is None:
-        from distqtrl.train import train
+        from distqtrl.train import prepare, train
 
+        run = agreed(comm, lambda: prepare(config, comm, args.resume))
+        directory = args.resume or _new_directory(args, config, comm)
+        if run.restarted:
+            _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
         if comm.rank == 0 and not args.json:
             print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}", flush=True)
-        result = train(config, comm, directory, resume=args.resume is not None)
+        result = train(run, directory)
         if comm.rank == 0:
             _draw(directory)
+    else:
+        directory = args.resume
     if comm.rank == 0:
-        _report(directory, result, args.json)
+        _report(directory, result, comm.size, args.json)
     return int(result.get("exit_code", 0))
 
 
-def _evaluate(args: argparse.Namespace, flags: dict[str, list[str]], comm: Communicator) -> int:
-    import numpy as np
-
-    from distqtrl.environment.rollout import episode_returns, summary
+def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    from distqtrl.environment.rollout import play, summary
     from distqtrl.environment.vector import Environments
     from distqtrl.policy import policy_file
 
@@ -135,7 +139,7 @@ def _evaluate(args: argparse.Namespace, flags: dict[str, list[str]], comm: Commu
     policy = policy_file.load(path / "policy.safetensors" if path.is_dir() else path)
     environment = configuration.Environment(**policy.environment)
     environments = Environments(environment, range(args.episodes), args.seed, "evaluation")
-    returns = np.array(episode_returns(environments, policy.act))
+    returns, _ = play(environments, policy.act)
     result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
     if args.json:
         print(json.dumps(result))
@@ -147,7 +151,7 @@ def _evaluate(args: argparse.Namespace, flags: dict[str, list[str]], comm: Commu
     return 0
 
 
-def _describe(args: argparse.Namespace, flags: dict[str, list[str]], comm: Communicator) -> int:
+def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     from distqtrl.report.describe import describe
 
     if comm.rank:
@@ -183,91 +187,11 @@ def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
     return 0
 
 
-# ---- what they are made of
+# ---- files and words of a run
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, list[str]]]:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    takes_flags = args.command in ("train", "describe")
-    flags: dict[str, list[str]] = {}
-    if takes_flags:
-        flags = {key: vars(args)[key] for key in configuration.field_names() if vars(args)[key] is not None}
-    if rest:
-        word = rest[0].removeprefix("--").partition("=")[0]
-        if not rest[0].startswith("--"):
-            raise UserError(f"unexpected argument '{rest[0]}'; values follow their flag: --stage.field value")
-        known = [*(configuration.field_names() if takes_flags else ()), "json", "help"]
-        raise UserError(f"unknown key '{word}': {nearest(word, known)}")
-    return args, flags
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="distqtrl",
-        description="Policies generated by (simulated) QPUs, trained over MPI ranks.",
-        epilog="mpirun -n 4 distqtrl train cartpole        runs four ranks; without mpirun it is one.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"distqtrl {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-        return sub
-
-    presets = "; ".join(f"{name}: {text}" for name, text in configuration.presets().items())
-    sub = command("train", "Train a preset or a configuration file; every field is a flag.")
-    sub.add_argument("preset", nargs="?", metavar="PRESET", help=presets.replace("%", "%%"))
-    sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
-    sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run directory, same number of ranks")
-    sub.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
-    _add_fields(sub)
-    sub = command("evaluate", "Play greedy episodes with a policy file; needs nothing else of the run.")
-    sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
-    sub.add_argument("--episodes", type=_positive, default=100, metavar="N", help="default 100")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the episodes, default 0")
-    sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
-    sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
-    _add_fields(sub)
-    command("doctor", "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank.")
-    return parser
-
-
-def _add_fields(parser: argparse.ArgumentParser) -> None:
-    for stage, model in configuration.stages().items():
-        group = parser.add_argument_group(stage, (model.__doc__ or "").splitlines()[0].replace("%", "%%"))
-        for name, field in model.model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            shown = " ".join(str(x) for x in default) if isinstance(default, tuple) else default
-            text = f"{field.description} [{shown}]".replace("%", "%%")
-            group.add_argument(f"--{stage}.{name}", nargs="+", metavar="X", help=text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
-    return int(text)
-
-
-def _resolve(args: argparse.Namespace, flags: dict[str, list[str]]) -> Config:
-    given = [name for name in ("preset", "config", "resume") if getattr(args, name) is not None]
-    if len(given) != 1:
-        known = ", ".join(configuration.presets())
-        raise UserError(f"train takes one of PRESET, --config FILE, --resume RUN; presets: {known}")
-    if args.resume is not None:
-        if flags:
-            raise UserError(f"--resume takes the run's own configuration: remove --{next(iter(flags))}")
-        return configuration.load(args.resume / "config.json")
-    config = configuration.preset(args.preset) if args.preset else configuration.load(args.config)
-    return configuration.with_flags(config, flags)
-
-
-def _run_directory(args: argparse.Namespace, config: Config, comm: Communicator) -> Path:
-    """The run's directory; rank 0 names and makes a new one, with its config.json."""
-    if args.resume is not None:
-        return Path(args.resume)
+def _new_directory(args: argparse.Namespace, config: Config, comm: Communicator) -> Path:
+    """A new run directory with its config.json, named and made by rank 0."""
     name = f"{args.preset or args.config.stem}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     def make() -> str:
@@ -301,7 +225,7 @@ def _draw(directory: Path) -> None:
     learning_curve(directory)
 
 
-def _report(directory: Path, result: dict[str, Any], as_json: bool) -> None:
+def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(directory), **result}))
         return
@@ -309,7 +233,8 @@ def _report(directory: Path, result: dict[str, Any], as_json: bool) -> None:
         f"{result['update']} updates, {result['env_steps']:,} environment steps, {result['train_s']:.1f} s of training"
     )
     if result["status"] == "stopped":
-        print(f"stopped by {result['signal']} after {steps}; go on with: distqtrl train --resume {directory}")
+        launcher = f"mpirun -n {ranks} " if ranks > 1 else ""
+        print(f"stopped by {result['signal']} after {steps}; go on with: {launcher}distqtrl train --resume {directory}")
         return
     e = result["evaluation"]
     print(f"return {e['mean']:.1f} ± {e['std']:.1f} over {e['episodes']} greedy episodes, after {steps}")

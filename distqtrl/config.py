@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Item = TypeVar("Item")
+MANY = 20
 
 
 class UserError(Exception):
@@ -181,7 +182,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(names)}" if len(names) <= MANY else "none of the known names is near; see --help"
 
 
 def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:

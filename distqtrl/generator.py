@@ -9,6 +9,7 @@ uniform          1/S                                             phi_Q
 direct           none: w_M itself, initialised like nn.Linear    M
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.circuit import qpu
-from distqtrl.config import Config
+from distqtrl.config import Config, UserError
+from distqtrl.mapping import graph
 from distqtrl.mapping.model import Mapping
 
 Layers = Sequence[tuple[int, int]]
@@ -41,6 +43,7 @@ class Generator(nn.Module):
             if self.source == "direct":
                 self.w_M = nn.Parameter(_fresh_weights(layers))
                 return
+            _check_memory(config, self.num_weights)
             self.mapping = Mapping(config.mapping, layers)
         self._make_source(config, self.mapping.num_qubits)
         with torch.no_grad():
@@ -120,6 +123,20 @@ class Generator(nn.Module):
                 )
             )
         return int(torch.linalg.matrix_rank(torch.stack(rows)))
+
+
+def _check_memory(config: Config, num_weights: int) -> None:
+    """Refuse, before anything is built, what this machine cannot hold."""
+    n = graph.num_qubits(num_weights, config.mapping.chunk)
+    width = max((n + 1, *config.mapping.hidden))
+    values = 3 * width if config.mapping.kind == "mlp" else n * (4 + width)  # edges and messages along them
+    needed = 2**n * (3 * 16 + 4 * values)
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise UserError(
+            f"{num_weights:,} policy weights with mapping.chunk = {config.mapping.chunk} take {n} qubits and about "
+            f"{needed / 2**30:,.0f} GiB, this machine has {available / 2**30:,.0f}: raise mapping.chunk"
+        )
 
 
 def _fresh_weights(layers: Layers) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distqtrl import seeding
 from distqtrl.algorithm import ppo, reinforce
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused
-from distqtrl.config import Config
+from distqtrl.config import Config, UserError
 from distqtrl.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.distribution import Head
@@ -26,6 +26,7 @@ from distqtrl.record import Profile
 
 LOSSES = {"ppo": ppo.loss, "reinforce": reinforce.loss}
 STATISTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+REMEDY = "lower the learning rates or check the environment"
 Array = npt.NDArray[np.float64]
 
 
@@ -87,7 +88,7 @@ class Learner:
         """One optimizer step; returns the mean of STATISTICS over all ranks' samples and the gradient's norm.
 
         global_count is the number of samples of this step on all ranks. Raises Refused, naming the rank,
-        when a gradient is not finite.
+        when a gradient is not finite (UserError on that rank alone while ranks step by themselves).
         """
         averaging = self.config.allreduce.aggregation == "average"
         count = len(samples.adv_N) if averaging else global_count
@@ -96,7 +97,7 @@ class Learner:
             flat = np.concatenate([*(_flat(p) for p in self.parameters), statistics])
             total = flat if averaging else self._reduced(flat, where)
             if averaging and not np.isfinite(flat).all():
-                raise Refused(f"rank {self.comm.rank}: gradient is not finite at {where}")
+                raise UserError(f"gradient is not finite at {where}: {REMEDY}")
         with self.profile("optimize"):
             gradient_N = total[: -len(STATISTICS)]
             if self.config.allreduce.aggregation == "sum":
@@ -170,6 +171,9 @@ class Learner:
         state = {f"generator.{name}": t for name, t in self.generator.state_dict().items()}
         state |= {f"value.{name}": t for name, t in self.value.state_dict().items()}
         state["log_std"] = self.log_std.detach()
+        if self.generator.qpu is not None:  # weights that are kept are generated anew by a resumed run
+            ledger = self.generator.qpu.ledger
+            state["ledger"] = torch.tensor([ledger.circuits - (self._w_M is not None), ledger.gradients])
         for i, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
         n = self.normalizer
@@ -181,6 +185,9 @@ class Learner:
         self.generator.load_state_dict(_below(state, "generator."))
         self.value.load_state_dict(_below(state, "value."))
         self.log_std.data.copy_(state["log_std"])
+        if self.generator.qpu is not None:
+            ledger = self.generator.qpu.ledger
+            ledger.circuits, ledger.gradients = (int(x) for x in state["ledger"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below(state, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -198,7 +205,7 @@ def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) ->
     if not np.isfinite(total_N).all():
         finite_R = comm.allgather(np.array([np.isfinite(local_N).all()]))[:, 0]
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(~finite_R)) or "none alone (the sum overflows)"
-        raise Refused(f"{what} is not finite on rank {ranks}: lower the learning rates or check the environment")
+        raise Refused(f"{what} is not finite on rank {ranks}: {REMEDY}")
     return total_N
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,27 @@ class Recorder:
         """One update: a line of JSON, TensorBoard scalars, the progress bar."""
         if not self._active:
             return
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-        for key, value in _scalars(metrics):
-            self._events.add_scalar(key, value, step=metrics["env_steps"])
+        with self._named_errors():
+            self._file.write(json.dumps(metrics) + "\n")
+            self._file.flush()
+            for key, value in _scalars(metrics):
+                self._events.add_scalar(key, value, step=metrics["env_steps"])
         self._show(metrics)
 
     def sync(self) -> None:
-        """Flush the metrics to the disk, so that no later checkpoint is ahead of them."""
+        """Flush metrics and events to the disk, so that no later checkpoint is ahead of them."""
         if self._active:
-            os.fsync(self._file.fileno())
+            with self._named_errors():
+                os.fsync(self._file.fileno())
+                self._events.flush()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Errors of open files do not say which file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def _show(self, m: dict[str, Any]) -> None:
         shown = "-" if m["return_mean"] is None else f"{m['return_mean']:.1f}"
@@ -99,8 +110,8 @@ class Recorder:
             return
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
-        self._events.close()
+        with self._named_errors(), closing(self._file):
+            self._events.close()
 
 
 def keep_updates(path: Path, first_update: int) -> None:

@@ -9,7 +9,7 @@ from distqtrl import seeding
 from distqtrl.algorithm.advantage import advantages
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
 from distqtrl.config import Config
-from distqtrl.environment.rollout import Rollout, collect, episode_returns
+from distqtrl.environment.rollout import Rollout, collect, play
 from distqtrl.environment.vector import Environments, Spaces
 from distqtrl.learner import Learner, Samples
 from distqtrl.policy import network
@@ -85,17 +85,16 @@ def policy(learner: Learner, env_steps: int) -> Policy:
     return Policy(learner.architecture, learner.head, learner.weights(), learner.normalizer, environment, origin)
 
 
-def greedy_returns(
+def greedy_episodes(
     config: Config, comm: Communicator, act: Callable[[np.ndarray], np.ndarray], purpose: str, episode: int, num: int
-) -> np.ndarray:
-    """Returns of num greedy episodes in environments of their own, spread over the ranks; all ranks get all."""
-    indices, returns = range(comm.rank, num, comm.size), np.zeros(0)
+) -> tuple[np.ndarray, int]:
+    """Returns of num greedy episodes in environments of their own, and their steps; spread over the ranks."""
+    indices, played = range(comm.rank, num, comm.size), np.zeros((2, 0))
     if indices:
         environments = Environments(config.environment, indices, 0, purpose, episode)
-        returns = np.array(episode_returns(environments, act))
+        played = np.stack(play(environments, act))
         environments.close()
-    parts = [np.frombuffer(part) for part in allgather_bytes(comm, returns.tobytes())]
-    gathered = np.empty(num)
-    for rank, part in enumerate(parts):
-        gathered[rank :: comm.size] = part
-    return gathered
+    gathered = np.empty((2, num))
+    for rank, part in enumerate(allgather_bytes(comm, played.tobytes())):
+        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(2, -1)
+    return gathered[0], int(gathered[1].sum())

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from distqtrl.config import UserError
 
+DIGITS = 64  # of a SHA-256 in hexadecimal
 Tensors = dict[str, np.ndarray]
 
 
@@ -22,7 +23,8 @@ def write(path: Path, about: dict[str, Any], tensors: Tensors) -> None:
     """Write the file and flush it to the disk; on an error (OSError) nothing is left and an older file stays."""
     text = json.dumps(about, sort_keys=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    replace(path, save(tensors, metadata={"about": text, "sha256": _digest(text, tensors)}))
+    # one key: safetensors orders several at random, and equal content shall be equal bytes
+    replace(path, save(tensors, metadata={"distqtrl": _digest(text, tensors) + text}))
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -46,11 +48,11 @@ def read(path: Path, format: str, remedy: str) -> tuple[dict[str, Any], Tensors]
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # a file that is not ours can fail in any way, such as a dtype NumPy lacks
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise UserError(f"cannot read {path} ({reason}): {remedy}") from None
-    text = metadata.get("about", "")
-    if metadata.get("sha256") != _digest(text, tensors):
+    digest, text = metadata.get("distqtrl", "")[:DIGITS], metadata.get("distqtrl", "")[DIGITS:]
+    if digest != _digest(text, tensors):
         problem = "was changed after it was written (SHA-256 differs)" if text else "was not written by distqtrl"
         raise UserError(f"{path} {problem}: {remedy}")
     about = json.loads(text)

@@ -8,9 +8,10 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,16 @@ from distqtrl.learner import STATISTICS, Learner, Samples, finite_sum, minibatch
 from distqtrl.record import Profile, Recorder
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
+GRACE_S = 7
 
 
 @dataclass
 class Counters:
-    """Where a run stands; update is the next one to do. Steps and episodes are global."""
+    """Where a run stands; update is the next one to do. Steps and episodes are those of all ranks."""
 
     update: int = 0
     env_steps: int = 0
+    validation_steps: int = 0
     episodes: int = 0
     train_s: float = 0.0
 
@@ -43,27 +46,52 @@ class Run:
 
     config: Config
     comm: Communicator
-    directory: Path
     learner: Learner
     environments: Environments
     counters: Counters
+    restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
+    setup_s: float = 0.0
 
     @property
     def finished(self) -> bool:
         return self.counters.env_steps >= self.config.train.steps
 
 
-def train(config: Config, comm: Communicator, directory: Path, resume: bool = False) -> dict[str, Any]:
+def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> Run:
+    """The run on this rank, ready to train; with ``resume``, where that run directory's last checkpoint left it.
+
+    Writes nothing and does not communicate. Raises UserError for a configuration that cannot run and for a
+    checkpoint that cannot be used.
+    """
+    began = time.perf_counter()
+    torch.set_num_threads(config.train.threads)
+    env = make(config.environment)
+    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
+    env.close()
+    learner = Learner(config, architecture, head, comm, Profile())
+    num = config.environment.local_num
+    indices = range(comm.rank * num, (comm.rank + 1) * num)
+    environments = Environments(config.environment, indices, config.train.seed, "episode")
+    run = Run(config, comm, learner, environments, Counters())
+    if resume is not None:
+        about, tensors = checkpoint.load(resume, config, comm)
+        run.counters = Counters(**{f.name: about[f.name] for f in fields(Counters)})
+        learner.load({name: torch.from_numpy(t) for name, t in _below(tensors, "learner/").items()})
+        run.restarted = environments.restore(_below(tensors, "environment/"))
+    run.setup_s = time.perf_counter() - began
+    return run
+
+
+def train(run: Run, directory: Path) -> dict[str, Any]:
     """Train until the target, the budget or a signal; returns (and, unless stopped, writes) the result.
 
     The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
-    complete. Raises Refused on every rank for bad input or divergence, OSError on rank 0 for a full disk.
+    complete. Raises Refused on every rank for divergence, OSError on rank 0 for a full disk.
     """
-    began = time.perf_counter()
-    run = agreed(comm, lambda: _prepare(config, comm, directory, resume))
+    config, comm = run.config, run.comm
     recorder = agreed(comm, lambda: Recorder(directory, comm.rank, config.train.steps, run.counters.update))
-    setup_s, reached, stop = time.perf_counter() - began, False, None
-    with _signals() as pending:
+    reached, stop = False, None
+    with closing(recorder), _signals() as pending:
         while not (run.finished or reached or stop):
             start = time.perf_counter()
             metrics, stop = _update(run, pending)
@@ -79,37 +107,10 @@ def train(config: Config, comm: Communicator, directory: Path, resume: bool = Fa
                 recorder.write(metrics)
                 if stop or reached or _due(run, config.train.checkpoint_every):
                     recorder.sync()
-                    _save(run)
-    recorder.close()
+                    _save(run, directory)
     if stop:
         return {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop], **asdict(run.counters)}
-    return _conclude(run, reached, setup_s)
-
-
-def _prepare(config: Config, comm: Communicator, directory: Path, resume: bool) -> Run:
-    torch.set_num_threads(config.train.threads)
-    env = make(config.environment)
-    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
-    env.close()
-    learner = Learner(config, architecture, head, comm, Profile())
-    num = config.environment.local_num
-    indices = range(comm.rank * num, (comm.rank + 1) * num)
-    run = Run(
-        config,
-        comm,
-        directory,
-        learner,
-        Environments(config.environment, indices, config.train.seed, "episode"),
-        Counters(),
-    )
-    if resume:
-        about, tensors = checkpoint.load(directory, config, comm)
-        run.counters = Counters(**{f.name: about[f.name] for f in fields(Counters)})
-        learner.load({name: torch.from_numpy(t) for name, t in _below(tensors, "learner/").items()})
-        restarted = run.environments.restore(_below(tensors, "environment/"))
-        if restarted:
-            print(f"environments {restarted} cannot be replayed and start their next episode: not bitwise", flush=True)
-    return run
+    return _conclude(run, directory, reached)
 
 
 def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
@@ -197,48 +198,64 @@ def _validation(run: Run) -> float:
     e = run.config.evaluate
     act = sampling.policy(run.learner, run.counters.env_steps).act
     with run.learner.profile("evaluate"):
-        returns = sampling.greedy_returns(
+        returns, steps = sampling.greedy_episodes(
             run.config, run.comm, act, "validation", run.counters.update, e.validation_episodes
         )
+    run.counters.validation_steps += steps
     return float(returns.mean())
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, directory: Path) -> None:
     """A checkpoint; replicas that are equal are saved once."""
     tensors = {f"environment/{name}": t for name, t in run.environments.state().items()}
     if run.comm.rank == 0 or run.config.allreduce.aggregation == "average":
         tensors |= {f"learner/{name}": t.numpy() for name, t in run.learner.tensors().items()}
-    checkpoint.save(run.directory, run.config, run.comm, asdict(run.counters), tensors)
+    checkpoint.save(directory, run.config, run.comm, asdict(run.counters), tensors)
 
 
-def _conclude(run: Run, reached: bool, setup_s: float) -> dict[str, Any]:
+def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
     """Write the policy file, evaluate it, and mark the run as complete."""
     policy = sampling.policy(run.learner, run.counters.env_steps)
-    returns = sampling.greedy_returns(run.config, run.comm, policy.act, "evaluation", 0, run.config.evaluate.episodes)
+    num = run.config.evaluate.episodes
+    returns, _ = sampling.greedy_episodes(run.config, run.comm, policy.act, "evaluation", 0, num)
     result = {
         "status": "complete",
         "target_reached": reached,
         "evaluation": summary(returns),
         "ranks": run.comm.size,
-        "setup_s": setup_s,
+        "setup_s": run.setup_s,
         **asdict(run.counters),
     }
     if run.comm.rank == 0:
-        policy.save(run.directory / "policy.safetensors")
-        tensorfile.replace(run.directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        policy.save(directory / "policy.safetensors")
+        tensorfile.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 
 @contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """Collect the stop signals that arrive; they are acted upon at the end of an update, by all ranks together."""
+    """Collect the stop signals that arrive; they are acted upon at the end of an update, by all ranks together.
+
+    Somebody waits behind INT and TERM: when the update does not end within GRACE_S, it is given up.
+    """
     pending: list[signal.Signals] = []
-    old = {s: signal.signal(s, lambda number, _: pending.append(signal.Signals(number))) for s in EXIT_CODES}
+
+    def note(number: int, _: FrameType | None) -> None:
+        pending.append(signal.Signals(number))
+        if number != signal.SIGUSR1:
+            signal.alarm(GRACE_S)
+
+    def give_up(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"{pending[0].name}, and the update did not end within {GRACE_S} s")
+
+    handlers = {**dict.fromkeys(EXIT_CODES, note), signal.SIGALRM: give_up}
+    old = {s: signal.signal(s, handler) for s, handler in handlers.items()}
     try:
         yield pending
     finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
+        signal.alarm(0)
+        for s, previous in old.items():
+            signal.signal(s, previous)
 
 
 def _below(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 
 from distqtrl.circuit import ansatz, statevector
 from distqtrl.circuit.statevector import Array
-from distqtrl.config import Circuit, Qpu, UserError, lookup
+from distqtrl.config import Circuit, Qpu, lookup
 
 
 @dataclass
@@ -58,17 +58,11 @@ class SimulatedQPU:
 
 
 BACKENDS: dict[str, Callable[[ansatz.Program], QPU]] = {"statevector": SimulatedQPU}
-MAX_QUBITS = 26  # two complex128 state vectors and p: 2.5 GiB
 
 
 def build(circuit: Circuit, qpu: Qpu, num_qubits: int) -> QPU:
-    """The rank's QPU; raises UserError for an unknown backend or ansatz, or a state beyond memory."""
+    """The rank's QPU; raises UserError for an unknown backend or ansatz."""
     backend = lookup("qpu.backend", qpu.backend, BACKENDS)
-    if num_qubits > MAX_QUBITS:
-        raise UserError(
-            f"{num_qubits} qubits are more than the {MAX_QUBITS} that {qpu.backend} simulates; "
-            f"raise mapping.chunk or use a smaller policy"
-        )
     return backend(ansatz.build(circuit.ansatz, num_qubits, circuit.layers))
 
 

@@ -51,12 +51,14 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
         obs.append(environments.obs_BO)
         valid.append(running_B)
         chosen, scaled = act(environments.obs_BO, block[t % BLOCK])
-        step = environments.step(scaled)
+        step = environments.step(scaled, ~running_B)
         actions.append(chosen)
         steps.append(step)
         if num_steps is None:
             running_B = running_B & ~(step.terminated_B | step.truncated_B)
         t += 1
+    if num_steps is None:
+        environments.rewind()
     return Rollout(
         np.stack(obs),
         np.stack(actions),
@@ -68,16 +70,17 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
     )
 
 
-def episode_returns(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> list[float]:
-    """The undiscounted return of one episode of every environment, in order; act(obs_BO) is the action taken."""
+def play(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Array, Array]:
+    """Undiscounted return_B and length_B of one episode of every environment; act(obs_BO) is the action taken."""
     environments.restart()
-    return_B = np.zeros(environments.num)
+    return_B, length_B = np.zeros(environments.num), np.zeros(environments.num)
     running_B = np.ones(environments.num, dtype=np.bool_)
     while running_B.any():
         step = environments.step(act(environments.obs_BO))
         return_B += step.rewards_B * running_B
+        length_B += running_B
         running_B = running_B & ~(step.terminated_B | step.truncated_B)
-    return [float(x) for x in return_B]
+    return return_B, length_B
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:

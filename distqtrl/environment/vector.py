@@ -107,8 +107,12 @@ class Environments:
         self.finished: list[tuple[float, int]] = []
         self.obs_BO = np.array(self.envs.reset(seed=self._seeds())[0], dtype=np.float32)
 
-    def step(self, actions_B: np.ndarray) -> Step:
-        """One step of all; episodes that ended start anew, so ``obs_BO`` then differs from the step's."""
+    def step(self, actions_B: np.ndarray, waiting_B: npt.NDArray[np.bool_] | None = None) -> Step:
+        """One step of all; an episode that ended gives way to the next one, and ``obs_BO`` is then that one's first.
+
+        The vector environment cannot leave one out: environments that wait for others step too, but what they do
+        counts for nothing, and an episode that ends starts again.
+        """
         obs, rewards_B, terminated_B, truncated_B, _ = self.envs.step(actions_B)
         step = Step(np.array(obs, dtype=np.float32), rewards_B, terminated_B, truncated_B)
         self.obs_BO = step.obs_BO
@@ -117,8 +121,9 @@ class Environments:
             history.append(action)
         done_B = terminated_B | truncated_B
         if done_B.any():
-            self.finished += [(float(self.return_B[b]), len(self.actions[b])) for b in np.flatnonzero(done_B)]
-            self.episode_B += done_B
+            counted_B = done_B if waiting_B is None else done_B & ~waiting_B
+            self.finished += [(float(self.return_B[b]), len(self.actions[b])) for b in np.flatnonzero(counted_B)]
+            self.episode_B += counted_B
             self._reset(done_B)
         return step
 
@@ -128,6 +133,10 @@ class Environments:
         self.episode_B += begun_B
         if begun_B.any():
             self._reset(begun_B)
+
+    def rewind(self) -> None:
+        """Go back to the start of every environment's present episode."""
+        self._reset(np.ones(self.num, dtype=np.bool_))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything ``restore`` needs, as flat arrays."""

@@ -1,0 +1,137 @@
+"""How many environment steps and seconds the cartpole preset takes to solve CartPole-v1, over seeds.
+
+    python benchmarks/cartpole.py                 10 seeds, 4 ranks; writes benchmarks/results/cartpole.{json,md}
+    python benchmarks/cartpole.py --quick         2 seeds, 2 ranks, small budget; writes nothing unless -o is given
+
+Every seed is one `mpirun -n R distqtrl train cartpole --train.seed S --json`. Solved: mean return of at least 475
+over 100 greedy evaluation episodes with seeds of their own. Training steps are counted over all ranks;
+validation episodes, which decide when to stop, are not among them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLVED = 475
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cartpole")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the results")
+    parser.add_argument("flags", nargs="*", help="after --: further flags of distqtrl train")
+    args = parser.parse_args()
+    flags = list(args.flags)
+    if args.quick:
+        args.seeds, args.ranks = 2, 2
+        flags += ["--train.steps", "8192", "--evaluate.episodes", "10"]
+    with tempfile.TemporaryDirectory() as runs:
+        rows = [trained(seed, args, flags, runs) for seed in range(args.seeds)]
+    command = "python benchmarks/cartpole.py " + " ".join(sys.argv[1:])
+    results = {"command": command.strip(), **setting(args, flags), "summary": summary(rows), "seeds": rows}
+    print(table(results))
+    if args.output or not args.quick:
+        folder = args.output or ROOT / "benchmarks" / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{args.preset}.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / f"{args.preset}.md").write_text(table(results) + "\n")
+
+
+def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) -> dict:
+    """One run, and what its files say."""
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun") or sys.exit("mpirun not found")
+    command = [mpirun, "-n", str(args.ranks), sys.executable, "-m", "distqtrl", "train", args.preset]
+    command += ["--json", "--train.seed", str(seed), "--train.directory", runs, *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    lines = (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()
+    updates = [json.loads(line) for line in lines]
+    seconds = {phase: sum(u["profile_s"][phase] for u in updates) for phase in updates[0]["profile_s"]}
+    row = {
+        "seed": seed,
+        "solved": result["evaluation"]["mean"] >= SOLVED,
+        "return": result["evaluation"]["mean"],
+        "env_steps": result["env_steps"],
+        "validation_steps": result["validation_steps"],
+        "updates": result["update"],
+        "train_s": result["train_s"],
+        "setup_s": result["setup_s"],
+        "share": {phase: s / result["train_s"] for phase, s in seconds.items()},
+    }
+    print(
+        f"seed {seed}: return {row['return']:.1f}, {row['env_steps']:,} steps, {row['train_s']:.1f} s", file=sys.stderr
+    )
+    return row
+
+
+def summary(rows: list[dict]) -> dict:
+    """Medians and extremes over the seeds."""
+    out = {"solved": sum(row["solved"] for row in rows), "of": len(rows)}
+    for key in ("env_steps", "validation_steps", "train_s", "setup_s"):
+        values = [row[key] for row in rows]
+        out[key] = {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    shares = [row["share"] for row in rows]
+    return out | {"share": {phase: statistics.median(s[phase] for s in shares) for phase in shares[0]}}
+
+
+def setting(args: argparse.Namespace, flags: list[str]) -> dict:
+    """Where and with what the numbers were made."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
+    packages = ("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich")
+    return {
+        "preset": args.preset,
+        "ranks": args.ranks,
+        "flags": flags,
+        "machine": f"{os.cpu_count()} cores, {cpu}, Python {platform.python_version()}",
+        "versions": {name: metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    s = results["summary"]
+    lines = [
+        f"# {results['preset']}: {s['solved']} of {s['of']} seeds solved",
+        "",
+        f"`{results['command']}` at {results['commit']} on {results['machine']}; {results['ranks']} ranks.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
+        "",
+        "| seed | return (100 greedy episodes) | training steps, all ranks | validation steps | updates | training s |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in results["seeds"]:
+        lines.append(
+            f"| {r['seed']} | {r['return']:.1f} | {r['env_steps']:,} | {r['validation_steps']:,} "
+            f"| {r['updates']} | {r['train_s']:.1f} |"
+        )
+    e, v, t = s["env_steps"], s["validation_steps"], s["train_s"]
+    lines += [
+        f"| **median** | | **{e['median']:,.0f}** | {v['median']:,.0f} | | **{t['median']:.1f}** |",
+        "",
+        "Median share of training wall time: " + ", ".join(f"{k} {100 * x:.1f} %" for k, x in s["share"].items()) + ".",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

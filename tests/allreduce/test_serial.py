@@ -1,0 +1,99 @@
+"""One rank without MPI: the serial communicator, and what is told of a launcher."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from distqtrl.allreduce.communicator import (
+    REDUCTIONS,
+    Refused,
+    Serial,
+    agreed,
+    allgather_bytes,
+    announced_size,
+    check_equal,
+    connect,
+)
+from distqtrl.config import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def raises(error):
+    raise error
+
+
+def test_without_a_launcher_one_rank_is_serial_and_needs_no_mpi4py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    comm = connect()
+    assert isinstance(comm, Serial)
+    assert (comm.rank, comm.size) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_the_launcher_announces_the_number_of_ranks(monkeypatch, name):
+    monkeypatch.setenv(name, "3")
+    assert announced_size() == 3
+    monkeypatch.setenv(name, "")
+    assert announced_size() == 1
+
+
+def test_ranks_without_mpi4py_are_told_what_to_install(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "3")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.delitem(sys.modules, "distqtrl.allreduce.mpi", raising=False)
+    with pytest.raises(UserError, match=r"launcher started 3 ranks, but MPI cannot be loaded .*distqtrl\[mpich\]"):
+        connect()
+
+
+def test_allgather_adds_the_axis_of_ranks():
+    x = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(Serial().allgather(x), x[np.newaxis])
+
+
+@pytest.mark.parametrize("name", sorted(REDUCTIONS))
+def test_sums_are_the_vector_itself(name):
+    x_N = np.random.default_rng(0).normal(size=100)
+    assert REDUCTIONS[name](Serial(), x_N).tobytes() == x_N.tobytes()
+
+
+def test_bytes_of_any_length():
+    assert allgather_bytes(Serial(), b"abc") == [b"abc"]
+    assert allgather_bytes(Serial(), b"") == [b""]
+
+
+def test_agreed_returns_the_result():
+    assert agreed(Serial(), lambda: [1]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("no such thing: make one"), "no such thing: make one"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "Not a directory: a/b"),
+    ],
+)
+def test_agreed_refuses_bad_input(error, message):
+    with pytest.raises(Refused) as refused:
+        agreed(Serial(), lambda: raises(error))
+    assert str(refused.value) == message
+
+
+def test_agreed_lets_a_bug_through():
+    with pytest.raises(ZeroDivisionError):
+        agreed(Serial(), lambda: 1 // 0)
+
+
+def test_one_rank_is_equal_to_itself():
+    check_equal(Serial(), b"x", "things", "mend them")
+
+
+def test_abort_ends_the_process_with_its_code():
+    with pytest.raises(SystemExit) as exit:
+        Serial().abort(3)
+    assert exit.value.code == 3

@@ -1,0 +1,87 @@
+"""What tests share: ranks under mpirun that end in time and never outlive their test."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+BESIDE = Path(sys.executable).parent / "mpirun"
+MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI is on PATH
+TAG = "DISTQTRL_TEST"
+END_S = 10  # from the last event until every rank is gone
+
+collect_ignore = ["mpi/programs"]  # run by mpirun, not collected for doctests
+
+
+@pytest.fixture(scope="session")
+def mpirun():
+    """mpirun(n, argv, timeout, env, when) -> (returncode, stdout, stderr) of n ranks of ``python *argv``.
+
+    when: pairs (file, signal); once the file is there, the signal (None: none) is sent to mpirun, and after the
+    last of them it has END_S seconds. The test fails when mpirun is late or a process is left behind.
+    """
+    if MPIRUN is None:
+        reason = "there is no mpirun: pip install 'distqtrl[mpich]'"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return _mpirun
+
+
+def _mpirun(n, argv, timeout=60, env=None, when=()):
+    tag = uuid.uuid4().hex
+    env = {**os.environ, "OMP_NUM_THREADS": "1", TAG: tag, **(env or {})}
+    if n * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > (os.cpu_count() or 1):
+        env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
+    command = [str(part) for part in (MPIRUN, "-n", n, sys.executable, *argv)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            problem = _watched(process, tag, timeout, when)
+        finally:
+            for left in _tagged(tag):
+                left.kill()
+            process.wait()
+        texts = [file.seek(0) or file.read() for file in (out, err)]
+    if problem:
+        pytest.fail(f"{problem}\n---- stdout\n{texts[0]}\n---- stderr\n{texts[1]}")
+    return process.returncode, *texts
+
+
+def _watched(process, tag, timeout, when):
+    """Play the events and wait for the end; returns what went wrong."""
+    for path, signal in when:
+        if not _soon(lambda path=path: path.exists() or process.poll() is not None, timeout) or not path.exists():
+            return f"{path.name} did not happen within {timeout} s (exit code {process.poll()})"
+        if signal is not None:
+            process.send_signal(signal)
+    limit = END_S if when else timeout
+    if not _soon(lambda: process.poll() is not None, limit):
+        return f"mpirun did not end within {limit} s"
+    if not _soon(lambda: not _tagged(tag), 2):
+        return f"left behind: {_tagged(tag)}"
+    return ""
+
+
+def _soon(condition, timeout):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _tagged(tag):
+    """Processes that carry the tag in their environment."""
+    found = psutil.process_iter(["environ", "status"])
+    return [p for p in found if (p.info["environ"] or {}).get(TAG) == tag and p.info["status"] != psutil.STATUS_ZOMBIE]

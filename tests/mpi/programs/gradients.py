@@ -1,0 +1,57 @@
+"""Do updates in many configurations and save what came of them: python gradients.py FILE.npz CASES.json
+
+CASES: {name: [updates, flags]}. Rank 0 writes, per case, the parameters of every rank before and after each
+update's optimizer steps and after the ranks agreed, the gradient norms, and the normalizer.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from distqtrl import train
+from distqtrl.allreduce.communicator import connect
+from distqtrl.config import Config, with_flags
+
+GLOBAL_ENVIRONMENTS = 8
+
+
+def parameters(run):
+    """Every rank's parameters as one float64 vector each, (R, N)."""
+    flat = np.concatenate([p.detach().double().numpy().ravel() for p in run.learner.parameters])
+    return run.comm.allgather(flat)
+
+
+def case(comm, directory, updates, flags):
+    local_num = {"environment.local_num": str(GLOBAL_ENVIRONMENTS // comm.size)}
+    config = with_flags(Config(), {**flags, **local_num})
+    run = train.prepare(config, comm)
+    result = {"before": [], "stepped": [], "agreed": [], "norm": []}
+    for _ in range(updates):
+        result["before"].append(parameters(run))
+        metrics, _ = train._update(run, [])
+        result["stepped"].append(parameters(run))
+        result["norm"].append(metrics["gradient_norm"])
+        train._synchronise(run)
+        result["agreed"].append(parameters(run))
+        train._save(run, directory)
+    n = run.learner.normalizer
+    return {**result, "normalizer": np.concatenate([[n.count], n.mean_O, n.m2_O])}
+
+
+def main():
+    comm = connect()
+    path, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    results = {}
+    for name, (updates, flags) in cases.items():
+        directory = path.parent / name
+        directory.mkdir(exist_ok=True)
+        for key, value in case(comm, directory, updates, flags).items():
+            results[f"{name}/{key}"] = np.array(value)
+    if comm.rank == 0:
+        np.savez(path, **results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Run distqtrl several times on the same ranks: python several.py '[{"argv": [...], ...}, ...]'
+
+pause, event   before that update, rank 0 makes the file ``event``, and every rank waits until it got a signal
+flip, event    at the end of that update rank 1 makes the file and changes one bit of its parameters
+limit          rank 0 cannot write files of more bytes than this (as if the disk were full)
+also           {rank: arguments that this rank alone is given}
+folder         the rank works in this folder
+"{rank}" in argv and folder is the rank. The exit code is the last one that is not 0.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from distqtrl import cli
+
+RANK = int(os.environ.get("PMI_RANK", "0"))
+
+
+def wrapped(original, spec):
+    """train._update, with what spec wants done around it."""
+
+    def update(run, pending):
+        number = run.counters.update
+        if number == spec.get("pause"):
+            if RANK == 0:
+                Path(spec["event"]).touch()
+            deadline = time.monotonic() + 60
+            while not pending and time.monotonic() < deadline:
+                time.sleep(0.01)
+        result = original(run, pending)
+        if number == spec.get("flip") and RANK == 1:
+            Path(spec["event"]).touch()
+            run.learner.parameters[0].detach().numpy().view(np.uint8)[0] ^= 1
+        return result
+
+    return update
+
+
+def limit_files(size):
+    if os.environ.get("PMI_SIZE", "1") != "1":
+        from mpi4py import MPI  # noqa: F401 (its shared memory is a file, too)
+    if RANK == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def main():
+    from distqtrl import train
+
+    codes, original = [], train._update
+    cli._draw = lambda directory: None  # a second of imports that nothing here looks at
+    for spec in json.loads(sys.argv[1]):
+        train._update = wrapped(original, spec)
+        if "limit" in spec:
+            limit_files(spec["limit"])
+        os.chdir(spec.get("folder", ".").replace("{rank}", str(RANK)))
+        argv = spec["argv"] + spec.get("also", {}).get(str(RANK), [])
+        codes.append(cli.main([part.replace("{rank}", str(RANK)) for part in argv]))
+    return ([code for code in codes if code] or [0])[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Whatever goes wrong on one rank ends the job, soon, with one line that says what and where.
+
+The fixture fails a test whose ranks are not all gone 10 s after the event.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+SEVERAL = PROGRAMS / "several.py"
+TINY = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
+    --algorithm.rollout_steps 16 --environment.local_num 1 --evaluate.every none --evaluate.target none
+    --evaluate.episodes 1"""
+
+
+def training(folder, *flags):
+    """Arguments of a run of ten thousand updates of three ranks."""
+    return [
+        "train",
+        "cartpole",
+        *TINY.split(),
+        "--train.directory",
+        str(folder / "runs"),
+        "--train.steps",
+        "480000",
+        *flags,
+    ]
+
+
+def breaking(folder, fault, *flags):
+    """Arguments and environment of a run in which rank 1 goes wrong, and what happens."""
+    kwargs = json.dumps({"fault": fault})
+    argv = training(folder, "--environment.id", "broken:Broken-v0", "--environment.kwargs", kwargs, *flags)
+    return argv, {"PYTHONPATH": str(PROGRAMS), "EVENT": str(folder / "event")}, [(folder / "event", None)]
+
+
+def lines(err):
+    """What distqtrl itself said."""
+    return [line for line in err.splitlines() if line.startswith("distqtrl: ")]
+
+
+def test_an_exception_on_one_rank(mpirun, tmp_path):
+    argv, env, when = breaking(tmp_path, "exception")
+    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code == 1
+    (line,) = lines(err)
+    assert line.startswith("distqtrl: rank 1: RuntimeError: the motor is on fire")
+    assert "[rank 1] Traceback (most recent call last):" in err
+
+
+def test_an_exit_on_one_rank(mpirun, tmp_path):
+    argv, env, when = breaking(tmp_path, "exit")
+    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code != 0
+    (line,) = lines(err)
+    assert "rank 1" in line
+
+
+def test_a_killed_rank(mpirun, tmp_path):
+    argv, env, when = breaking(tmp_path, "kill")
+    code, out, _ = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code == 9
+    assert f"PID {(tmp_path / 'event').read_text()} " in out  # mpirun says it, and knows no rank
+    assert "Killed (signal 9)" in out
+
+
+def test_a_nan_gradient_while_ranks_average_parameters(mpirun, tmp_path):
+    """Without a baseline the NaN is not in the returns, and gradients are not reduced: one rank alone can see it."""
+    flags = ["--algorithm.name", "reinforce", "--algorithm.baseline", "false", "--algorithm.rollout", "episodes"]
+    flags += ["--allreduce.aggregation", "average", "--allreduce.average_every", "5"]
+    argv, env, when = breaking(tmp_path, "observation", *flags)
+    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code != 0
+    (line,) = lines(err)
+    assert "rank 1" in line
+    assert "not finite" in line
+
+
+def test_what_all_ranks_refuse(mpirun, tmp_path):
+    flip = {"argv": training(tmp_path, "--allreduce.check_every", "1"), "flip": 2, "event": str(tmp_path / "flip")}
+    for rank in range(3):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "my.toml").write_text(f"[train]\nseed = {7 if rank == 2 else 0}\n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "blocked").mkdir()
+    observation, env, _ = breaking(tmp_path, "observation")
+    reward, _, _ = breaking(tmp_path, "reward")
+    runs = [
+        {"argv": ["train", "--config", "my.toml", *TINY.split()], "folder": f"{tmp_path}/{{rank}}"},
+        {"argv": training(tmp_path / "file")},
+        flip,
+        {"argv": observation},
+        {"argv": reward},
+    ]
+    when = [(tmp_path / "flip", None), (tmp_path / "event", None)]
+    code, _, err = mpirun(3, [SEVERAL, json.dumps(runs)], env=env, when=when)
+    assert code == 2
+    different, unwritable, flipped, *not_finite = lines(err)
+    assert different.startswith("distqtrl: configurations differ on rank 2 of 3: ")
+    assert unwritable.startswith("distqtrl: rank 0: ")
+    assert str(tmp_path / "file") in unwritable
+    assert flipped.startswith("distqtrl: parameters after update 3 differ on rank 1 of 3: ")
+    assert len(not_finite) == 2
+    assert all(line.startswith("distqtrl: rollout of update 1 is not finite on rank 1: ") for line in not_finite)
+
+
+def test_one_rank_with_another_command_line(mpirun, tmp_path):
+    run = {"argv": training(tmp_path), "also": {"1": ["--print-config"]}}
+    code, _, err = mpirun(2, [SEVERAL, json.dumps([run])], timeout=20)
+    assert code == 2
+    (line,) = lines(err)
+    assert "rank 1" in line
+
+
+def test_ctrl_c_then_resume_then_sigterm(mpirun, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run = {"argv": training(tmp_path), "pause": 1, "event": str(first)}
+    code, out, _ = mpirun(3, [SEVERAL, json.dumps([run])], when=[(first, signal.SIGINT)])
+    assert code == 130
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert "stopped by SIGINT after 2 updates" in out
+    assert f"train --resume {directory}" in out
+
+    run = {"argv": ["train", "--resume", str(directory)], "pause": 4, "event": str(second)}
+    code, out, err = mpirun(3, [SEVERAL, json.dumps([run])], when=[(second, signal.SIGTERM)])
+    assert code == 143, err
+    assert "stopped by SIGTERM after 5 updates" in out
+    updates = [json.loads(line)["update"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert updates == [0, 1, 2, 3, 4]
+
+
+def test_ctrl_c_while_an_environment_hangs(mpirun, tmp_path):
+    argv, env, ((event, _),) = breaking(tmp_path, "hang")
+    code, _, err = mpirun(1, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGINT)])
+    assert code == 130
+    (line,) = lines(err)
+    assert "interrupted by SIGINT" in line
+
+
+def test_a_full_disk_for_the_checkpoint(mpirun, tmp_path):
+    run = {"argv": training(tmp_path, "--train.checkpoint_every", "1"), "limit": 6000}
+    code, _, err = mpirun(3, [SEVERAL, json.dumps([run])])
+    assert code == 1
+    (line,) = lines(err)
+    assert line.startswith("distqtrl: rank 0: File too large: ")
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert f"{directory}/checkpoints/update-000001.safetensors" in line
+    assert list((directory / "checkpoints").iterdir()) == []
+
+
+def test_a_full_disk_for_the_metrics(mpirun, tmp_path):
+    run = {"argv": training(tmp_path, "--train.checkpoint_every", "1000"), "limit": 6000}
+    code, _, err = mpirun(1, [SEVERAL, json.dumps([run])])
+    assert code == 1
+    assert "Traceback" not in err
+    (line,) = lines(err)
+    assert "File too large: " in line
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert str(directory) in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_launcher_of_another_mpi(rank):
+    """Three processes of which each believes to be alone: the first says so, none trains."""
+    env = {**os.environ, "PMI_SIZE": "3", "PMI_RANK": str(rank)}
+    command = [sys.executable, "-m", "distqtrl", "train", "cartpole"]
+    pytest.importorskip("mpi4py")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    if rank == 0:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("distqtrl: the launcher started 3 ranks, but MPI sees 1: ")
+        assert "use the mpirun beside this python" in line
+    else:
+        assert done.stderr == ""

@@ -1,0 +1,103 @@
+"""A run that was stopped or killed and then resumed leaves, bit for bit, what an uninterrupted one leaves."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from distqtrl import tensorfile
+from distqtrl.checkpoint import FORMAT
+from distqtrl.policy import policy_file
+
+PROGRAM = Path(__file__).parent / "programs" / "several.py"
+STEPS = 16
+UPDATES = 8
+TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s")
+COMMON = f"""
+    --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
+    --algorithm.rollout_steps {STEPS} --environment.local_num 2 --algorithm.anneal true
+    --train.checkpoint_every 3 --evaluate.every 4 --evaluate.validation_episodes 2 --evaluate.target none
+    --evaluate.episodes 3"""
+RUNS = {
+    "gaussian": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
+        --algorithm.epochs 2 --algorithm.minibatches 2""",
+    "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
+        --allreduce.aggregation average --allreduce.average_every 2""",
+}
+
+
+def new(folder, name, ranks):
+    flags = f"{COMMON} {RUNS[name]} --train.steps {UPDATES * STEPS * 2 * ranks} --train.directory {folder / name}"
+    return ["train", "cartpole", *flags.split()]
+
+
+def resume(folder, name):
+    (run,) = (folder / name).iterdir()
+    return ["train", "--resume", str(run)]
+
+
+def without_times(record):
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def content(tensors):
+    return {name: (str(t.dtype), t.shape, t.tobytes()) for name, t in tensors.items()}
+
+
+def left(folder, name):
+    """What a run left behind, without its times: checkpoint, policy file, result, metrics."""
+    (run,) = (folder / name).iterdir()
+    (checkpoint,) = (run / "checkpoints").glob(f"update-{UPDATES:06d}.safetensors")
+    _, tensors = tensorfile.read(checkpoint, FORMAT, "")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    about, policy = tensorfile.read(run / "policy.safetensors", policy_file.FORMAT, "")
+    return {
+        "checkpoint": content(tensors),
+        "policy": (about, content(policy)),
+        "result": without_times(json.loads((run / "result.json").read_text())),
+        "metrics": [without_times(line) for line in metrics],
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": new(whole, name, ranks)} for name in RUNS])])
+    assert code == 0, err
+
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    stopped = [
+        {"argv": new(parts, "gaussian", ranks), "pause": 4, "event": str(first)},
+        {"argv": new(parts, "averaging", ranks), "pause": 4, "event": str(second)},
+    ]
+    usr1 = [(first, signal.SIGUSR1), (second, signal.SIGUSR1)]
+    code, out, err = mpirun(ranks, [PROGRAM, json.dumps(stopped)], when=usr1)
+    assert code == 75, err
+    assert out.count("stopped by SIGUSR1 after 5 updates") == 2
+    for name in RUNS:
+        (run,) = (parts / name).iterdir()
+        assert [f.name for f in sorted((run / "checkpoints").iterdir())] == [
+            "update-000003.safetensors",
+            "update-000005.safetensors",
+        ]
+        assert not (run / "result.json").exists()
+
+    killed = [
+        {"argv": resume(parts, "gaussian")},
+        {"argv": resume(parts, "averaging"), "pause": 7, "event": str(third)},
+    ]
+    code, _, err = mpirun(ranks, [PROGRAM, json.dumps(killed)], when=[(third, signal.SIGKILL)])
+    assert code == -signal.SIGKILL
+    code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": resume(parts, "averaging")}])])
+    assert code == 0, err
+
+    for name in RUNS:
+        expected, found = left(whole, name), left(parts, name)
+        assert found["checkpoint"].keys() == expected["checkpoint"].keys()
+        different = [t for t, saved in expected["checkpoint"].items() if found["checkpoint"][t] != saved]
+        assert different == [], name
+        assert found["policy"] == expected["policy"], name
+        assert found["result"] == expected["result"], name
+        assert len(found["metrics"]) == UPDATES
+        assert found["metrics"] == expected["metrics"], name

@@ -1,0 +1,112 @@
+"""The policy file: bitwise there and back, and refused in one line when it is anything else than what was written."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from distqtrl import checkpoint, tensorfile
+from distqtrl.allreduce.communicator import Serial
+from distqtrl.config import Config, UserError
+from distqtrl.policy import policy_file
+from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.policy.network import Architecture
+from distqtrl.policy.normalizer import Normalizer
+from distqtrl.policy.policy_file import Policy
+
+HEADS = [Categorical(2, start=1), Gaussian((-2.0, 0.0), (2.0, 0.1))]
+
+
+def policy(head=HEADS[0], seed=0):
+    architecture = Architecture(3, (4,), head.num_outputs, "tanh")
+    w_M = torch.randn(architecture.num_weights, generator=torch.Generator().manual_seed(seed))
+    normalizer = Normalizer(7.0, np.array([0.1, -2.0, 3.0]), np.array([1.0, 2 / 3, 7.0]))
+    return Policy(architecture, head, w_M, normalizer, {"id": "Toy-v0", "kwargs": {"é": [1]}}, {"source": "circuit"})
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "policy.safetensors"
+    policy().save(path)
+    return path
+
+
+def refused(path):
+    """The one line with which the file is refused."""
+    with pytest.raises(UserError) as error:
+        policy_file.load(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_round_trip_is_bitwise(head, tmp_path):
+    before = policy(head)
+    before.save(tmp_path / "p")
+    after = policy_file.load(tmp_path / "p")
+    assert after.w_M.numpy().tobytes() == before.w_M.numpy().tobytes()
+    assert (after.head, after.architecture) == (before.head, before.architecture)
+    assert (after.environment, after.origin) == (before.environment, before.origin)
+    assert after.normalizer.count == before.normalizer.count
+    assert after.normalizer.mean_O.tobytes() == before.normalizer.mean_O.tobytes()
+    assert after.normalizer.m2_O.tobytes() == before.normalizer.m2_O.tobytes()
+    obs_BO = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    actions = before.act(obs_BO)
+    assert actions.tobytes() == after.act(obs_BO).tobytes()
+    assert len(np.unique(actions)) > 1
+
+
+def test_weights_of_another_precision_become_float32():
+    p, w_M = policy(), torch.linspace(-1, 1, 26, dtype=torch.float64, requires_grad=True)
+    single = Policy(p.architecture, p.head, w_M, p.normalizer, p.environment).w_M
+    assert (single.dtype, single.requires_grad) == (torch.float32, False)
+    assert single.tolist() == w_M.float().tolist()
+
+
+def test_a_truncated_file_is_refused(path):
+    data = path.read_bytes()
+    for length in [*range(0, len(data), 37), 7, 8, 9, len(data) - 1]:
+        path.write_bytes(data[:length])
+        refused(path)
+
+
+def test_a_file_with_one_changed_bit_is_refused(path):
+    data = path.read_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        refused(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text").write_text("[policy]\nhidden = [64]\n")
+    safetensors.numpy.save_file({"w_M": np.zeros(3, dtype=np.float32)}, tmp_path / "foreign")
+    tensorfile.write(tmp_path / "future", {"format": "distqtrl policy 2"}, {"w_M": np.zeros(3)})
+    for name in ("text", "missing", "."):
+        assert "cannot read" in refused(tmp_path / name)
+    assert "was not written by distqtrl" in refused(tmp_path / "foreign")
+    assert "is a 'distqtrl policy 2' file, not 'distqtrl policy 1'" in refused(tmp_path / "future")
+
+
+def test_a_checkpoint_is_refused(tmp_path):
+    checkpoint.save(tmp_path, Config(), Serial(), {"update": 1}, {"w_M": np.zeros(3)})
+    assert "distqtrl checkpoint 1" in refused(tmp_path / "checkpoints" / "update-000001.safetensors")
+
+
+def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        policy(seed=1).save(path)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_bytes() == data
+    assert list(path.parent.iterdir()) == [path]

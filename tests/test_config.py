@@ -1,0 +1,101 @@
+"""Configurations: one validation for presets, files and flags, and messages that help."""
+
+import json
+
+import pytest
+
+from distqtrl import config
+from distqtrl.config import Config, UserError
+
+
+def test_every_preset_is_valid_and_described():
+    for name, text in config.presets().items():
+        assert isinstance(config.preset(name), Config)
+        assert len(text) > 20
+
+
+def test_saved_configuration_is_the_same(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(config.save(config.preset("cartpole")))
+    assert config.load(path) == config.preset("cartpole")
+
+
+def test_toml_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[environment]\nid = "Acrobot-v1"\nkwargs = {render_mode = "rgb_array"}\n')
+    assert config.load(path).environment.kwargs == {"render_mode": "rgb_array"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"policy.hidden": ["32", "16"]}, (32, 16)),
+        ({"policy.hidden": ["32,16"]}, (32, 16)),
+        ({"policy.hidden": ["none"]}, ()),
+        ({"policy.hidden": "7"}, (7,)),
+    ],
+)
+def test_list_flags(flags, expected):
+    assert config.with_flags(Config(), flags).policy.hidden == expected
+
+
+def test_flags_replace_single_fields():
+    flags = {"evaluate.target": "none", "environment.kwargs": '{"a": 1}', "mapping.activation": "none"}
+    changed = config.with_flags(config.preset("cartpole"), flags)
+    assert changed.evaluate.target is None
+    assert changed.environment.kwargs == {"a": 1}
+    assert changed.mapping.activation == "none"
+    assert changed.algorithm == config.preset("cartpole").algorithm
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"algorithm.learningrate": "1"},
+            "unknown key 'algorithm.learningrate': did you mean 'algorithm.learning_rate'?",
+        ),
+        ({"zzzzzz.qqqqqq": "1"}, "unknown key 'zzzzzz.qqqqqq': none of the known names is near; see --help"),
+        ({"algorithm.epochs": "x"}, "flags: algorithm.epochs = 'x': Input should be a valid integer"),
+        ({"algorithm.gamma": "1.5"}, "flags: algorithm.gamma = '1.5': Input should be less than or equal to 1"),
+        ({"algorithm.learning_rate": "nan"}, "flags: algorithm.learning_rate = 'nan': Input should be"),
+        ({"algorithm.epochs": ["1", "2"]}, "flags: algorithm.epochs takes one value, got 2: 1 2"),
+        ({"environment.kwargs": "{"}, "flags: environment.kwargs = '{' is not JSON"),
+        ({"algorithm.name": "reinforce", "algorithm.baseline": "false"}, "algorithm.baseline false needs"),
+        ({"evaluate.target": "1"}, "evaluate.target needs evaluate.every"),
+    ],
+)
+def test_bad_flags_are_one_helpful_line(flags, message):
+    with pytest.raises(UserError) as error:
+        config.with_flags(Config(), flags)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[polcy]\n", "unknown key 'polcy': did you mean 'policy'?"),
+        ("[policy]\nhiden = 3\n", "unknown key 'policy.hiden': did you mean 'policy.hidden'?"),
+        ("[policy\n", "cannot read configuration"),
+        ("policy = 3\n", "policy = 3"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.toml") as error:
+        config.load(path)
+    assert message in str(error.value)
+
+
+def test_json_that_is_no_table(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([1]))
+    with pytest.raises(UserError, match="no table"):
+        config.load(path)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="unknown preset 'cartpol': did you mean 'cartpole'"):
+        config.preset("cartpol")

@@ -1,0 +1,170 @@
+"""From rollouts to samples: bootstrapping worked out by hand, and independence of how environments are spread."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from distqtrl import sampling
+from distqtrl.allreduce.communicator import Serial
+from distqtrl.config import Config
+from distqtrl.environment.rollout import play
+from distqtrl.environment.vector import Environments, Spaces, make, spaces
+from distqtrl.learner import STATISTICS, Learner
+from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.policy.network import Architecture
+from distqtrl.record import Profile
+
+CHAIN = "distqtrl/Chain-v0"
+LIMITS = {"terminated": {"kwargs": {"length": 2}}, "truncated": {"max_episode_steps": 2}}
+
+
+class Chain(gymnasium.Env):
+    """Observes k, the number of steps; step k pays 4 k; step `length` terminates."""
+
+    observation_space, action_space = Box(0, np.inf, (1,)), Discrete(2, start=1)
+
+    def __init__(self, length=99):
+        self.length, self.episodes = length, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.k, self.episodes = 0, self.episodes + 1
+        assert self.episodes < 100, "a rollout without end"
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.k += 1
+        return np.array([self.k], dtype=np.float32), 4.0 * self.k, self.k == self.length, False, {}
+
+
+gymnasium.register(CHAIN, Chain)
+
+
+def learner(algorithm, **environment):
+    """A linear policy with weights of its own, in double precision."""
+    config = Config.model_validate(
+        {
+            "train": {"precision": "float64"},
+            "generator": {"source": "direct"},
+            "policy": {"hidden": []},
+            "environment": environment,
+            "algorithm": {"gamma": 0.5, "gae_lambda": 0.5, **algorithm},
+        }
+    )
+    env = make(config.environment)
+    return Learner(config, *sampling.policy_for(config, spaces(env, "")), Serial(), Profile())
+
+
+def environments(replica, indices):
+    return Environments(replica.config.environment, indices, 0, "episode")
+
+
+# V(s) = s, gamma = lambda = 1/2; observations 0 1 | 0, what followed 1 2 | 1, rewards 4 8 | 4.
+# delta_0 = 4 + V(1)/2 - V(0) = 4.5
+# delta_1 = 8 - V(1) = 7 when terminated; 8 + V(2)/2 - V(1) = 8 when truncated
+# delta_2 = 4 + V(1)/2 - V(0) = 4.5: the rollout ends, its episode does not
+# A_0 = delta_0 + delta_1/4, A_1 = delta_1, A_2 = delta_2; the returns are A + V.
+@pytest.mark.parametrize(
+    ("limit", "adv", "returns"),
+    [("terminated", [6.25, 7, 4.5], [6.25, 8, 4.5]), ("truncated", [6.5, 8, 4.5], [6.5, 9, 4.5])],
+)
+def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
+    replica = learner({"rollout_steps": 3}, id=CHAIN, **LIMITS[limit])
+    replica.value = torch.nn.Identity()
+    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0]), 0))
+    assert samples.obs_NO.ravel().tolist() == [0, 1, 0]
+    assert samples.adv_N.tolist() == adv
+    assert samples.returns_N.tolist() == returns
+
+
+# REINFORCE uses lambda = 1. Without a baseline: returns-to-go 4 + 8/2 = 8 and 8, however the episode ended.
+# With V(s) = s: terminated 8 - V(0) = 8 and 8 - V(1) = 7; truncated 8 + V(2)/4 - V(0) = 8.5 and 8 + V(2)/2 - V(1) = 8.
+@pytest.mark.parametrize(
+    ("limit", "baseline", "adv"),
+    [
+        ("terminated", False, [8, 8]),
+        ("truncated", False, [8, 8]),
+        ("terminated", True, [8, 7]),
+        ("truncated", True, [8.5, 8]),
+    ],
+)
+def test_reinforce_over_whole_episodes(limit, baseline, adv):
+    algorithm = {"name": "reinforce", "rollout": "episodes", "baseline": baseline}
+    replica = learner(algorithm, id=CHAIN, **LIMITS[limit])
+    replica.value = torch.nn.Identity()
+    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0]), 0))
+    assert samples.adv_N.tolist() == adv
+
+
+def test_samples_of_whole_episodes_are_the_valid_steps():
+    replica = learner({"rollout": "episodes"}, id="CartPole-v1")
+    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0)
+    samples = sampling.samples(replica, rollout)
+    assert not rollout.valid_TB.all()
+    np.testing.assert_array_equal(samples.obs_NO, rollout.obs_TBO[rollout.valid_TB])
+    np.testing.assert_array_equal(samples.actions, rollout.actions[rollout.valid_TB])
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_samples_do_not_depend_on_how_indices_are_split(name):
+    replica = learner({"rollout_steps": 80}, id=name)
+    parts = []
+    for indices in ([0, 1, 2, 3], [0, 1], [2, 3]):
+        envs = environments(replica, indices)
+        rollouts = [sampling.rollout(replica, envs, update) for update in range(2)]
+        parts.append([rollout.obs_TBO for rollout in rollouts] + [rollout.actions for rollout in rollouts])
+    for whole, first, second in zip(*parts, strict=True):
+        np.testing.assert_allclose(whole, np.concatenate([first, second], axis=1), rtol=1e-9, atol=1e-9)
+
+
+def test_every_update_and_environment_draws_its_own_actions():
+    replica = learner({"rollout_steps": 60}, id=CHAIN)
+    rollouts = [sampling.rollout(replica, environments(replica, [0, 1]), update) for update in (0, 1)]
+    np.testing.assert_array_equal(rollouts[0].obs_TBO, rollouts[1].obs_TBO)
+    actions_TB = np.concatenate([rollout.actions for rollout in rollouts], axis=1)
+    assert len(np.unique(actions_TB, axis=1).T) == 4
+
+
+@pytest.mark.parametrize("name", [CHAIN, "CartPole-v1", "Pendulum-v1"])
+def test_old_probabilities_are_those_of_the_policy_that_acted(name):
+    replica = learner({"rollout_steps": 20}, id=name)
+    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0, 1]), 0))
+    statistics, _ = replica.step(samples, 40.0, "")
+    first = dict(zip(STATISTICS, statistics, strict=True))
+    assert (first["approx_kl"], first["clip_fraction"]) == pytest.approx((0, 0), abs=1e-14)
+    assert first["policy_loss"] == pytest.approx(-samples.adv_N.mean().item())
+    statistics, _ = replica.step(samples, 40.0, "")
+    assert dict(zip(STATISTICS, statistics, strict=True))["approx_kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("found", "architecture", "head"),
+    [
+        (Spaces(4, 2, 0, (), ()), Architecture(4, (8,), 2, "tanh"), Categorical(2)),
+        (Spaces(1, 3, 1, (), ()), Architecture(1, (8,), 3, "tanh"), Categorical(3, start=1)),
+        (Spaces(3, None, 0, (-2.0,), (2.0,)), Architecture(3, (8,), 1, "tanh"), Gaussian((-2.0,), (2.0,))),
+    ],
+)
+def test_policy_for(found, architecture, head):
+    config = Config.model_validate({"policy": {"hidden": [8], "activation": "tanh"}})
+    assert sampling.policy_for(config, found) == (architecture, head)
+
+
+def test_the_policy_is_the_replica_s():
+    replica = learner({}, id="CartPole-v1")
+    policy = sampling.policy(replica, 7)
+    assert policy.w_M.tolist() == replica.weights().float().tolist()
+    assert policy.origin == {"source": "direct", "env_steps": 7, "seed": 0}
+    assert policy.environment["id"] == "CartPole-v1"
+
+
+def test_greedy_episodes_belong_to_their_index():
+    replica = learner({}, id="CartPole-v1")
+    act = sampling.policy(replica, 0).act
+    returns, steps = sampling.greedy_episodes(replica.config, Serial(), act, "evaluation", 3, 4)
+    alone = [Environments(replica.config.environment, [index], 0, "evaluation", 3) for index in range(4)]
+    assert returns.tolist() == [play(envs, act)[0].item() for envs in alone]
+    assert returns.sum() == steps
+    assert len(set(returns.tolist())) > 1
