@@ -135,7 +135,7 @@ class Train(Stage):
     """Budget, seed, files."""
 
     steps: Positive = Field(100_000, description="budget in environment steps over all ranks")
-    seed: int = Field(0, ge=0, description="one seed for everything")
+    seed: int = Field(0, ge=0, lt=2**32, description="one seed for everything")
     precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
     threads: Positive = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")

@@ -9,6 +9,7 @@ uniform          1/S                                             phi_Q
 direct           none: w_M itself, initialised like nn.Linear    M
 """
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -103,15 +104,16 @@ class Generator(nn.Module):
         Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count.
         One gradient per weight (or per parameter, on random combinations, when there are fewer of those).
         """
-        self.set_precision(torch.float64)
-        parameters = list(self.parameters())
+        twin = copy.deepcopy(self)
+        twin.set_precision(torch.float64)
+        parameters = list(twin.parameters())
         total = sum(p.numel() for p in parameters)
         probes = min(self.num_weights, total)
         rng = np.random.default_rng(0)
         cotangents = (
             np.eye(self.num_weights) if probes == self.num_weights else rng.normal(size=(probes, self.num_weights))
         )
-        w_M, rows = self(), []
+        w_M, rows = twin(), []
         for v_M in torch.from_numpy(cotangents):
             grads = torch.autograd.grad(w_M, parameters, v_M, retain_graph=True, allow_unused=True)
             rows.append(
@@ -130,7 +132,7 @@ def _check_memory(config: Config, num_weights: int) -> None:
     n = graph.num_qubits(num_weights, config.mapping.chunk)
     width = max((n + 1, *config.mapping.hidden))
     values = 3 * width if config.mapping.kind == "mlp" else n * (4 + width)  # edges and messages along them
-    needed = 2**n * (3 * 16 + 4 * values)
+    needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise UserError(

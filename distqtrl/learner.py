@@ -56,7 +56,7 @@ class Learner:
         self.generator = Generator(config, architecture.layers)
         self.generator.set_precision(self.dtype)
         a = config.algorithm
-        self.value = _value_network(architecture.num_inputs, a.value_hidden, config.train.seed).to(self.dtype)
+        self.value = value_network(architecture.num_inputs, a.value_hidden, config.train.seed).to(self.dtype)
         self.log_std = nn.Parameter(torch.full((head.num_outputs,), config.policy.log_std, dtype=self.dtype))
         self.normalizer = Normalizer.fresh(architecture.num_inputs)
         generated = [*self.generator.parameters(), self.log_std]
@@ -233,7 +233,8 @@ def minibatches(
         yield [torch.from_numpy(np.concatenate(part)) for part in dealt]
 
 
-def _value_network(num_inputs: int, hidden: tuple[int, ...], seed: int) -> nn.Module:
+def value_network(num_inputs: int, hidden: tuple[int, ...], seed: int) -> nn.Module:
+    """A freshly initialised V: observation (N, O) -> (N, 1), tanh between the layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.integer(seed, "initialise", 2))
         layers: list[nn.Module] = []

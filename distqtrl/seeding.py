@@ -26,4 +26,5 @@ def integer(seed: int, purpose: str, *index: int) -> int:
 
 
 def _sequence(seed: int, purpose: str, *index: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence((seed, PURPOSES.index(purpose), *index))
+    # the length is part of the key, because numpy pads short keys with zeros; seeds are below 2**32, one word
+    return np.random.SeedSequence((seed, PURPOSES.index(purpose), len(index), *index))

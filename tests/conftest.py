@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of threads on two cores starve each other
+
 BESIDE = Path(sys.executable).parent / "mpirun"
 MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI is on PATH
 TAG = "DISTQTRL_TEST"

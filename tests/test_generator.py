@@ -8,8 +8,6 @@ from torch.nn import functional
 from distqtrl.config import Config, UserError
 from distqtrl.generator import Generator
 
-torch.set_num_threads(1)  # as a rank does: many small operations, and the cores are shared
-
 CARTPOLE = [(640, 4), (258, 128)]  # QTRL's policy 4-128-2
 SMALL = [(40, 4), (27, 8)]
 TRAINED = {

@@ -120,7 +120,7 @@ def test_samples_do_not_depend_on_how_indices_are_split(name):
 
 
 def test_every_update_and_environment_draws_its_own_actions():
-    replica = learner({"rollout_steps": 60}, id=CHAIN)
+    replica = learner({"rollout_steps": 60}, id=CHAIN, kwargs={"length": 1})  # always in doubt
     rollouts = [sampling.rollout(replica, environments(replica, [0, 1]), update) for update in (0, 1)]
     np.testing.assert_array_equal(rollouts[0].obs_TBO, rollouts[1].obs_TBO)
     actions_TB = np.concatenate([rollout.actions for rollout in rollouts], axis=1)

@@ -31,8 +31,8 @@ def test_streams_are_the_same_in_every_version():
     """A checkpoint saves no stream: a resumed run draws them anew, perhaps with another NumPy."""
     stream = seeding.stream(1, "episode", 2, 3)
     assert isinstance(stream.bit_generator, np.random.Philox)
-    assert seeding.integer(1, "episode", 2, 3) == 248728926
-    assert stream.integers(2**63, size=2).tolist() == [7742255229945730829, 4706994096663467935]
+    assert seeding.integer(1, "episode", 2, 3) == 1406059919
+    assert stream.integers(2**63, size=2).tolist() == [2971137129648973832, 3270922848636766445]
 
 
 def test_integers_fit_libraries_that_take_31_bits():

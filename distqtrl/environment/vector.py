@@ -50,8 +50,8 @@ def make(config: configuration.Environment) -> gymnasium.Env:
         env = gymnasium.make(config.id, max_episode_steps=config.max_episode_steps, **config.kwargs)
     except gymnasium.error.UnregisteredEnv:
         raise UserError(f"unknown environment '{config.id}': {nearest(config.id, gymnasium.registry)}") from None
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # an environment may refuse its arguments with any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"environment.id = '{config.id}' (kwargs {config.kwargs}) cannot be made: {reason}") from None
     space = env.observation_space
     if not isinstance(space, Box | Discrete):
@@ -157,9 +157,12 @@ class Environments:
         for b, (env, history) in enumerate(zip(self.envs.envs, histories, strict=True)):
             self.actions[b], self.return_B[b] = list(history), 0.0
             for action in history:
-                obs, reward, *_ = env.step(action)
+                obs, reward, terminated, truncated, _ = env.step(action)
                 obs_BO[b] = obs
                 self.return_B[b] += float(reward)
+                if terminated or truncated:  # no saved episode has ended, so this is another one
+                    obs_BO[b] = np.nan
+                    break
         changed_B = (obs_BO != state["obs_BO"]).any(axis=1)
         self.obs_BO = obs_BO
         if changed_B.any():

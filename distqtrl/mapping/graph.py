@@ -45,5 +45,5 @@ def scaled(p_K: Tensor, n: int, gamma: float, beta: float, alpha: float) -> Tens
     """x_K of the probabilities p_K of the nodes used (module docstring)."""
     x_K = beta * torch.tanh(gamma * 2 ** (n - 1) * p_K)
     if alpha != 1:
-        x_K = x_K**alpha
+        x_K = x_K.clamp(min=1e-300) ** alpha  # the slope at p = 0 is infinite for alpha < 1
     return x_K - x_K.mean()

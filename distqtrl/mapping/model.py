@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distqtrl.config import MappingModel
+from distqtrl.config import MappingModel, UserError
 from distqtrl.mapping import graph, mlp
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "none": nn.Identity}
@@ -54,12 +54,21 @@ class Mapping(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, p_S: Tensor) -> None:
-        """Fix scale and offset so that w_M of this p_S starts like a fresh policy; ``raw`` leaves them at 1 and 0."""
+        """Fix scale and offset so that w_M of this p_S starts like a fresh policy; ``raw`` leaves them at 1 and 0.
+
+        Raises UserError when the network gives a layer equal weights only (all its units are dead): no scale
+        makes those a policy.
+        """
         if self.config.output == "raw":
             return
         start, raw_M = 0, self.raw(p_S)
         for size, fan_in in self.layers:
             layer = raw_M[start : start + size]
+            if not layer.std() > 0:
+                raise UserError(
+                    f"the freshly drawn mapping network (mapping.hidden = {self.config.hidden}) gives all weights of "
+                    f"a policy layer one value: use another train.seed, wider layers or mapping.activation tanh"
+                )
             self.offset_M[start : start + size] = layer.mean()
             self.scale_M[start : start + size] = 1 / ((3 * fan_in) ** 0.5 * layer.std())
             start += size

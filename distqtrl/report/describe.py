@@ -6,12 +6,15 @@ from distqtrl import sampling
 from distqtrl.config import Config
 from distqtrl.environment.vector import make, spaces
 from distqtrl.generator import Generator
+from distqtrl.learner import value_network
+from distqtrl.policy.distribution import Gaussian
 
 
 def describe(config: Config) -> dict[str, Any]:
     """The facts of a run before it starts; raises UserError for a configuration that cannot run.
 
-    ``effective_parameters`` is the rank of d w_M / d(parameters) at the start; ``compression`` is deployed
+    ``training_only_parameters`` (value network, a Gaussian head's deviations) are in no other count and no policy
+    file. ``effective_parameters`` is the rank of d w_M / d(parameters) at the start; ``compression`` is deployed
     policy weights per trained parameter (below 1, the generator is larger than what it generates).
     """
     env = make(config.environment)
@@ -20,6 +23,8 @@ def describe(config: Config) -> dict[str, Any]:
     generator = Generator(config, architecture.layers)
     counts, mapping, device = generator.counts(), generator.mapping, generator.qpu
     widths = (architecture.num_inputs, *architecture.hidden, architecture.num_outputs)
+    value = value_network(architecture.num_inputs, config.algorithm.value_hidden, config.train.seed)
+    deviations = head.num_outputs if isinstance(head, Gaussian) else 0
     normalizer = 2 * architecture.num_inputs if config.policy.normalize_observations else 0
     return {
         "environment": config.environment.id,
@@ -34,6 +39,7 @@ def describe(config: Config) -> dict[str, Any]:
         "mapping_parameters": counts["mapping"],
         "total_parameters": counts["total"],
         "effective_parameters": generator.effective_parameters(),
+        "training_only_parameters": sum(p.numel() for p in value.parameters()) + deviations,
         "policy_weights": architecture.num_weights,
         "deployed_parameters": architecture.num_weights + normalizer,
         "compression": round(architecture.num_weights / counts["total"], 3),

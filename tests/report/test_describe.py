@@ -1,10 +1,7 @@
 import pytest
-import torch
 
 from distqtrl.config import Config, UserError
 from distqtrl.report.describe import describe
-
-torch.set_num_threads(1)  # as a rank does: many small operations, and the cores are shared
 
 MLP = {"kind": "mlp", "hidden": (10, 10, 10), "activation": "none", "output": "raw"}
 
@@ -24,6 +21,7 @@ def test_cartpole_of_qtrl():
         "mapping_parameters": 351,
         "total_parameters": 651,
         "effective_parameters": 231,
+        "training_only_parameters": 4545,  # 4-64-64-1
         "policy_weights": 898,
         "deployed_parameters": 898,
         "compression": 1.379,
