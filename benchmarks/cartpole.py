@@ -27,7 +27,8 @@ SOLVED = 475
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cartpole")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--first-seed", type=int, default=100, help="the preset was tuned on seeds below 100")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("-o", "--output", type=Path, help="folder of the results")
@@ -38,7 +39,7 @@ def main() -> None:
         args.seeds, args.ranks = 2, 2
         flags += ["--train.steps", "8192", "--evaluate.episodes", "10"]
     with tempfile.TemporaryDirectory() as runs:
-        rows = [trained(seed, args, flags, runs) for seed in range(args.seeds)]
+        rows = [trained(seed, args, flags, runs) for seed in range(args.first_seed, args.first_seed + args.seeds)]
     command = "python benchmarks/cartpole.py " + " ".join(sys.argv[1:])
     results = {"command": command.strip(), **setting(args, flags), "summary": summary(rows), "seeds": rows}
     print(table(results))

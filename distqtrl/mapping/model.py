@@ -1,10 +1,11 @@
 """The mapping as one module: features, network, and the scale of the weights it yields.
 
-    raw_M = network(features)[:K] flattened to M, minus its mean             (``raw``: arXiv 2407.06103)
-    w_M   = scale_l (raw_M - offset_l)   on the slice of policy layer l      (``fan_in``: ours)
+    out_M = network(features) of the K nodes that are used, in order, cut to M
+    w_M   = out_M - mean(out_M)                                              ``raw``: arXiv 2407.06103
+    w_M   = scale_l out_M - shift_l      on the slice of policy layer l      ``fan_in``: ours
 
-scale_l and offset_l are fixed at the start so that every layer of a fresh policy has mean 0 and the deviation
-1/sqrt(3 fan_in) of a freshly initialised torch.nn.Linear; afterwards they stay, and training moves raw_M.
+scale_l and shift_l are fixed at the start so that every layer of a fresh policy has mean 0 and the deviation
+1/sqrt(3 fan_in) of a freshly initialised torch.nn.Linear; afterwards they stay, and training moves out_M.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Mapping(nn.Module):
 
     bits: Tensor
     scale_M: Tensor
-    offset_M: Tensor
+    negative_shift_M: Tensor
 
     def __init__(self, config: MappingModel, layers: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -37,40 +38,45 @@ class Mapping(nn.Module):
         self.network = _network(config, n)
         self.num_inputs = 2**n if config.kind == "gnn" else self.num_nodes  # an MLP sees only the nodes it uses
         self.register_buffer("bits", graph.bits(n)[: self.num_inputs], persistent=False)
-        self.register_buffer("scale_M", torch.ones(self.num_weights))
-        self.register_buffer("offset_M", torch.zeros(self.num_weights))
+        if config.output == "fan_in":
+            self.register_buffer("scale_M", torch.ones(self.num_weights))
+            self.register_buffer("negative_shift_M", torch.zeros(self.num_weights))
 
-    def raw(self, p_S: Tensor) -> Tensor:
-        """raw_M, before any scale."""
+    def out(self, p_S: Tensor) -> Tensor:
+        """out_M, before any scale."""
         c = self.config
         x = graph.scaled(p_S[: self.num_inputs], self.num_qubits, c.gamma, c.beta, c.alpha)
         features = torch.cat([self.bits, x.to(self.bits.dtype).unsqueeze(1)], dim=1)  # the one cast from float64
-        out = self.network(features)[: self.num_nodes].reshape(-1)[: self.num_weights]
-        return out - out.mean()
+        out_M: Tensor = self.network(features).view(-1)[: self.num_weights]
+        return out_M
 
     def forward(self, p_S: Tensor) -> Tensor:
         """w_M."""
-        return self.scale_M * (self.raw(p_S) - self.offset_M)
+        out_M = self.out(p_S)
+        if self.config.output == "raw":
+            return out_M - out_M.mean()
+        return torch.addcmul(self.negative_shift_M, self.scale_M, out_M)
 
     @torch.no_grad()
     def calibrate(self, p_S: Tensor) -> None:
-        """Fix scale and offset so that w_M of this p_S starts like a fresh policy; ``raw`` leaves them at 1 and 0.
+        """Fix scale and shift so that w_M of this p_S starts like a fresh policy; ``raw`` has neither.
 
         Raises UserError when the network gives a layer equal weights only (all its units are dead): no scale
         makes those a policy.
         """
         if self.config.output == "raw":
             return
-        start, raw_M = 0, self.raw(p_S)
+        start, out_M = 0, self.out(p_S)
         for size, fan_in in self.layers:
-            layer = raw_M[start : start + size]
+            layer = out_M[start : start + size]
             if not layer.std() > 0:
                 raise UserError(
                     f"the freshly drawn mapping network (mapping.hidden = {self.config.hidden}) gives all weights of "
                     f"a policy layer one value: use another train.seed, wider layers or mapping.activation tanh"
                 )
-            self.offset_M[start : start + size] = layer.mean()
-            self.scale_M[start : start + size] = 1 / ((3 * fan_in) ** 0.5 * layer.std())
+            scale = 1 / ((3 * fan_in) ** 0.5 * layer.std())
+            self.scale_M[start : start + size] = scale
+            self.negative_shift_M[start : start + size] = -scale * layer.mean()
             start += size
 
 

@@ -99,12 +99,12 @@ def test_fan_in_scale_stays_after_the_start():
     m = mapping(kind="mlp")
     p_S = probabilities(m.num_qubits)
     m.calibrate(p_S)
-    scale_M, offset_M = m.scale_M.clone(), m.offset_M.clone()
+    scale_M, negative_shift_M = m.scale_M.clone(), m.negative_shift_M.clone()
     with torch.no_grad():
         m.network[-1].weight *= 3
     w_M = m(p_S)
     assert torch.equal(m.scale_M, scale_M)
-    assert torch.equal(w_M, scale_M * (m.raw(p_S) - offset_M))
+    assert torch.allclose(w_M, scale_M * m.out(p_S) + negative_shift_M, rtol=0, atol=1e-15)
     assert w_M[:40].std().item() == pytest.approx(3 * 12**-0.5, abs=1e-13)
 
 
@@ -117,7 +117,7 @@ def test_raw_output_has_zero_mean_and_no_scale(kind, chunk):
     m.calibrate(p_S)
     assert torch.equal(m(p_S), before_M)
     assert before_M.mean().item() == pytest.approx(0, abs=1e-15)
-    assert torch.equal(before_M, m.raw(p_S))
+    assert torch.equal(before_M, m.out(p_S) - m.out(p_S).mean())
 
 
 @pytest.mark.parametrize(
