@@ -17,8 +17,9 @@ endif
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test benchmark clean
+# mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
-	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS)
+	if [ -t 2 ]; then export TTY_COMPATIBLE=1; fi; $(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS)
 
 test: $(VENV)/.installed-$(EXTRA)-test
 	$(BIN)/ruff check .

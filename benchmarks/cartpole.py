@@ -91,12 +91,15 @@ def summary(rows: list[dict]) -> dict:
 def setting(args: argparse.Namespace, flags: list[str]) -> dict:
     """Where and with what the numbers were made."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    show = [sys.executable, "-m", "distqtrl", "train", args.preset, "--print-config", *flags]
+    printed = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=True).stdout
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
     packages = ("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich")
     return {
         "preset": args.preset,
         "ranks": args.ranks,
         "flags": flags,
+        "config": json.loads(printed),
         "machine": f"{os.cpu_count()} cores, {cpu}, Python {platform.python_version()}",
         "versions": {name: metadata.version(name) for name in packages},
         "commit": commit.stdout.strip() or "unknown",

@@ -90,16 +90,15 @@ def train(run: Run, directory: Path) -> dict[str, Any]:
     """
     config, comm = run.config, run.comm
     recorder = agreed(comm, lambda: Recorder(directory, comm.rank, config.train.steps, run.counters.update))
-    reached, stop = False, None
+    reached, stop, began = False, None, time.perf_counter() - run.counters.train_s
     with closing(recorder), _signals() as pending:
         while not (run.finished or reached or stop):
-            start = time.perf_counter()
             metrics, stop = _update(run, pending)
             _synchronise(run)
             if _due(run, config.evaluate.every):
                 metrics["validation_return"] = _validation(run)
                 reached = config.evaluate.target is not None and metrics["validation_return"] >= config.evaluate.target
-            elapsed_s = time.perf_counter() - start
+            elapsed_s = time.perf_counter() - began - run.counters.train_s  # the last update's writing included
             run.counters.train_s += elapsed_s
             metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
             metrics["profile_s"] = run.learner.profile.take()

