@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from distqtrl import config as configuration
+from distqtrl import tensorfile
 from distqtrl.allreduce.communicator import (
     Communicator,
     Refused,
     Serial,
     agreed,
     allgather_bytes,
+    announced,
     check_equal,
     connect,
 )
@@ -50,7 +52,7 @@ def _explain(error: BaseException, comm: Communicator) -> int:
     """Say what went wrong on this rank; returns the exit code."""
     where = f"rank {comm.rank}: " if comm.size > 1 else ""
     if isinstance(error, UserError):
-        if comm.size > 1 or _launched_rank() == 0:
+        if comm.size > 1 or announced("rank", without=0) == 0:
             _say(f"distqtrl: {where}{error}")
         return 2
     if isinstance(error, OSError) and error.filename is not None:
@@ -75,12 +77,6 @@ def _say(text: str) -> None:
     """One write, so that lines of different ranks do not mix."""
     sys.stdout.flush()
     os.write(2, (text + "\n").encode())
-
-
-def _launched_rank() -> int:
-    """The rank the launcher gave this process, known before (or without) MPI."""
-    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
 def _run(argv: list[str], comm: Communicator) -> int:
@@ -205,7 +201,7 @@ def _new_directory(args: argparse.Namespace, config: Config, comm: Communicator)
                 if not directory.is_dir():
                     raise
                 continue
-            (directory / "config.json").write_text(configuration.save(config))
+            tensorfile.replace(directory / "config.json", configuration.save(config).encode())
             return str(directory)
         raise UserError(f"cannot find a free name for a run in {config.train.directory}: remove old runs")
 

@@ -15,7 +15,11 @@ from distqtrl.config import UserError
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
-LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+LAUNCHERS = (  # what they tell every process they start, MPICH and Intel, Open MPI, srun
+    {"size": "PMI_SIZE", "rank": "PMI_RANK"},
+    {"size": "OMPI_COMM_WORLD_SIZE", "rank": "OMPI_COMM_WORLD_RANK"},
+    {"size": "SLURM_STEP_NUM_TASKS", "rank": "SLURM_PROCID"},
+)
 
 
 class Communicator(Protocol):
@@ -59,12 +63,10 @@ class Refused(UserError):
     """Bad input on which all ranks agreed: every rank raises it, rank 0 alone prints it."""
 
 
-def announced_size() -> int:
-    """The number of ranks that the launcher says it started; 1 without a launcher."""
-    for name in LAUNCHER_SIZES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 1
+def announced(what: str, without: int) -> int:
+    """The "size" or "rank" that the launcher gave this process, known before (or without) MPI."""
+    values = (os.environ.get(launcher[what], "") for launcher in LAUNCHERS)
+    return next((int(value) for value in values if value.isdigit()), without)
 
 
 def connect() -> Communicator:
@@ -73,7 +75,7 @@ def connect() -> Communicator:
     Raises UserError when mpi4py is missing, or when its library is not the launcher's (every rank would
     then be rank 0 of 1 and train alone).
     """
-    size = announced_size()
+    size = announced("size", without=1)
     if size == 1:
         return Serial()
     try:
