@@ -28,7 +28,7 @@ test: $(VENV)/.installed-$(EXTRA)-test
 	$(BIN)/pytest --numprocesses 2
 
 benchmark: $(VENV)/.installed-$(EXTRA)
-	$(BIN)/python benchmarks/cartpole.py
+	$(BIN)/python benchmarks/solve.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -233,7 +233,7 @@ def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) 
         print(f"stopped by {result['signal']} after {steps}; go on with: {launcher}distqtrl train --resume {directory}")
         return
     e = result["evaluation"]
-    print(f"return {e['mean']:.1f} ± {e['std']:.1f} over {e['episodes']} greedy episodes, after {steps}")
+    print(f"return {e['mean']:.2f} ± {e['std']:.2f} over {e['episodes']} greedy episodes, after {steps}")
     files = {
         "policy": "policy.safetensors",
         "curve": "learning_curve.png",

@@ -104,7 +104,8 @@ class Learner:
                 gradient_N = gradient_N * self.comm.size
             norm = float(np.linalg.norm(gradient_N))
             gradient_N = gradient_N * min(1.0, self.config.algorithm.max_grad_norm / (norm + 1e-12))
-            self._install(gradient_N)
+            for p, part in zip(self.parameters, self._parts(gradient_N), strict=True):
+                p.grad = part
             self.optimizer.step()
             self._w_M = None
         return total[-len(STATISTICS) :], norm
@@ -137,12 +138,10 @@ class Learner:
     def _reduced(self, flat: Array, where: str) -> Array:
         return finite_sum(self.comm, self.config.allreduce.reduction, flat, f"gradient or loss at {where}")
 
-    def _install(self, gradient_N: Array) -> None:
-        start = 0
-        for p in self.parameters:
-            part = gradient_N[start : start + p.numel()]
-            p.grad = torch.from_numpy(part).to(p.dtype).view(p.shape)
-            start += p.numel()
+    def _parts(self, flat_N: Array) -> list[Tensor]:
+        """A flat vector cut into tensors like the parameters."""
+        parts = torch.split(torch.from_numpy(flat_N), [p.numel() for p in self.parameters])
+        return [part.to(p.dtype).view(p.shape) for p, part in zip(self.parameters, parts, strict=True)]
 
     def set_progress(self, done: float) -> None:
         """Anneal the learning rates: done is the part of the budget that is spent, 0 to 1."""
@@ -156,10 +155,8 @@ class Learner:
         with self.profile("allreduce"), torch.no_grad():
             flat = np.concatenate([p.detach().double().numpy().ravel() for p in self.parameters])
             mean = self._reduced(flat, "parameter averaging") / self.comm.size
-            start = 0
-            for p in self.parameters:
-                p.copy_(torch.from_numpy(mean[start : start + p.numel()]).view(p.shape))
-                start += p.numel()
+            for p, part in zip(self.parameters, self._parts(mean), strict=True):
+                p.copy_(part)
             self._w_M = None
 
     def fingerprint(self) -> bytes:

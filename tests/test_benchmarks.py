@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from distqtrl import config
+
 ROOT = Path(__file__).parents[1]
 
 
 def test_cartpole(tmp_path, mpirun):
-    script = ROOT / "benchmarks" / "cartpole.py"
+    script = ROOT / "benchmarks" / "solve.py"
     subprocess.run([sys.executable, script, "--quick", "-o", tmp_path], check=True, timeout=120)
     results = json.loads((tmp_path / "cartpole.json").read_text())
     assert [row["seed"] for row in results["seeds"]] == [100, 101]
@@ -18,9 +22,8 @@ def test_cartpole(tmp_path, mpirun):
     assert "| seed |" in (tmp_path / "cartpole.md").read_text()
 
 
-def test_committed_results_are_of_the_preset_as_it_is():
-    from distqtrl import config
-
-    results = json.loads((ROOT / "benchmarks" / "results" / "cartpole.json").read_text())
-    assert results["config"] == config.preset("cartpole").model_dump(mode="json")
-    assert len(results["seeds"]) == 10
+@pytest.mark.parametrize(("preset", "seeds"), [("cartpole", 10), ("acrobot", 3), ("frozenlake", 3), ("pendulum", 3)])
+def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
+    results = json.loads((ROOT / "benchmarks" / "results" / f"{preset}.json").read_text())
+    assert results["config"] == config.preset(preset).model_dump(mode="json")
+    assert len(results["seeds"]) == seeds

@@ -41,6 +41,13 @@ def _matrices(kind: int, angles: Array, u: State, du: State) -> int:  # pragma: 
 
 
 @numba.njit(cache=True)
+def _place(n: int, target: int, control: int) -> tuple[int, int, int]:  # pragma: no cover (compiled)
+    """Shift and stride of the target's bit, and the mask of the control's (0: none); wire 0 is the highest bit."""
+    shift = n - 1 - target
+    return shift, 1 << shift, 0 if control < 0 else 1 << (n - 1 - control)
+
+
+@numba.njit(cache=True)
 def _forward(
     n: int, kind_G: Index, target_G: Index, control_G: Index, angle_G: Index, theta_P: Array
 ) -> State:  # pragma: no cover (compiled)
@@ -50,9 +57,7 @@ def _forward(
     for g in range(len(kind_G)):
         _matrices(kind_G[g], theta_P[angle_G[g] :], u, du)
         u00, u01, u10, u11 = u[0, 0], u[0, 1], u[1, 0], u[1, 1]
-        shift = n - 1 - target_G[g]
-        stride = 1 << shift
-        control = 0 if control_G[g] < 0 else 1 << (n - 1 - control_G[g])
+        shift, stride, control = _place(n, target_G[g], control_G[g])
         for pair in range(1 << (n - 1)):
             i = ((pair >> shift) << (shift + 1)) | (pair & (stride - 1))
             if i & control == control:
@@ -74,9 +79,7 @@ def _backward(
         h00, h01 = np.conj(u[0, 0]), np.conj(u[1, 0])  # h = u^dagger
         h10, h11 = np.conj(u[0, 1]), np.conj(u[1, 1])
         m00 = m01 = m10 = m11 = 0j  # sum of conj(lambda_i) psi_j over the pairs
-        shift = n - 1 - target_G[g]
-        stride = 1 << shift
-        control = 0 if control_G[g] < 0 else 1 << (n - 1 - control_G[g])
+        shift, stride, control = _place(n, target_G[g], control_G[g])
         for pair in range(1 << (n - 1)):
             i = ((pair >> shift) << (shift + 1)) | (pair & (stride - 1))
             if i & control == control:
