@@ -1,6 +1,6 @@
 """How many environment steps and seconds a preset takes to solve its environment, over seeds.
 
-    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes benchmarks/results/cartpole.{json,md}
+    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes benchmarks/results/cartpole.*
     python benchmarks/solve.py --preset acrobot --seeds 3
     python benchmarks/solve.py --quick            2 seeds, 2 ranks, small budget; writes nothing unless -o is given
 
@@ -91,7 +91,9 @@ def summary(rows: list[dict]) -> dict:
 
 def setting(args: argparse.Namespace, flags: list[str]) -> dict:
     """Where and with what the numbers were made."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    code = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"]
+    changed = " (changed since)" if subprocess.run(code, cwd=ROOT, stderr=subprocess.DEVNULL).returncode else ""
     show = [sys.executable, "-m", "distqtrl", "train", args.preset, "--print-config", *flags]
     printed = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=True).stdout
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
@@ -104,7 +106,7 @@ def setting(args: argparse.Namespace, flags: list[str]) -> dict:
         "config": json.loads(printed),
         "machine": f"{os.cpu_count()} cores, {cpu}, Python {platform.python_version()}",
         "versions": {name: metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": (commit.stdout.strip() or "unknown") + changed,
     }
 
 
