@@ -62,5 +62,6 @@ def test_parameter_counts(capfd):
 
 
 def test_files_of_a_run(run_directory):
-    named = re.findall(r"^\| `([\w.]+)/?` \|", README, re.M)
+    section = README[README.index("### A run directory") : README.index("### Another MPI")]
+    named = re.findall(r"^\| `([\w.]+)/?` \|", section, re.M)
     assert set(named) == {path.name for path in Path(run_directory).iterdir()}
