@@ -23,6 +23,13 @@ collect_ignore = ["mpi/programs"]  # run by mpirun, not collected for doctests
 
 
 @pytest.fixture(scope="session")
+def small():
+    """Flags of a training run that takes no time: two updates of 32 steps, no validation."""
+    flags = "--train.steps 64 --algorithm.rollout_steps 8 --environment.local_num 4"
+    return [*flags.split(), *["--evaluate.episodes", "3", "--evaluate.every", "none", "--evaluate.target", "none"]]
+
+
+@pytest.fixture(scope="session")
 def mpirun():
     """mpirun(n, argv, timeout, env, when) -> (returncode, stdout, stderr) of n ranks of ``python *argv``.
 

@@ -11,24 +11,13 @@ from distqtrl import cli, config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    ((?:mpirun|distqtrl) .*)$", README, re.M)]
-SMALL = [
-    "--train.steps",
-    "64",
-    "--algorithm.rollout_steps",
-    "8",
-    "--environment.local_num",
-    "4",
-    "--evaluate.episodes",
-    "3",
-]
-SMALL += ["--evaluate.every", "none", "--evaluate.target", "none"]
 
 
 @pytest.fixture
-def run_directory(tmp_path, monkeypatch, capfd):
+def run_directory(tmp_path, monkeypatch, capfd, small):
     monkeypatch.chdir(tmp_path)
     Path("my.toml").write_text("[circuit]\nlayers = 2\n")
-    assert cli.main(["train", "cartpole", "--json", *SMALL]) == 0
+    assert cli.main(["train", "cartpole", "--json", *small]) == 0
     return json.loads(capfd.readouterr().out)["run"]
 
 
@@ -37,10 +26,10 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_command(words, run_directory, mpirun):
+def test_command(words, run_directory, mpirun, small):
     words = [run_directory if word.startswith("runs/") else word for word in words]
     if "train" in words and "--resume" not in words:
-        words += SMALL
+        words += small
     if words[0] == "mpirun":
         code, out, err = mpirun(2, ["-m", "distqtrl", *words[words.index("distqtrl") + 1 :]])
         assert code == 0, out + err
