@@ -65,7 +65,9 @@ def _parser() -> Parser:
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
     _add_fields(sub)
-    command("doctor", "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank.")
+    sub = command("doctor", "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank.")
+    text = "compare every installed QPU backend and gradient method on random circuits (about a minute)"
+    sub.add_argument("--gradients", action="store_true", help=text)
     return parser
 
 

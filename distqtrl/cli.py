@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     except Refused as error:
         if comm.rank == 0:
             _say(f"distqtrl: {error}")
-        return 2
+        return error.exit_code
     except BaseException as error:
         code = _explain(error, comm)
         if comm.size > 1:
@@ -106,14 +106,16 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         return 0
     result = agreed(comm, lambda: _complete(args.resume)) if args.resume else None
     if result is None:
-        from distqtrl.train import prepare, train
+        from distqtrl.train import prediction, prepare, train
 
         run = agreed(comm, lambda: prepare(config, comm, args.resume))
         directory = args.resume or _new_directory(args, config, comm)
         if run.restarted:
             _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
+        asked = prediction(run)
         if comm.rank == 0 and not args.json:
-            print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}", flush=True)
+            print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}")
+            print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
         result = train(run, directory)
         if comm.rank == 0:
             _draw(directory)
@@ -165,6 +167,8 @@ def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
 
 
 def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
+    if args.gradients:
+        return 0 if comm.rank else _gradients(args.json)
     from distqtrl.report.doctor import rank_facts, versions
 
     mine = json.dumps({"rank": comm.rank, **comm.describe(), **rank_facts()}).encode()
@@ -181,6 +185,20 @@ def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
                     f"threads {r['threads']}, {r['mpi']}"
                 )
     return 0
+
+
+def _gradients(as_json: bool) -> int:
+    from distqtrl.report import gradients
+
+    found = []
+    for row in gradients.rows():
+        found.append(row)
+        if not as_json and row.status in ("agrees", "differs"):
+            unit = "standard errors" if row.sampled else "absolute"
+            name = " ".join(part for part in (row.backend, row.device, row.result, row.method) if part)
+            print(f"{name}: {row.status}, {row.error:.2g} ({unit}), up to n = {row.qubits}", flush=True)
+    print(json.dumps(gradients.as_json(found)) if as_json else f"\n{gradients.table(found)}")
+    return int(any(row.status == "differs" for row in found))
 
 
 # ---- files and words of a run
@@ -213,6 +231,22 @@ def _complete(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return result
+
+
+def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:
+    """What rank 0's QPU is, and what all ranks' will be asked for."""
+    if qpu is None:
+        return "no QPU"
+    facts = qpu.facts()
+    name = " ".join(str(facts[key]) for key in ("backend", "device", "noise") if facts[key])
+    how = f"{facts['shots']:,} shots" if facts["shots"] else "exact"
+
+    def amount(x: dict[str, Any]) -> str:
+        shots = f", {x['shots']:,} shots, {x['qpu_s']:,.1f} s of QPU time" if x["shots"] else ""
+        return f"{x['circuits']:,} circuits{shots}"
+
+    run = f"; {amount(asked['run'])} in the whole budget of {asked['updates']:,} updates" if asked["run"] else ""
+    return f"QPU {name}, {how}, gradient {facts['gradient']}: {amount(asked['update'])} per update{run}"
 
 
 def _draw(directory: Path) -> None:

@@ -34,14 +34,50 @@ class Stage(BaseModel):
 class Circuit(Stage):
     """theta_P -> p_S: the parameterized circuit (arXiv 2407.06103)."""
 
-    ansatz: str = Field("u3_cu3_ring", description="gate layout of one layer, by name")
+    ansatz: str = Field(
+        "u3_cu3_ring", description="gate layout of one layer, by name; gates = the list in circuit.gates"
+    )
     layers: Positive = Field(3, description="L, how often the layout is repeated")
+    gates: tuple[tuple[str, int] | tuple[str, int, int], ...] = Field(
+        (), description='one layer of your own as JSON, kind, target, control: [["ry", 0], ["x", 1, 0]]'
+    )
 
 
 class Qpu(Stage):
     """The device that runs the circuit on every rank."""
 
-    backend: str = Field("statevector", description="device family, by name")
+    backend: str = Field("statevector", description="device family: statevector (ours), torch, pennylane, aer")
+    device: str | None = Field(None, description="pennylane: a device's name; torch: cpu, cuda; aer: a method")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
+    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch)")
+    shots: Positive | None = Field(None, description="measurements per circuit; none = exact probabilities")
+    noise: str | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
+    gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(
+        "auto", description="auto = the device's exact method, parameter-shift with shots or noise"
+    )
+    shift: Literal["local", "distributed"] = Field(
+        "local", description="parameter-shift circuits: every rank runs all of its own, or ranks share one gradient's"
+    )
+    spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
+    spsa_samples: Positive = Field(1, description="SPSA: random directions averaged in one gradient")
+    shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
+    per_rank: tuple[dict[str, Any], ...] = Field(
+        (), description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length"
+    )
+
+    def of_rank(self, rank: int) -> "Qpu":
+        """The fields as they are on one rank."""
+        own = self.per_rank[rank % len(self.per_rank)] if self.per_rank else {}
+        return Qpu(**{**self.model_dump(exclude={"per_rank"}), **own})
+
+    @model_validator(mode="after")
+    def _ranks_are_valid(self) -> "Qpu":
+        for rank, own in enumerate(self.per_rank):
+            odd = sorted({"per_rank", "shift"} & own.keys())
+            if odd:
+                raise ValueError(f"entry {rank}: {odd[0]} is the same on every rank")
+            self.of_rank(rank)
+        return self
 
 
 class Generator(Stage):
@@ -167,6 +203,10 @@ class Config(BaseModel):
                 "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
                 "is bootstrapped by the value network"
             )
+        if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
+            raise ValueError(
+                "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
+            )
         if self.evaluate.target is not None and self.evaluate.every is None:
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         return self
@@ -234,6 +274,8 @@ def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
 
 
 def _parsed(key: str, text: str | list[str], current: Any) -> Any:
+    if key in ("circuit.gates", "qpu.per_rank"):  # lists of lists or tables
+        return _json(key, text, '[["ry", 0], ["x", 1, 0]]' if key == "circuit.gates" else '[{"shots": 1024}, {}]')
     if isinstance(current, tuple):
         words = [text] if isinstance(text, str) else text
         return [word for part in words for word in part.replace(",", " ").split() if word != "none"]
@@ -242,11 +284,16 @@ def _parsed(key: str, text: str | list[str], current: Any) -> Any:
             raise UserError(f"flags: {key} takes one value, got {len(text)}: {' '.join(text)}")
         text = text[0]
     if isinstance(current, dict):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"flags: {key} = {text!r} is not JSON ({error}); write --{key} '{{\"name\": 1}}'") from None
+        return _json(key, text, '{"name": 1}')
     return None if text == "none" and key != "mapping.activation" else text
+
+
+def _json(key: str, text: str | list[str], example: str) -> Any:
+    text = text if isinstance(text, str) else " ".join(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"flags: {key} = {text!r} is not JSON ({error}); write --{key} '{example}'") from None
 
 
 def presets() -> dict[str, str]:
@@ -279,3 +326,11 @@ def load(path: Path) -> Config:
 def save(config: Config) -> str:
     """The configuration as the text of ``config.json``."""
     return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
+def refuse(qpu: Qpu, backend: str, fields: Iterable[str]) -> None:
+    """Raise UserError for a field that was set although this backend has no use for it."""
+    default = Qpu()
+    for name in fields:
+        if getattr(qpu, name) != getattr(default, name):
+            raise UserError(f"qpu.{name} = {getattr(qpu, name)!r} has no meaning for qpu.backend {backend}: remove it")

@@ -10,7 +10,6 @@ direct           none: w_M itself, initialised like nn.Linear    M
 """
 
 import copy
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.circuit import qpu
-from distqtrl.config import Config, UserError
+from distqtrl.circuit.memory import machine_memory
+from distqtrl.circuit.shift import Ranks
+from distqtrl.config import Config, Qpu, UserError
 from distqtrl.mapping import graph
 from distqtrl.mapping.model import Mapping
 
@@ -29,12 +30,14 @@ Layers = Sequence[tuple[int, int]]
 class Generator(nn.Module):
     """() -> w_M. ``layers`` holds (number of weights, fan-in) of every policy layer.
 
-    Equal configurations give equal parameters on every rank. Raises UserError for an unknown ansatz or
-    backend, or more qubits than the backend can hold.
+    Equal configurations give equal parameters on every rank; p_S and w_M differ between ranks when QPUs do or draw
+    shots. Raises UserError for a circuit or QPU that does not exist, cannot do what is asked, or needs more memory
+    than there is.
     """
 
-    def __init__(self, config: Config, layers: Layers) -> None:
+    def __init__(self, config: Config, layers: Layers, ranks: Ranks | None = None) -> None:
         super().__init__()
+        self._circuit = config.circuit
         self.source, self.layers = config.generator.source, tuple(layers)
         self.num_weights = sum(size for size, _ in layers)
         self.qpu: qpu.QPU | None = None
@@ -46,14 +49,16 @@ class Generator(nn.Module):
                 return
             _check_memory(config, self.num_weights)
             self.mapping = Mapping(config.mapping, layers)
-        self._make_source(config, self.mapping.num_qubits)
+        self._make_source(config, self.mapping.num_qubits, ranks or Ranks())
         with torch.no_grad():
-            self.mapping.calibrate(self.probabilities())
+            self.mapping.calibrate(self._ideal_probabilities())
 
-    def _make_source(self, config: Config, n: int) -> None:
+    def _make_source(self, config: Config, n: int, ranks: Ranks) -> None:
         rng = seeding.stream(config.train.seed, "initialise", 1)
         if self.source in ("circuit", "frozen_circuit"):
-            self.qpu = qpu.build(config.circuit, config.qpu, n)
+            if self.source == "frozen_circuit":
+                ranks = Ranks()  # measured as rank 0 does, so that replicas are equal
+            self.qpu = qpu.build(config.circuit, config.qpu, n, config.train.seed, ranks)
             theta_P = torch.from_numpy(rng.uniform(-np.pi, np.pi, self.qpu.num_angles))
             if self.source == "circuit":
                 self.theta_P = nn.Parameter(theta_P)
@@ -78,6 +83,13 @@ class Generator(nn.Module):
         p_S: Tensor = self.p_S  # type: ignore[assignment]
         return p_S
 
+    def _ideal_probabilities(self) -> Tensor:
+        """p_S without shots and noise, the same on every rank."""
+        if self.source == "circuit":
+            assert self.qpu is not None
+            return qpu.probabilities(qpu.build(self._circuit, Qpu(), self.qpu.num_qubits), self.theta_P)
+        return self.probabilities()
+
     def forward(self) -> Tensor:
         """w_M; gradients flow to whatever the source and the mapping train."""
         if self.mapping is None:
@@ -99,12 +111,14 @@ class Generator(nn.Module):
         return {"source": total - mapping, "mapping": mapping, "total": total}
 
     def effective_parameters(self) -> int:
-        """Rank of d w_M / d(parameters) where the parameters stand, in double precision.
+        """Rank of d w_M / d(parameters) where the parameters stand, in double precision, without shots and noise.
 
         Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count.
         One gradient per weight (or per parameter, on random combinations, when there are fewer of those).
         """
-        twin = copy.deepcopy(self)
+        twin = copy.deepcopy(self, {id(self.qpu): None})
+        if self.qpu is not None:
+            twin.qpu = qpu.build(self._circuit, Qpu(), self.qpu.num_qubits)
         twin.set_precision(torch.float64)
         parameters = list(twin.parameters())
         total = sum(p.numel() for p in parameters)
@@ -133,7 +147,7 @@ def _check_memory(config: Config, num_weights: int) -> None:
     width = max((n + 1, *config.mapping.hidden))
     values = 3 * width if config.mapping.kind == "mlp" else n * (4 + width)  # edges and messages along them
     needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = machine_memory()
     if needed > available:
         raise UserError(
             f"{num_weights:,} policy weights with mapping.chunk = {config.mapping.chunk} take {n} qubits and about "

@@ -4,9 +4,10 @@ Weights are generated once per optimizer step. The policy's loss is differentiat
 is sent through the generator, and one flat float64 vector holding every gradient is reduced over the ranks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.algorithm import ppo, reinforce
-from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused
+from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
+from distqtrl.circuit.qpu import Ledger
+from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Config, UserError
 from distqtrl.generator import Generator
 from distqtrl.policy import network
@@ -28,6 +31,13 @@ LOSSES = {"ppo": ppo.loss, "reinforce": reinforce.loss}
 STATISTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 REMEDY = "lower the learning rates or check the environment"
 Array = npt.NDArray[np.float64]
+Result = TypeVar("Result")
+
+
+class DeviceLost(Refused):
+    """A QPU of the job failed while it was in use."""
+
+    exit_code = 1
 
 
 @dataclass
@@ -53,7 +63,8 @@ class Learner:
         self.config, self.architecture, self.head = config, architecture, head
         self.comm, self.profile = comm, profile
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
-        self.generator = Generator(config, architecture.layers)
+        ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
+        self.generator = Generator(config, architecture.layers, ranks)
         self.generator.set_precision(self.dtype)
         a = config.algorithm
         self.value = value_network(architecture.num_inputs, a.value_hidden, config.train.seed).to(self.dtype)
@@ -66,14 +77,35 @@ class Learner:
         ]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+        self.num_steps = 0
+        self.external = any(config.qpu.of_rank(r).backend != "statevector" for r in range(comm.size))
         self._w_M: Tensor | None = None
+        self._ledger = self._counted()
 
     def weights(self) -> Tensor:
-        """w_M of the present parameters, made once and kept (with its graph) until they change."""
+        """w_M of the present parameters, made once and kept (with its graph) until they change.
+
+        Raises DeviceLost on every rank when a device that is not our own fails on any.
+        """
         if self._w_M is None:
             with self.profile("generate"):
-                self._w_M = self.generator()
+                self._ledger = self._counted()
+                if self.generator.qpu is not None:
+                    self.generator.qpu.seek(self.num_steps)
+                self._w_M = self._on_devices(self.generator)
         return self._w_M
+
+    def deployed_weights(self) -> Tensor:
+        """w_M as rank 0's QPU measured it, on every rank: what is validated, saved and evaluated."""
+        return torch.from_numpy(self.comm.allgather(self.weights().detach().numpy())[0])
+
+    def _on_devices(self, action: Callable[[], Result]) -> Result:
+        if not self.external or self.generator.qpu is None:
+            return action()
+        try:
+            return agreed(self.comm, action)
+        except Refused as error:
+            raise DeviceLost(str(error)) from None
 
     def values(self, obs_NO: Tensor) -> Tensor:
         """The value network's V (N,) of normalised observations."""
@@ -107,6 +139,7 @@ class Learner:
             for p, part in zip(self.parameters, self._parts(gradient_N), strict=True):
                 p.grad = part
             self.optimizer.step()
+            self.num_steps += 1
             self._w_M = None
         return total[-len(STATISTICS) :], norm
 
@@ -132,7 +165,7 @@ class Learner:
             sums = torch.stack([policy_loss, value_loss, entropy, kl, clipped]).detach().double().numpy()
         with self.profile("generate"):
             if w_M.requires_grad:
-                w_M.backward(leaf_M.grad)
+                self._on_devices(lambda: w_M.backward(leaf_M.grad))
         return sums / count
 
     def _reduced(self, flat: Array, where: str) -> Array:
@@ -168,9 +201,7 @@ class Learner:
         state = {f"generator.{name}": t for name, t in self.generator.state_dict().items()}
         state |= {f"value.{name}": t for name, t in self.value.state_dict().items()}
         state["log_std"] = self.log_std.detach()
-        if self.generator.qpu is not None:  # weights that are kept are generated anew by a resumed run
-            ledger = self.generator.qpu.ledger
-            state["ledger"] = torch.tensor([ledger.circuits - (self._w_M is not None), ledger.gradients])
+        state["num_steps"] = torch.tensor([self.num_steps])
         for i, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
         n = self.normalizer
@@ -182,9 +213,7 @@ class Learner:
         self.generator.load_state_dict(_below(state, "generator."))
         self.value.load_state_dict(_below(state, "value."))
         self.log_std.data.copy_(state["log_std"])
-        if self.generator.qpu is not None:
-            ledger = self.generator.qpu.ledger
-            ledger.circuits, ledger.gradients = (int(x) for x in state["ledger"])
+        self.num_steps = int(state["num_steps"][0])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below(state, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -194,6 +223,18 @@ class Learner:
             float(state["normalizer.count"]), state["normalizer.mean_O"].numpy(), state["normalizer.m2_O"].numpy()
         )
         self._w_M = None
+
+    def ledger(self) -> np.ndarray:
+        """This rank's ledger as a resumed run needs it: weights that are kept are generated anew."""
+        return np.array(self._counted() if self._w_M is None else self._ledger, dtype=np.int64)
+
+    def set_ledger(self, counts: np.ndarray) -> None:
+        """Take over what ``ledger`` gave."""
+        if self.generator.qpu is not None:
+            self.generator.qpu.ledger = Ledger(*(int(count) for count in counts))
+
+    def _counted(self) -> tuple[int, ...]:
+        return (0, 0, 0) if self.generator.qpu is None else astuple(self.generator.qpu.ledger)
 
 
 def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) -> Array:

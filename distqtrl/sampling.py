@@ -82,7 +82,9 @@ def policy(learner: Learner, env_steps: int) -> Policy:
     config = learner.config
     origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}
     environment = config.environment.model_dump(mode="json")
-    return Policy(learner.architecture, learner.head, learner.weights(), learner.normalizer, environment, origin)
+    return Policy(
+        learner.architecture, learner.head, learner.deployed_weights(), learner.normalizer, environment, origin
+    )
 
 
 def greedy_episodes(

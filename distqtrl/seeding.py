@@ -7,7 +7,7 @@ the key is the state. Counter-based generator: Philox 4x64 (Salmon et al., SC 20
 
 import numpy as np
 
-PURPOSES = ("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation")
+PURPOSES = ("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation", "shot", "spsa")
 
 
 def stream(seed: int, purpose: str, *index: int) -> np.random.Generator:

@@ -22,7 +22,7 @@ from distqtrl.allreduce.communicator import Communicator, agreed, check_equal
 from distqtrl.config import Config
 from distqtrl.environment.rollout import summary
 from distqtrl.environment.vector import Environments, make, spaces
-from distqtrl.learner import STATISTICS, Learner, Samples, finite_sum, minibatches
+from distqtrl.learner import STATISTICS, DeviceLost, Learner, Samples, finite_sum, minibatches
 from distqtrl.record import Profile, Recorder
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
@@ -77,6 +77,7 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
         about, tensors = checkpoint.load(resume, config, comm)
         run.counters = Counters(**{f.name: about[f.name] for f in fields(Counters)})
         learner.load({name: torch.from_numpy(t) for name, t in _below(tensors, "learner/").items()})
+        learner.set_ledger(tensors["qpu/ledger"])
         run.restarted = environments.restore(_below(tensors, "environment/"))
     run.setup_s = time.perf_counter() - began
     return run
@@ -86,18 +87,20 @@ def train(run: Run, directory: Path) -> dict[str, Any]:
     """Train until the target, the budget or a signal; returns (and, unless stopped, writes) the result.
 
     The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
-    complete. Raises Refused on every rank for divergence, OSError on rank 0 for a full disk.
+    complete. Raises Refused on every rank for divergence, DeviceLost for a device that failed (after a checkpoint of
+    the last whole update), OSError on rank 0 for a full disk.
     """
     config, comm = run.config, run.comm
     recorder = agreed(comm, lambda: Recorder(directory, comm.rank, config.train.steps, run.counters.update))
     reached, stop, began = False, None, time.perf_counter() - run.counters.train_s
     with closing(recorder), _signals() as pending:
         while not (run.finished or reached or stop):
-            metrics, stop = _update(run, pending)
-            _synchronise(run)
-            if _due(run, config.evaluate.every):
-                metrics["validation_return"] = _validation(run)
-                reached = config.evaluate.target is not None and metrics["validation_return"] >= config.evaluate.target
+            with _saved_when_a_device_fails(run, directory):
+                metrics, stop = _update(run, pending)
+                _synchronise(run)
+                if _due(run, config.evaluate.every):
+                    metrics["validation_return"] = _validation(run)
+            reached = "validation_return" in metrics and _is_target(config, metrics["validation_return"])
             elapsed_s = time.perf_counter() - began - run.counters.train_s  # the last update's writing included
             run.counters.train_s += elapsed_s
             metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
@@ -106,10 +109,57 @@ def train(run: Run, directory: Path) -> dict[str, Any]:
                 recorder.write(metrics)
                 if stop or reached or _due(run, config.train.checkpoint_every):
                     recorder.sync()
-                    _save(run, directory)
+                    _save(run, directory, _state(run))
     if stop:
         return {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop], **asdict(run.counters)}
     return _conclude(run, directory, reached)
+
+
+@contextmanager
+def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
+    """When a device that is not our own fails inside, what was before becomes a checkpoint."""
+    if not run.learner.external:
+        yield
+        return
+    tensors, counters = _state(run)
+    before = {name: t.copy() for name, t in tensors.items()}, counters
+    try:
+        yield
+    except DeviceLost as error:
+        _save(run, directory, before)
+        raise DeviceLost(
+            f"{error}; {counters['update']} updates are saved, go on with: distqtrl train --resume {directory} "
+            f"on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
+        ) from None
+
+
+def prediction(run: Run) -> dict[str, Any]:
+    """What the QPUs of all ranks will be asked for, in one update and by the end of the budget.
+
+    Equals the metrics exactly. Whole episodes have no length that is known before: updates (and totals) are None then.
+    """
+    a, qpu = run.config.algorithm, run.learner.generator.qpu
+    num_steps = a.epochs * a.minibatches if a.name == "ppo" else 1
+    circuits = shots = 0
+    if qpu is not None and run.config.generator.source == "circuit":
+        circuits = num_steps * (1 + qpu.circuits_per_gradient)
+        shots = circuits * (qpu.settings.shots or 0)
+    updates = None
+    if a.rollout == "steps":
+        updates = -(-run.config.train.steps // (run.comm.size * run.config.environment.local_num * a.rollout_steps))
+    used, left = run.learner.ledger(), (updates or 0) - run.counters.update
+    return {
+        "updates": updates,
+        "update": _over_ranks(run, circuits, shots),
+        "run": _over_ranks(run, used[0] + left * circuits, used[2] + left * shots) if updates else None,
+    }
+
+
+def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
+    """Circuits and shots of all ranks' QPUs; and the time they take side by side, at a stated time per shot."""
+    seconds = shots * run.config.qpu.of_rank(run.comm.rank).shot_us * 1e-6
+    circuits_R, shots_R, seconds_R = run.comm.allgather(np.array([circuits, shots, seconds], dtype=np.float64)).T
+    return {"circuits": int(circuits_R.sum()), "shots": int(shots_R.sum()), "qpu_s": float(seconds_R.max())}
 
 
 def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
@@ -144,6 +194,7 @@ def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], si
     counters.update += 1
     counters.env_steps += int(total["steps"][0])
     counters.episodes += int(episodes)
+    used = learner.ledger()
     metrics = {
         "update": counters.update - 1,
         "env_steps": counters.env_steps,
@@ -153,7 +204,7 @@ def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], si
         **{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)},
         "gradient_norm": norm,
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
-        "circuits": 0 if learner.generator.qpu is None else learner.generator.qpu.ledger.circuits,
+        **_over_ranks(run, used[0], used[2]),
         "new_steps": int(total["steps"][0]),
     }
     stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
@@ -188,6 +239,10 @@ def _synchronise(run: Run) -> None:
         check_equal(run.comm, run.learner.fingerprint(), f"parameters after update {update}", remedy)
 
 
+def _is_target(config: Config, value: float) -> bool:
+    return config.evaluate.target is not None and value >= config.evaluate.target
+
+
 def _due(run: Run, every: int | None) -> bool:
     """Whether something done every so many updates, and at the end of the budget, is due."""
     return every is not None and (run.counters.update % every == 0 or run.finished)
@@ -204,12 +259,17 @@ def _validation(run: Run) -> float:
     return float(returns.mean())
 
 
-def _save(run: Run, directory: Path) -> None:
-    """A checkpoint; replicas that are equal are saved once."""
+def _state(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a checkpoint holds of this rank, and the counters; replicas that are equal are saved once."""
     tensors = {f"environment/{name}": t for name, t in run.environments.state().items()}
     if run.comm.rank == 0 or run.config.allreduce.aggregation == "average":
         tensors |= {f"learner/{name}": t.numpy() for name, t in run.learner.tensors().items()}
-    checkpoint.save(directory, run.config, run.comm, asdict(run.counters), tensors)
+    return tensors | {"qpu/ledger": run.learner.ledger()}, asdict(run.counters)
+
+
+def _save(run: Run, directory: Path, state: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
+    tensors, counters = state
+    checkpoint.save(directory, run.config, run.comm, counters, tensors)
 
 
 def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
@@ -222,6 +282,7 @@ def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
         "target_reached": reached,
         "evaluation": summary(returns),
         "ranks": run.comm.size,
+        "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
         "setup_s": run.setup_s,
         **asdict(run.counters),
     }

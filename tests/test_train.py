@@ -57,7 +57,7 @@ def test_presets_start(tmp_path, preset):
 def test_weights_are_generated_once_per_optimizer_step(tmp_path):
     run, _ = trained(tmp_path, "cartpole", **{**STEPS, "algorithm.epochs": "3", "algorithm.minibatches": "2"})
     assert run.learner.generator.qpu.ledger.gradients == 2 * 6  # updates x optimizer steps
-    assert run.learner.generator.qpu.ledger.circuits == 1 + 2 * 6 + 1  # the scale at the start, steps, the policy file
+    assert run.learner.generator.qpu.ledger.circuits == 2 * 6 + 1  # steps, the policy file
 
 
 def test_reaching_the_target_ends_the_run(tmp_path):

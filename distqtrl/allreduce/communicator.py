@@ -62,6 +62,8 @@ class Serial:
 class Refused(UserError):
     """Bad input on which all ranks agreed: every rank raises it, rank 0 alone prints it."""
 
+    exit_code = 2
+
 
 def announced(what: str, without: int) -> int:
     """The "size" or "rank" that the launcher gave this process, known before (or without) MPI."""

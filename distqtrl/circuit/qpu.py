@@ -1,81 +1,241 @@
-"""The QPU a rank hosts: a small protocol, its ledger, and the bridge to torch's autograd.
+"""The QPU a rank hosts: a device, how its gradient is made, its ledger, and the bridge to torch's autograd.
 
-A QPU turns theta_P into p_S, and a cotangent v_S on p_S into a gradient of theta_P. Backends are chosen by
-name from BACKENDS; to add one, write a class with the protocol's methods in this folder and name it there.
+A QPU turns theta_P into p_S, and a cotangent v_S on p_S into a gradient of theta_P. Devices are chosen by name
+from BACKENDS; to add one, write a class with the methods of Device in this folder and name it there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from distqtrl.circuit import ansatz, statevector
-from distqtrl.circuit.statevector import Array
-from distqtrl.config import Circuit, Qpu, lookup
+from distqtrl import seeding
+from distqtrl.circuit import ansatz, decomposition, shift
+from distqtrl.circuit.aer import Aer
+from distqtrl.circuit.ansatz import Program
+from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.pennylane import PennyLane
+from distqtrl.circuit.statevector import Array, StateVector
+from distqtrl.config import Circuit, Qpu, UserError, lookup
+
+TOLERANCE = 1e-6  # of a distribution's sum, per unit
+EXACT = ("adjoint", "backprop")
+Gradient = Callable[[Array], Array]
+
+
+class Device(Protocol):
+    """What can run a circuit. ``exact`` names its exact gradient methods, best first; none with shots or noise."""
+
+    program: Program
+    exact: tuple[str, ...]
+
+    def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
+        """p_KS of K parameter sets; shots are drawn from seeds_K. May raise anything when the device fails."""
+
+    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Gradient]:
+        """p_S, and the function v_S -> d(v.p)/d theta_P, by one of the exact methods."""
+
+
+BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
+    "statevector": StateVector,
+    "torch": Batched,
+    "pennylane": PennyLane,
+    "aer": Aer,
+}
+
+
+class DeviceFailure(UserError):
+    """A device broke down, or returned what is no distribution, while it was in use."""
 
 
 @dataclass
 class Ledger:
-    """What a QPU was asked to do since it was made: executions of the circuit and gradient sweeps."""
+    """What this rank's QPU was asked to do: circuit executions, shots, and exact gradients beside them."""
 
     circuits: int = 0
     gradients: int = 0
+    shots: int = 0
 
 
-class QPU(Protocol):
-    """A device that holds one circuit."""
+@dataclass
+class QPU:
+    """A device that holds one circuit, and the way its gradient is made.
 
-    num_qubits: int
-    num_angles: int
-    ledger: Ledger
+    Shots and directions are drawn from streams keyed by (rank, step, number of the circuit since ``seek``), so that
+    a resumed run measures what the uninterrupted one did.
+    """
 
-    def probabilities(self, theta_P: Array) -> tuple[Array, Any]:
-        """p_S, and whatever ``gradient`` needs to know of this execution."""
+    device: Device
+    settings: Qpu  # of this rank
+    seed: int
+    ranks: shift.Ranks
+    spread_DP: Array | None = None  # from theta_P to the device's angles, when gates were decomposed
+    ledger: Ledger = field(default_factory=Ledger)
 
-    def gradient(self, execution: Any, v_S: Array) -> Array:
-        """d(v.p)/d theta_P of an earlier execution."""
+    def __post_init__(self) -> None:
+        program = self.device.program
+        self.num_qubits = program.num_qubits
+        self.num_angles = program.num_angles if self.spread_DP is None else self.spread_DP.shape[1]
+        self.method = _method(self.settings, self.device)
+        self._rule = shift.rule(self.device.program)
+        self._shares = self.settings.shift == "distributed"
+        self._mine = slice(self.ranks.rank, None, self.ranks.size) if self._shares else slice(None)
+        self.seek(0)
 
+    @property
+    def circuits_per_gradient(self) -> int:
+        """Circuits that this rank executes for one gradient."""
+        counts = {"parameter-shift": len(self._rule.angle_K[self._mine]), "spsa": 2 * self.settings.spsa_samples}
+        return counts.get(self.method, 0)
 
-class SimulatedQPU:
-    """Exact state vector, adjoint gradient, no shots, no noise."""
+    def facts(self) -> dict[str, Any]:
+        """What was resolved, for people."""
+        s = self.settings
+        return {
+            "backend": s.backend,
+            "device": s.device,
+            "shots": s.shots,
+            "noise": s.noise,
+            "gradient": self.method,
+            "circuits_per_gradient": self.circuits_per_gradient,
+        }
 
-    def __init__(self, program: ansatz.Program) -> None:
-        self.program = program
-        self.num_qubits, self.num_angles = program.num_qubits, program.num_angles
-        self.ledger = Ledger()
+    def seek(self, step: int) -> None:
+        """Start the streams of an optimizer step."""
+        self._step, self._executed = step, 0
 
-    def probabilities(self, theta_P: Array) -> tuple[Array, Any]:
-        self.ledger.circuits += 1
-        psi_S = statevector.state(self.program, theta_P)
-        return statevector.probabilities(psi_S), (theta_P, psi_S)
+    def probabilities(self, theta_P: Array) -> tuple[Array, Gradient]:
+        """p_S, and the function v_S -> d(v.p)/d theta_P; raises DeviceFailure."""
+        theta_D = self._device_angles(theta_P)
+        if self.method in EXACT:
+            self.ledger.circuits += 1
+            p_S, gradient = self._guarded(lambda: self.device.differentiable(theta_D, self.method))
+            return self._checked(p_S), lambda v_S: self._back(self._exact(gradient, v_S))
+        p_S = self._measured(theta_D[None], self.ranks.rank, [self._next()])[0]
+        if self.method == "spsa":
+            return p_S, lambda v_S: self._perturbed(theta_P, v_S)
+        return p_S, lambda v_S: self._back(self._shifted(theta_D, v_S))
 
-    def gradient(self, execution: Any, v_S: Array) -> Array:
+    def _device_angles(self, theta: Array) -> Array:
+        """The device's angles of one or several parameter sets."""
+        return theta if self.spread_DP is None else theta @ self.spread_DP.T
+
+    def _back(self, gradient_D: Array) -> Array:
+        return gradient_D if self.spread_DP is None else gradient_D @ self.spread_DP
+
+    def _exact(self, gradient: Gradient, v_S: Array) -> Array:
         self.ledger.gradients += 1
-        theta_P, psi_S = execution
-        return statevector.gradient(self.program, theta_P, psi_S, v_S)
+        return self._guarded(lambda: gradient(v_S))
+
+    def _shifted(self, theta_D: Array, v_S: Array) -> Array:
+        """The gradient; with shared circuits, this rank's part of the one of the sum of all ranks' v.p."""
+        if self._shares:
+            v_S = self.ranks.total(v_S)
+        angle_K, offset_K, weight_K = self._rule
+        angle_K, offset_K, weight_K = angle_K[self._mine], offset_K[self._mine], weight_K[self._mine]
+        first = self._next(len(self._rule.angle_K))
+        numbers = range(first, first + len(self._rule.angle_K))[self._mine]
+        owner = 0 if self._shares else self.ranks.rank
+        gradient_D = np.zeros_like(theta_D)
+        for part in shift.batches(len(angle_K), 2**self.num_qubits):
+            theta_KD = shift.shifted(theta_D, angle_K[part], offset_K[part])
+            value_K = self._measured(theta_KD, owner, list(numbers[part])) @ v_S
+            np.add.at(gradient_D, angle_K[part], weight_K[part] * value_K)
+        return gradient_D
+
+    def _perturbed(self, theta_P: Array, v_S: Array) -> Array:
+        """Simultaneous perturbation (Spall 1992): the mean over random directions of +-1 per angle."""
+        c, num = self.settings.spsa_step, self.settings.spsa_samples
+        rng = seeding.stream(self.seed, "spsa", self.ranks.rank, self._step, self._executed)
+        direction_KP = rng.choice([-1.0, 1.0], size=(num, len(theta_P)))
+        theta_KP = np.concatenate([theta_P + c * direction_KP, theta_P - c * direction_KP])
+        first = self._next(2 * num)
+        theta_KD, numbers_K = self._device_angles(theta_KP), list(range(first, first + 2 * num))
+        value_K = self._measured(theta_KD, self.ranks.rank, numbers_K) @ v_S
+        slope_K = (value_K[:num] - value_K[num:]) / (2 * c)
+        gradient_P: Array = slope_K @ direction_KP / num
+        return gradient_P
+
+    def _next(self, count: int = 1) -> int:
+        """The number of the first of the next circuits of this step."""
+        self._executed += count
+        return self._executed - count
+
+    def _measured(self, theta_KD: Array, owner: int, numbers_K: list[int]) -> Array:
+        seeds_K = [0] * len(theta_KD)
+        if self.settings.shots is not None:
+            seeds_K = [seeding.integer(self.seed, "shot", owner, self._step, number) for number in numbers_K]
+            self.ledger.shots += len(theta_KD) * self.settings.shots
+        self.ledger.circuits += len(theta_KD)
+        return self._checked(self._guarded(lambda: self.device.probabilities(theta_KD, seeds_K)))
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            raise DeviceFailure(f"{self._name} failed: {type(error).__name__}: {error}") from error
+
+    def _checked(self, p: Array) -> Array:
+        """p, unless it is no distribution; it is never renormalised."""
+        sums = p.sum(axis=-1)
+        wrong = ~(np.isfinite(p).all(axis=-1) & (p.min(axis=-1) >= -TOLERANCE) & (abs(sums - 1) <= self._tolerance))
+        if wrong.any():
+            worst = p.reshape(-1, p.shape[-1])[np.flatnonzero(wrong)[0]]
+            raise DeviceFailure(
+                f"{self._name} returned no distribution: sum {worst.sum():.9g}, smallest {worst.min():.3g}"
+            )
+        return p
+
+    @property
+    def _tolerance(self) -> float:
+        return 1e-4 if self.settings.precision == "float32" else TOLERANCE
+
+    @property
+    def _name(self) -> str:
+        return f"qpu.backend {self.settings.backend}" + (
+            f", device {self.settings.device}" if self.settings.device else ""
+        )
 
 
-BACKENDS: dict[str, Callable[[ansatz.Program], QPU]] = {"statevector": SimulatedQPU}
+def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks: shift.Ranks | None = None) -> QPU:
+    """This rank's QPU; raises UserError for what does not exist or cannot do what is asked."""
+    ranks = ranks or shift.Ranks()
+    own = settings.of_rank(ranks.rank)
+    backend = lookup("qpu.backend", own.backend, BACKENDS)
+    program, spread_DP = ansatz.build(circuit, num_qubits), None
+    if own.noise is not None:
+        program, spread_DP = decomposition.decomposed(program)
+    return QPU(backend(program, own), own, seed, ranks, spread_DP)
 
 
-def build(circuit: Circuit, qpu: Qpu, num_qubits: int) -> QPU:
-    """The rank's QPU; raises UserError for an unknown backend or ansatz."""
-    backend = lookup("qpu.backend", qpu.backend, BACKENDS)
-    return backend(ansatz.build(circuit.ansatz, num_qubits, circuit.layers))
+def _method(settings: Qpu, device: Device) -> str:
+    """The gradient method that was asked for, or the one that auto stands for."""
+    wanted = settings.gradient
+    sampled = settings.shots is not None or settings.noise is not None
+    if settings.shift == "distributed":
+        if wanted not in ("auto", "parameter-shift"):
+            raise UserError(f"qpu.shift = distributed needs qpu.gradient = parameter-shift, not {wanted}")
+        return "parameter-shift"
+    if wanted == "auto":
+        return device.exact[0] if device.exact else "parameter-shift"
+    if wanted in EXACT and wanted not in device.exact:
+        why = " with shots or noise" if sampled else ""
+        can = ", ".join((*device.exact, "parameter-shift", "spsa"))
+        raise UserError(f"qpu.gradient = {wanted} does not exist for qpu.backend {settings.backend}{why}: use {can}")
+    return wanted
 
 
 class _Probabilities(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta_P: torch.Tensor, qpu: QPU) -> torch.Tensor:
-        p_S, ctx.execution = qpu.probabilities(theta_P.detach().numpy().astype(np.float64))
-        ctx.qpu = qpu
+        p_S, ctx.gradient = qpu.probabilities(theta_P.detach().numpy().astype(np.float64))
         return torch.from_numpy(p_S)
 
     @staticmethod
     def backward(ctx: Any, *v_S: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.from_numpy(ctx.qpu.gradient(ctx.execution, v_S[0].numpy())), None
+        return torch.from_numpy(ctx.gradient(v_S[0].numpy())), None
 
 
 def probabilities(qpu: QPU, theta_P: torch.Tensor) -> torch.Tensor:

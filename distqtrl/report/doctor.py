@@ -7,7 +7,20 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("distqtrl", "torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich", "pennylane")
+PACKAGES = (
+    "distqtrl",
+    "torch",
+    "torch-geometric",
+    "gymnasium",
+    "numba",
+    "numpy",
+    "mpi4py",
+    "mpich",
+    "pennylane",
+    "pennylane-lightning",
+    "qiskit-aer",
+    "qiskit-ibm-runtime",
+)
 
 
 def versions() -> dict[str, str]:

@@ -2,131 +2,194 @@ import numpy as np
 import pennylane as qml
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqtrl.circuit import ansatz, statevector
-from distqtrl.circuit.ansatz import NUM_ANGLES, Gate
+from distqtrl.circuit import ansatz, plan, statevector
+from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
+from distqtrl.circuit.statevector import StateVector
+from distqtrl.config import Circuit, Qpu, UserError
+
+PENNYLANE = {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ, "phase": qml.PhaseShift, "u3": qml.U3}
+PENNYLANE |= {"h": qml.Hadamard, "x": qml.PauliX, "y": qml.PauliY, "z": qml.PauliZ}
 
 
-def pennylane_layer(name, n, angles):
-    """One layer in PennyLane's own gates; angles is an iterator."""
-    for wire in range(n):
-        if name == "u3_cu3_ring":
-            qml.U3(next(angles), next(angles), next(angles), wires=wire)
-        else:
-            qml.RY(next(angles), wires=wire)
-    if name == "u3_cu3_ring" and n > 1:
-        for wire in range(n):
-            qml.ctrl(qml.U3, control=wire)(next(angles), next(angles), next(angles), wires=(wire + 1) % n)
-    if name == "ry_cnot":
-        for wire in range(n - 1):
-            qml.CNOT(wires=[wire, wire + 1])
-
-
-@pytest.mark.parametrize("name", ["u3_cu3_ring", "ry_cnot"])
+@pytest.mark.parametrize("name", ANSATZE)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 3])
 def test_probabilities_and_gradient_equal_pennylane(name, n, layers):
+    program = ansatz.build(Circuit(ansatz=name, layers=layers), n)
+
     @qml.qnode(qml.device("default.qubit"), interface="torch", diff_method="backprop")
     def circuit(theta_P):
         angles = iter(theta_P)
-        for _ in range(layers):
-            pennylane_layer(name, n, angles)
+        for gate in program.gates:
+            taken = [next(angles) for _ in KINDS[gate.kind].shifts]
+            operation = PENNYLANE[gate.kind]
+            if gate.control is None:
+                operation(*taken, wires=gate.target)
+            else:
+                qml.ctrl(operation, control=gate.control)(*taken, wires=gate.target)
         assert next(angles, None) is None
         return qml.probs(wires=range(n))
 
     rng = np.random.default_rng(100 * n + layers)
-    program = ansatz.build(name, n, layers)
     theta_P, v_S = rng.uniform(-np.pi, np.pi, program.num_angles), rng.normal(size=2**n)
     theirs_P = torch.tensor(theta_P, requires_grad=True)
     theirs_S = circuit(theirs_P)
     (theirs_S @ torch.from_numpy(v_S)).backward()
 
-    psi_S = statevector.state(program, theta_P)
-    np.testing.assert_allclose(statevector.probabilities(psi_S), theirs_S.detach(), rtol=0, atol=1e-10)
-    gradient_P = statevector.gradient(program, theta_P, psi_S, v_S)
-    np.testing.assert_allclose(gradient_P, theirs_P.grad, rtol=0, atol=1e-10)
+    p_S, gradient = StateVector(program, Qpu()).differentiable(theta_P, "adjoint")
+    np.testing.assert_allclose(p_S, theirs_S.detach(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(gradient(v_S), theirs_P.grad, rtol=0, atol=1e-10)
 
 
-X, Y, Z = np.array([[0, 1], [1, 0]]), np.array([[0, -1j], [1j, 0]]), np.diag([1, -1])
+I2, X, Y, Z = np.eye(2), np.array([[0, 1], [1, 0]]), np.array([[0, -1j], [1j, 0]]), np.diag([1, -1])
 
 
-def rotation(pauli, angle):
-    return np.cos(angle / 2) * np.eye(2) - 1j * np.sin(angle / 2) * pauli
+def matrix(kind, angles):
+    """A gate's 2 x 2 matrix from its definition by Pauli rotations."""
 
+    def rotation(pauli, angle):
+        return np.cos(angle / 2) * I2 - 1j * np.sin(angle / 2) * pauli
 
-def unitary(n, gate, angles):
-    """The full 2^n x 2^n matrix of a gate, as a sum of Kronecker products."""
-    if gate.kind == "u3":
+    if kind == "u3":
         t, p, l = angles  # noqa: E741
-        u = np.exp(1j * (p + l) / 2) * rotation(Z, p) @ rotation(Y, t) @ rotation(Z, l)
-    else:
-        u = rotation(Y, *angles) if gate.kind == "ry" else X
-    terms = [{gate.target: u}]
-    if gate.control is not None:
-        terms = [{gate.control: np.diag([1, 0])}, {gate.control: np.diag([0, 1]), gate.target: u}]
-    total = 0
-    for factors in terms:
-        product = np.eye(1)
-        for wire in range(n):
-            product = np.kron(product, factors.get(wire, np.eye(2)))
-        total = total + product
-    return total
+        return np.exp(1j * (p + l) / 2) * rotation(Z, p) @ rotation(Y, t) @ rotation(Z, l)
+    if kind == "phase":
+        return np.diag([1, np.exp(1j * angles[0])])
+    if kind in ("rx", "ry", "rz"):
+        return rotation({"rx": X, "ry": Y, "rz": Z}[kind], angles[0])
+    return {"x": X, "y": Y, "z": Z, "h": (X + Z) / np.sqrt(2)}[kind]
 
 
-def state(n, gates, theta_P):
-    psi_S, angles = np.eye(2**n)[0], list(theta_P)
+def final_state(n, gates, theta_P):
+    """The state, every gate applied to the axes of a tensor with n axes."""
+    psi, angles = np.zeros([2] * n, dtype=complex), list(theta_P)
+    psi[(0,) * n] = 1
     for gate in gates:
-        taken, angles = angles[: NUM_ANGLES[gate.kind]], angles[NUM_ANGLES[gate.kind] :]
-        psi_S = unitary(n, gate, taken) @ psi_S
-    return psi_S
+        num = len(KINDS[gate.kind].shifts)
+        taken, angles = angles[:num], angles[num:]
+        u = matrix(gate.kind, taken)
+        if gate.control is not None:
+            u = np.block([[I2, 0 * I2], [0 * I2, u]]).reshape(2, 2, 2, 2)
+            axes = (gate.control, gate.target)
+            psi = np.moveaxis(np.tensordot(u, psi, axes=((2, 3), axes)), (0, 1), axes)
+        else:
+            psi = np.moveaxis(np.tensordot(u, psi, axes=(1, gate.target)), 0, gate.target)
+    return psi.ravel()
 
 
 @st.composite
-def circuits(draw):
-    n = draw(st.integers(1, 4))
+def circuits(draw, most_qubits, most_gates):
+    n = draw(st.integers(1, most_qubits))
     wires = st.permutations(range(n))
     gates = []
-    for kind, controlled in draw(st.lists(st.tuples(st.sampled_from(list(NUM_ANGLES)), st.booleans()), max_size=8)):
+    for kind, controlled in draw(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), max_size=most_gates)):
         target, *others = draw(wires)
         gates.append(Gate(kind, target, others[0] if controlled and others else None))
     return n, gates, draw(st.integers(0, 2**32 - 1))
 
 
-@given(circuits())
-def test_any_circuit_equals_the_product_of_its_matrices(circuit):
-    n, gates, seed = circuit
+def check_against_matrices(n, gates, seed, precision="float64"):
     rng = np.random.default_rng(seed)
     program = ansatz.program(n, gates)
     theta_P, v_S = rng.uniform(-np.pi, np.pi, program.num_angles), rng.normal(size=2**n)
+    exact = precision == "float64"
 
-    psi_S = statevector.state(program, theta_P)
-    np.testing.assert_allclose(psi_S, state(n, gates, theta_P), rtol=0, atol=1e-12)
-    p_S = statevector.probabilities(psi_S)
-    np.testing.assert_allclose(p_S, abs(psi_S) ** 2, rtol=0, atol=1e-15)
+    p_S, gradient = StateVector(program, Qpu(precision=precision)).differentiable(theta_P, "adjoint")
+    np.testing.assert_allclose(p_S, abs(final_state(n, gates, theta_P)) ** 2, rtol=0, atol=1e-12 if exact else 1e-5)
 
     steps_PP = 1e-5 * np.eye(program.num_angles)
-    up_P, down_P = ([v_S @ abs(state(n, gates, theta_P + s * step)) ** 2 for step in steps_PP] for s in (1, -1))
+    up_P, down_P = ([v_S @ abs(final_state(n, gates, theta_P + s * step)) ** 2 for step in steps_PP] for s in (1, -1))
     difference_P = (np.array(up_P) - np.array(down_P)) / 2e-5
-    gradient_P = statevector.gradient(program, theta_P, psi_S, v_S)
-    np.testing.assert_allclose(gradient_P, difference_P, rtol=0, atol=1e-8)
-    assert np.array_equal(statevector.gradient(program, theta_P, psi_S, v_S), gradient_P)  # psi_S is left as it is
+    gradient_P = gradient(v_S)
+    np.testing.assert_allclose(gradient_P, difference_P, rtol=0, atol=1e-8 if exact else 1e-3)
+    assert np.array_equal(gradient(v_S), gradient_P)  # the state is left as it is
+
+
+@settings(deadline=None)  # the first call compiles
+@given(circuits(most_qubits=5, most_gates=10))
+def test_any_circuit_equals_the_product_of_its_matrices(circuit):
+    check_against_matrices(*circuit)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(circuits(most_qubits=5, most_gates=10))
+def test_single_precision_is_near(circuit):
+    check_against_matrices(*circuit, precision="float32")
+
+
+@settings(deadline=None)  # the first call compiles
+@given(circuits(most_qubits=8, most_gates=25))
+def test_blocks_change_nothing(circuit):
+    with pytest.MonkeyPatch.context() as small:  # hypothesis does not mix with the fixture
+        small.setattr(plan, "WHOLE", 4)
+        small.setattr(plan, "BLOCK", 7)
+        small.setattr(plan, "RUN", 3)
+        check_against_matrices(*circuit)
+
+
+@pytest.mark.parametrize("name", ["u3_cu3_ring", "ry_cnot"])
+def test_blocks_of_the_real_size(name):
+    """More qubits than one block holds, against a plan that is one block."""
+    n = 17
+    program = ansatz.build(Circuit(ansatz=name, layers=2), n)
+    rng = np.random.default_rng(0)
+    theta_P, v_S = rng.uniform(-np.pi, np.pi, program.num_angles), rng.normal(size=2**n)
+    blocked = StateVector(program, Qpu())
+    with pytest.MonkeyPatch.context() as whole:
+        whole.setattr(plan, "WHOLE", 20)
+        one = StateVector(program, Qpu())
+    p_S, gradient = blocked.differentiable(theta_P, "adjoint")
+    expected_S, expected = one.differentiable(theta_P, "adjoint")
+    assert len(plan.plan(program).local_I) > 1
+    np.testing.assert_allclose(p_S, expected_S, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(gradient(v_S), expected(v_S), rtol=0, atol=1e-12)
 
 
 def test_wire_0_is_the_most_significant_bit():
-    flip = ansatz.program(3, [Gate("x", 0), Gate("x", 1, control=0)])
-    assert statevector.probabilities(statevector.state(flip, np.empty(0))).argmax() == 0b110
+    flip = StateVector(ansatz.program(3, [Gate("x", 0), Gate("x", 1, control=0)]), Qpu())
+    assert flip.differentiable(np.empty(0), "adjoint")[0].argmax() == 0b110
+
+
+def test_several_parameter_sets():
+    device = StateVector(ansatz.build(Circuit(), 3), Qpu())
+    theta_KP = np.random.default_rng(0).uniform(-np.pi, np.pi, (2, device.program.num_angles))
+    p_KS = device.probabilities(theta_KP, [0, 0])
+    assert p_KS.shape == (2, 8)
+    assert np.array_equal(p_KS[1], device.differentiable(theta_KP[1], "adjoint")[0])
+
+
+def test_shots_are_unbiased_and_belong_to_their_seed():
+    program, shots, repeats = ansatz.build(Circuit(), 3), 100, 400
+    theta_P = np.random.default_rng(0).uniform(-np.pi, np.pi, program.num_angles)
+    device = StateVector(program, Qpu(shots=shots))
+    p_KS = device.probabilities(np.tile(theta_P, (repeats, 1)), list(range(repeats)))
+    assert np.array_equal(device.probabilities(theta_P[None], [7]), p_KS[7:8])
+    assert not np.array_equal(p_KS[6], p_KS[7])
+    counts = p_KS * shots
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+    np.testing.assert_allclose(p_KS.sum(axis=1), 1, atol=1e-12)
+    exact_S = StateVector(program, Qpu()).differentiable(theta_P, "adjoint")[0]
+    error_S = np.sqrt(exact_S * (1 - exact_S) / (shots * repeats))
+    assert (abs(p_KS.mean(axis=0) - exact_S) <= 5 * error_S).all()
+
+
+@pytest.mark.parametrize("field", [{"device": "lightning.qubit"}, {"noise": "FakeManilaV2"}, {"options": {"a": 1}}])
+def test_fields_without_meaning_are_refused(field):
+    with pytest.raises(UserError, match=f"qpu.{next(iter(field))} = .* has no meaning for qpu.backend statevector"):
+        StateVector(ansatz.build(Circuit(), 2), Qpu(**field))
 
 
 def rows_of_jacobian(n, layers, probes):
     """dp/d theta_P of the ring at random angles: all of it, or random combinations of its rows."""
     rng = np.random.default_rng(0)
-    program = ansatz.build("u3_cu3_ring", n, layers)
+    program = ansatz.build(Circuit(layers=layers), n)
     theta_P = rng.uniform(-np.pi, np.pi, program.num_angles)
     cotangents = np.eye(2**n) if probes is None else rng.normal(size=(probes, 2**n))
-    psi_S = statevector.state(program, theta_P)
-    return np.array([statevector.gradient(program, theta_P, psi_S, v_S) for v_S in cotangents])
+    gradient = StateVector(program, Qpu()).differentiable(theta_P, "adjoint")[1]
+    return np.array([gradient(v_S) for v_S in cotangents])
 
 
 # QTRL's ring: 2n-1 angles never matter, and the rest has rank (5L-3)n from L = 3 on
@@ -143,3 +206,8 @@ def test_redundant_angles_of_the_ring(n, layers, rank, probes):
 @pytest.mark.parametrize(("n", "layers"), [(2, 1), (4, 3)])
 def test_angles_of_the_ring_that_never_matter(n, layers):
     assert (abs(rows_of_jacobian(n, layers, None)).max(axis=0) < 1e-12).sum() == 2 * n - 1
+
+
+def test_traffic_is_one_pass_for_a_state_that_is_one_block():
+    assert statevector.traffic(ansatz.build(Circuit(ansatz="ry_cnot"), 10), "float64") == 3 * 2 * 8 * 2**10
+    assert statevector.traffic(ansatz.build(Circuit(), 10), "float32") == 3 * 2 * 2 * 4 * 2**10

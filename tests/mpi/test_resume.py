@@ -21,7 +21,7 @@ COMMON = f"""
     --evaluate.episodes 3"""
 RUNS = {
     "gaussian": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
-        --algorithm.epochs 2 --algorithm.minibatches 2""",
+        --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
 }
