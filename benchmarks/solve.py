@@ -11,17 +11,14 @@ Training steps are counted over all ranks; validation episodes, which decide whe
 
 import argparse
 import json
-import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from setting import RESULTS, line, mpirun, setting
+
 SOLVED = {"cartpole": 475, "acrobot": -100, "frozenlake": 0.70, "pendulum": -200}
 
 
@@ -41,11 +38,19 @@ def main() -> None:
         flags += ["--train.steps", "8192", "--evaluate.episodes", "10"]
     with tempfile.TemporaryDirectory() as runs:
         rows = [trained(seed, args, flags, runs) for seed in range(args.first_seed, args.first_seed + args.seeds)]
-    command = "python benchmarks/solve.py " + " ".join(sys.argv[1:])
-    results = {"command": command.strip(), **setting(args, flags), "summary": summary(rows), "seeds": rows}
+    results = {
+        **setting("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich"),
+        "preset": args.preset,
+        "threshold": SOLVED[args.preset],
+        "ranks": args.ranks,
+        "flags": flags,
+        "config": config(args, flags),
+        "summary": summary(rows),
+        "seeds": rows,
+    }
     print(table(results))
     if args.output or not args.quick:
-        folder = args.output or ROOT / "benchmarks" / "results"
+        folder = args.output or RESULTS
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{args.preset}.json").write_text(json.dumps(results, indent=2) + "\n")
         (folder / f"{args.preset}.md").write_text(table(results) + "\n")
@@ -53,10 +58,8 @@ def main() -> None:
 
 def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) -> dict:
     """One run, and what its files say."""
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun") or sys.exit("mpirun not found")
-    command = [mpirun, "-n", str(args.ranks), sys.executable, "-m", "distqtrl", "train", args.preset]
-    command += ["--json", "--train.seed", str(seed), "--train.directory", runs, *flags]
+    command = [*mpirun(args.ranks), "-m", "distqtrl", "train", args.preset, "--json"]
+    command += ["--train.seed", str(seed), "--train.directory", runs, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     lines = (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()
@@ -89,30 +92,11 @@ def summary(rows: list[dict]) -> dict:
     return out | {"share": {phase: statistics.median(s[phase] for s in shares) for phase in shares[0]}}
 
 
-def setting(args: argparse.Namespace, flags: list[str]) -> dict:
-    """Where and with what the numbers were made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    code = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"]
-    changed = " (changed since)" if subprocess.run(code, cwd=ROOT, stderr=subprocess.DEVNULL).returncode else ""
+def config(args: argparse.Namespace, flags: list[str]) -> dict:
+    """The preset with the flags, as distqtrl resolves them."""
     show = [sys.executable, "-m", "distqtrl", "train", args.preset, "--print-config", *flags]
-    printed = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=True).stdout
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
-    packages = ("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich")
-    return {
-        "preset": args.preset,
-        "threshold": SOLVED[args.preset],
-        "ranks": args.ranks,
-        "flags": flags,
-        "config": json.loads(printed),
-        "machine": f"{os.cpu_count()} cores, {cpu}, Python {platform.python_version()}",
-        "versions": {name: metadata.version(name) for name in packages},
-        "commit": (commit.stdout.strip() or "unknown") + changed,
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    printed: dict = json.loads(subprocess.run(show, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return printed
 
 
 def table(results: dict) -> str:
@@ -121,8 +105,7 @@ def table(results: dict) -> str:
     lines = [
         f"# {results['preset']}: {s['solved']} of {s['of']} seeds solved (return of at least {results['threshold']})",
         "",
-        f"`{results['command']}` at {results['commit']} on {results['machine']}; {results['ranks']} ranks.",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
+        f"{results['ranks']} ranks. {line(results)}",
         "",
         "| seed | return (100 greedy episodes) | training steps, all ranks | validation steps | updates | training s |",
         "|--:|--:|--:|--:|--:|--:|",
