@@ -1,5 +1,10 @@
 """The communicator over MPI; the only file that imports mpi4py. Buffers only, nothing is pickled."""
 
+import fcntl
+import sys
+import termios
+import time
+from contextlib import suppress
 from typing import NoReturn
 
 import numpy as np
@@ -25,9 +30,19 @@ class Mpi:
         return total
 
     def abort(self, code: int) -> NoReturn:
+        _until_read(sys.stderr.fileno())
         self._world.Abort(code)
         raise SystemExit(code)
 
     def describe(self) -> dict[str, str]:
         version = MPI.Get_library_version().splitlines()[0].rstrip("\x00").replace("\t", " ")
         return {"mpi": version, "host": MPI.Get_processor_name()}
+
+
+def _until_read(fd: int) -> None:
+    """Wait until the launcher has read what we wrote to this pipe: MPICH's drops the rest when it hears of an abort."""
+    deadline, unread = time.monotonic() + 2, np.ones(1, np.int32)
+    with suppress(OSError):  # not a pipe: nobody has to read it
+        while unread[0] and time.monotonic() < deadline:
+            fcntl.ioctl(fd, termios.FIONREAD, unread)
+            time.sleep(0.01)
