@@ -4,6 +4,7 @@ import fcntl
 import sys
 import termios
 import time
+from array import array
 from contextlib import suppress
 from typing import NoReturn
 
@@ -41,7 +42,7 @@ class Mpi:
 
 def _until_read(fd: int) -> None:
     """Wait until the launcher has read what we wrote to this pipe: MPICH's drops the rest when it hears of an abort."""
-    deadline, unread = time.monotonic() + 2, np.ones(1, np.int32)
+    deadline, unread = time.monotonic() + 2, array("i", [1])
     with suppress(OSError):  # not a pipe: nobody has to read it
         while unread[0] and time.monotonic() < deadline:
             fcntl.ioctl(fd, termios.FIONREAD, unread)

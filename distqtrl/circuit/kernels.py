@@ -23,14 +23,14 @@ X = CODES["x"]
 
 
 @numba.njit(cache=True)
-def subset(size, target, control):
+def subset(size, target, control, value):
     """Mask of the index bits that run freely, and the bits that are set in all indices."""
     mask, fixed = size - LANES, 0
     if target >= BITS:
         mask &= ~(1 << target)
     if control >= BITS:
-        fixed = 1 << control
-        mask &= ~fixed
+        fixed = value << control
+        mask &= ~(1 << control)
     return mask, fixed
 
 
@@ -45,26 +45,26 @@ def partner(a, target):
 
 
 @numba.njit(cache=True)
-def apply(x, size, code, real, target, control, coef):
-    """Apply a gate in place to a block x of ``size`` numbers per component."""
+def apply(x, size, code, real, target, control, value, coef):
+    """Apply a gate in place to a block x of ``size`` numbers per component; a control acts where it has the value."""
+    mask, fixed = subset(size, target, control, value)
     if code == X and target >= BITS and (control < 0 or control >= BITS):
         for component in range(len(x)):
-            swap(x[component], size, target, control)
+            swap(x[component], mask, fixed, target)
     elif real:
         for component in range(len(x)):
             if target >= BITS:
-                apply_pairs(x[component], size, target, control, coef)
+                apply_pairs(x[component], mask, fixed, target, coef)
             else:
-                apply_lanes(x[component], size, target, control, coef)
+                apply_lanes(x[component], mask, fixed, target, coef)
     elif target >= BITS:
-        apply_pairs_complex(x[0], x[1], size, target, control, coef)
+        apply_pairs_complex(x[0], x[1], mask, fixed, target, coef)
     else:
-        apply_lanes_complex(x[0], x[1], size, target, control, coef)
+        apply_lanes_complex(x[0], x[1], mask, fixed, target, coef)
 
 
 @numba.njit(cache=True)
-def swap(x, size, target, control):
-    mask, fixed = subset(size, target, control)
+def swap(x, mask, fixed, target):
     stride, free = 1 << target, 0
     while True:
         i = free | fixed
@@ -77,8 +77,7 @@ def swap(x, size, target, control):
 
 
 @numba.njit(cache=True)
-def apply_pairs(x, size, target, control, coef):
-    mask, fixed = subset(size, target, control)
+def apply_pairs(x, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
     while True:
@@ -92,8 +91,7 @@ def apply_pairs(x, size, target, control, coef):
 
 
 @numba.njit(cache=True)
-def apply_lanes(x, size, target, control, coef):
-    mask, fixed = subset(size, target, control)
+def apply_lanes(x, mask, fixed, target, coef):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
     while True:
@@ -106,8 +104,7 @@ def apply_lanes(x, size, target, control, coef):
 
 
 @numba.njit(cache=True)
-def apply_pairs_complex(x, z, size, target, control, coef):
-    mask, fixed = subset(size, target, control)
+def apply_pairs_complex(x, z, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
     v01, v10, v11 = load(coef, 5 * LANES), load(coef, 6 * LANES), load(coef, 7 * LANES)  # u00 is real
@@ -124,8 +121,7 @@ def apply_pairs_complex(x, z, size, target, control, coef):
 
 
 @numba.njit(cache=True)
-def apply_lanes_complex(x, z, size, target, control, coef):
-    mask, fixed = subset(size, target, control)
+def apply_lanes_complex(x, z, mask, fixed, target, coef):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
     while True:
@@ -140,18 +136,19 @@ def apply_lanes_complex(x, z, size, target, control, coef):
 
 
 @numba.njit(cache=True)
-def sweep(x, y, size, real, target, control, coef, sums):
+def sweep(x, y, size, real, target, control, value, coef, sums):
     """Apply a gate's inverse to psi (x) and lambda (y) in place, after adding the gate's sums."""
+    mask, fixed = subset(size, target, control, value)
     if real:
         for component in range(len(x)):
             if target >= BITS:
-                sweep_pairs(x[component], y[component], size, target, control, coef, sums)
+                sweep_pairs(x[component], y[component], mask, fixed, target, coef, sums)
             else:
-                sweep_lanes(x[component], y[component], size, target, control, coef, sums)
+                sweep_lanes(x[component], y[component], mask, fixed, target, coef, sums)
     elif target >= BITS:
-        sweep_pairs_complex(x[0], x[1], y[0], y[1], size, target, control, coef, sums)
+        sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
     else:
-        sweep_lanes_complex(x[0], x[1], y[0], y[1], size, target, control, coef, sums)
+        sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
 
 
 @numba.njit(cache=True, inline="always")
@@ -160,8 +157,7 @@ def add(sums, row, vector):
 
 
 @numba.njit(cache=True)
-def sweep_pairs(x, y, size, target, control, coef, sums):
-    mask, fixed = subset(size, target, control)
+def sweep_pairs(x, y, mask, fixed, target, coef, sums):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
     total = zero(x)
@@ -180,8 +176,7 @@ def sweep_pairs(x, y, size, target, control, coef, sums):
 
 
 @numba.njit(cache=True)
-def sweep_lanes(x, y, size, target, control, coef, sums):
-    mask, fixed = subset(size, target, control)
+def sweep_lanes(x, y, mask, fixed, target, coef, sums):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
     total = zero(x)
@@ -199,8 +194,7 @@ def sweep_lanes(x, y, size, target, control, coef, sums):
 
 
 @numba.njit(cache=True)
-def sweep_pairs_complex(x, z, y, w, size, target, control, coef, sums):
-    mask, fixed = subset(size, target, control)
+def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
     v01, v10, v11 = load(coef, 5 * LANES), load(coef, 6 * LANES), load(coef, 7 * LANES)  # u00 is real
@@ -232,8 +226,7 @@ def sweep_pairs_complex(x, z, y, w, size, target, control, coef, sums):
 
 
 @numba.njit(cache=True)
-def sweep_lanes_complex(x, z, y, w, size, target, control, coef, sums):
-    mask, fixed = subset(size, target, control)
+def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
     diagonal, cross, turn = zero(x), zero(x), zero(x)

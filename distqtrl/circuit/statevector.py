@@ -13,16 +13,18 @@ is cached on disk.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import event
 
 from distqtrl.circuit import kernels
-from distqtrl.circuit.ansatz import CODES, Program
-from distqtrl.circuit.plan import Plan, plan
+from distqtrl.circuit.ansatz import CODES, Gate, Program, program
+from distqtrl.circuit.plan import XRY, Plan, plan
 from distqtrl.circuit.simd import BITS, LANES
-from distqtrl.config import Qpu, refuse
+from distqtrl.config import Qpu, UserError, refuse
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
@@ -57,6 +59,8 @@ def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -1j * s, -1j * s, c
     elif code == RY:
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -s, s, c
+    elif code == XRY:
+        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = s, c, c, -s
     elif code == PHASE:
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, c + 1j * s
     elif code == H:
@@ -84,6 +88,8 @@ def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (c
         a[0, 3] = -0.5
     elif code == RY:
         a[0, 2] = -0.5
+    elif code == XRY:
+        a[0, 2] = 0.5
     elif code == PHASE:
         a[0, 1] = 1
     else:
@@ -159,7 +165,7 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
 @numba.njit(cache=True)
 def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_G: Floats) -> None:  # pragma: no cover (compiled)
     for g in range(p.first_I[i], p.first_I[i + 1]):
-        kernels.apply(x, size, p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g], coef_G[g])
+        kernels.apply(x, size, p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g], p.value_G[g], coef_G[g])
 
 
 @numba.njit(cache=True)
@@ -167,12 +173,12 @@ def _sweep_all(
     x: Floats, y: Floats, size: int, p: Plan, i: int, coef_G: Floats, sums_G: Floats
 ) -> None:  # pragma: no cover (compiled)
     for g in range(p.first_I[i + 1] - 1, p.first_I[i] - 1, -1):
-        code, real, target, control = p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g]
+        code, real, target, control, value = p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g], p.value_G[g]
         if code > PHASE:  # no angle
-            kernels.apply(x, size, code, real, target, control, coef_G[g])
-            kernels.apply(y, size, code, real, target, control, coef_G[g])
+            kernels.apply(x, size, code, real, target, control, value, coef_G[g])
+            kernels.apply(y, size, code, real, target, control, value, coef_G[g])
         else:
-            kernels.sweep(x, y, size, real, target, control, coef_G[g], sums_G[g])
+            kernels.sweep(x, y, size, real, target, control, value, coef_G[g], sums_G[g])
 
 
 @numba.njit(cache=True)
@@ -283,23 +289,42 @@ def gradient(p: Plan, trig_G: Array, x: Floats, v_S: Array) -> Array:
     return _backward(p, trig_G, both[0], both[1])
 
 
-def traffic(program: Program, precision: str) -> int:
+def traffic(circuit: Program, precision: str) -> int:
     """Bytes read and written between memory and the kernels by one value and gradient, counted by passes.
 
     Every pass reads and writes the state once going forward, psi and lambda once each going back.
     """
-    p = plan(program)
+    p = plan(circuit)
     return len(p.local_I) * 3 * 2 * np.dtype(precision).itemsize * (p.components << p.num_bits)
+
+
+@cache
+def compiled(precision: str) -> float:
+    """Seconds that compiling the kernels for a precision took in this process; 0 if the code was on disk.
+
+    Kernels compile on their first call; this is one, on a single qubit. Raises UserError when the code cannot be kept.
+    """
+    start, seconds = plan(program(1, [Gate("u3", 0)])), list[float]()
+    try:
+        with event.install_timer("numba:compile", seconds.append):
+            x, trig_G = state(start, np.zeros(3), np.dtype(precision))
+            gradient(start, trig_G, x, probabilities(x, 1))
+    except OSError as error:
+        raise UserError(
+            f"cannot keep compiled code on disk ({error}): set NUMBA_CACHE_DIR to a folder with room"
+        ) from None
+    return sum(seconds)
 
 
 class StateVector:
     """Our exact device; shots are drawn from the exact distribution."""
 
-    def __init__(self, program: Program, settings: Qpu) -> None:
+    def __init__(self, circuit: Program, settings: Qpu) -> None:
         refuse(settings, "statevector", ("device", "options", "noise"))
-        self.program, self.shots = program, settings.shots
+        self.program, self.shots = circuit, settings.shots
         self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
-        self._plan, self._dtype = plan(program), np.dtype(settings.precision)
+        self._plan, self._dtype = plan(circuit), np.dtype(settings.precision)
+        self.compile_s = compiled(settings.precision)
 
     def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
         p_KS = np.stack([self.differentiable(theta_P, "adjoint")[0] for theta_P in theta_KP])
