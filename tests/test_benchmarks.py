@@ -12,14 +12,53 @@ from distqtrl import config
 ROOT = Path(__file__).parents[1]
 
 
-def test_cartpole(tmp_path, mpirun):
-    script = ROOT / "benchmarks" / "solve.py"
-    subprocess.run([sys.executable, script, "--quick", "-o", tmp_path], check=True, timeout=120)
-    results = json.loads((tmp_path / "cartpole.json").read_text())
+@pytest.fixture
+def quick(tmp_path):
+    """quick(name): the quick run of a benchmark script; then(file) reads one of its results."""
+
+    def run(name):
+        script = ROOT / "benchmarks" / f"{name}.py"
+        subprocess.run([sys.executable, script, "--quick", "-o", tmp_path], check=True, timeout=120)
+        return lambda file: (tmp_path / file).read_text()
+
+    return run
+
+
+def test_solve(quick, mpirun):
+    written = quick("solve")
+    results = json.loads(written("cartpole.json"))
     assert [row["seed"] for row in results["seeds"]] == [100, 101]
     assert all(row["env_steps"] == 8320 for row in results["seeds"])  # the first whole update past the budget
     assert 0.9 < sum(results["summary"]["share"].values()) < 1.1
-    assert "| seed |" in (tmp_path / "cartpole.md").read_text()
+    assert "| seed |" in written("cartpole.md")
+
+
+def test_circuit(quick):
+    pytest.importorskip("pennylane_lightning")
+    written = quick("circuit")
+    for row in json.loads(written("circuit.json"))["rows"]:
+        assert row["float32"]["error"] < 1e-5
+        assert {"median_s", "bytes"} <= row["peers"]["lightning.qubit adjoint"].keys()
+    assert "## Memory traffic" in written("circuit.md")
+
+
+def test_devices(quick, mpirun, tmp_path):
+    pytest.importorskip("qiskit_aer")
+    written = quick("devices")
+    results = json.loads(written("devices.json"))
+    assert {run["case"] for run in results["runs"]} == set(results["cases"])
+    assert all(len(run["return_mean"]) == len(run["env_steps"]) == 1 for run in results["runs"])
+    assert "| exact |" in written("devices.md")
+    assert (tmp_path / "devices.png").stat().st_size > 10_000
+
+
+def test_shots(quick, tmp_path):
+    written = quick("shots")
+    rows = json.loads(written("shots.json"))["rows"]
+    assert len(rows) == 16  # 2 sizes, 2 numbers of shots, 4 estimates
+    assert all(row["probabilities_bias"] < 2 * row["probabilities_resolution"] for row in rows)  # unbiased
+    assert "| 6 qubits |" in written("shots.md")
+    assert (tmp_path / "shots.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("preset", "seeds"), [("cartpole", 10), ("acrobot", 3), ("frozenlake", 3), ("pendulum", 3)])

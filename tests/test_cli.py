@@ -1,6 +1,9 @@
-"""The command line in this process: output, exit codes, one line per mistake, nothing left behind."""
+"""The command line: output, exit codes, one line per mistake, nothing left behind."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,21 @@ def test_a_directory_that_cannot_be_made(capfd, tmp_path, small):
     code, _, err = run(capfd, "train", "cartpole", "--train.directory", tmp_path / "file", *small, *MLP)
     assert code == 2
     assert err.startswith(f"distqtrl: Not a directory: {tmp_path}/file/")
+
+
+def test_compilation_is_shown_once(tmp_path, small):
+    """The kernels' first use on a machine takes seconds; the next process finds them on disk."""
+    command = [sys.executable, "-m", "distqtrl", "train", "cartpole", "--train.directory", tmp_path / "runs", *small]
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first, second = (subprocess.run(command, env=env, capture_output=True, text=True, check=True) for _ in range(2))
+    assert "compiled the circuit's kernels in " in first.stdout
+    assert "compiled" not in second.stdout
+
+
+def test_no_room_for_compiled_code(tmp_path, small):
+    command = ["bash", "-c", 'ulimit -f 5; exec "$@"', "-", sys.executable, "-m", "distqtrl", "train", "cartpole"]
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([*command, *small], env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("distqtrl: cannot keep compiled code on disk ([Errno 27] File too large): set NUMBA_CACHE")
