@@ -1,7 +1,7 @@
 """CartPole trained on finite shots and on a noisy device, beside the exact circuit: learning curves over seeds.
 
     python benchmarks/devices.py          5 seeds, 4 ranks, about 20 minutes; writes benchmarks/results/devices.*
-    python benchmarks/devices.py --quick  1 seed, 2 ranks, small budget; writes nothing unless -o is given
+    python benchmarks/devices.py --quick  2 cases, 1 seed, 2 ranks, small budget; writes nothing unless -o is given
 
 All cases get the same budget of environment steps and the same seeds; nothing stops early. Gradients of shots and
 noise come from the parameter-shift rule, every circuit run by one rank only, or from SPSA. The noise is
@@ -16,10 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setting import RESULTS, ROOT, line, mpirun, setting
+import setting
 
 SHARED = ["--qpu.gradient", "parameter-shift", "--qpu.shift", "distributed"]
-NOISE = ["--qpu.backend", "aer", "--qpu.noise", str(ROOT / "benchmarks" / "noise.json")]
+NOISE = ["--qpu.backend", "aer", "--qpu.noise", str(setting.ROOT / "benchmarks" / "noise.json")]
 CASES = {
     "exact": [],
     "4096 shots": ["--qpu.shots", "4096", *SHARED],
@@ -32,40 +32,33 @@ LAST = 10  # updates
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = setting.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--first-seed", type=int, default=400)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=76_800, help="environment steps over all ranks")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the results")
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.ranks, args.steps = 1, 2, 1280
+        args.seeds, args.ranks, args.steps, args.cases = 1, 2, 1280, ["exact", "4096 shots, noise"]
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     with tempfile.TemporaryDirectory() as runs:
         rows = [trained(case, seed, args, runs) for seed in seeds for case in args.cases]
     results = {
-        **setting("torch", "numba", "numpy", "qiskit", "qiskit-aer", "mpi4py", "mpich"),
+        **setting.facts("torch", "numba", "numpy", "qiskit", "qiskit-aer", "mpi4py", "mpich"),
         "ranks": args.ranks,
         "steps": args.steps,
-        "noise": json.loads((ROOT / "benchmarks" / "noise.json").read_text()),
+        "noise": json.loads((setting.ROOT / "benchmarks" / "noise.json").read_text()),
         "cases": {case: CASES[case] for case in args.cases},
         "runs": rows,
     }
-    print(table(results))
-    if args.output or not args.quick:
-        folder = args.output or RESULTS
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "devices.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "devices.md").write_text(table(results) + "\n")
+    if folder := setting.save(args, "devices", results, table(results)):
         figure(results, folder / "devices.png")
 
 
 def trained(case: str, seed: int, args: argparse.Namespace, runs: str) -> dict:
     """One run, and what its files say."""
-    command = [*mpirun(args.ranks), "-m", "distqtrl", "train", "cartpole", "--json", "--train.seed", str(seed)]
+    command = [*setting.mpirun(args.ranks), "-m", "distqtrl", "train", "cartpole", "--json", "--train.seed", str(seed)]
     command += ["--train.directory", runs, "--train.steps", str(args.steps)]
     command += ["--evaluate.target", "none", "--evaluate.every", "none", *CASES[case]]
     if args.quick:
@@ -99,7 +92,7 @@ def table(results: dict) -> str:
     lines = [
         f"# CartPole on shots and noise, {results['steps']:,} environment steps, {len(seeds)} seeds",
         "",
-        f"{results['ranks']} ranks. {line(results)}",
+        f"{results['ranks']} ranks. {setting.line(results)}",
         "",
         "Medians over the seeds (smallest to largest). Greedy: 100 episodes with rank 0's last weights. Training:",
         f"sampled actions, the last {LAST} updates. QPU time: 250 us per shot, ranks side by side.",

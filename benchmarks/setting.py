@@ -1,5 +1,7 @@
-"""Where and with what the numbers of a benchmark were made; shared by the scripts beside it."""
+"""What the scripts beside it share: their options, where and with what numbers were made, files of results."""
 
+import argparse
+import json
 import os
 import platform
 import shutil
@@ -13,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def setting(*packages: str) -> dict[str, Any]:
+def facts(*packages: str) -> dict[str, Any]:
     """Command, machine, versions of packages, commit."""
     return {
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
@@ -23,10 +25,30 @@ def setting(*packages: str) -> dict[str, Any]:
     }
 
 
-def line(facts: dict[str, Any]) -> str:
+def line(made: dict[str, Any]) -> str:
     """The same as two lines of Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return f"`{facts['command']}` at {facts['commit']} on {facts['machine']}.\nVersions: {versions}."
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return f"`{made['command']}` at {made['commit']} on {made['machine']}.\nVersions: {versions}."
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every script."""
+    out = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--quick", action="store_true", help="small; writes nothing unless -o is given")
+    out.add_argument("-o", "--output", type=Path, help="folder of the results")
+    return out
+
+
+def save(args: argparse.Namespace, name: str, results: dict[str, Any], text: str) -> Path | None:
+    """Print the table; write NAME.json and NAME.md. Returns their folder, if there is one."""
+    print(text)
+    if args.quick and not args.output:
+        return None
+    folder: Path = args.output or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text + "\n")
+    return folder
 
 
 def mpirun(ranks: int) -> list[str]:

@@ -12,13 +12,11 @@ by a term of order 1/shots. Compared at the same number of shots in all:
     antithetic   half of the shots drawn with u, half with 1 - u; a simulation can do that, a QPU cannot
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+import setting
 import torch
-from setting import RESULTS, line, setting
 
 from distqtrl import config
 from distqtrl.generator import Generator
@@ -30,11 +28,9 @@ CHUNKS = {"6 qubits": "16", "10 qubits": "1"}  # weights made by one basis state
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = setting.parser(__doc__)
     parser.add_argument("--shots", type=int, nargs="+", default=[64, 256, 1024, 4096, 16384])
     parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the results")
     args = parser.parse_args()
     if args.quick:
         args.shots, args.draws = [64, 256], 50
@@ -44,13 +40,8 @@ def main() -> None:
         generator.set_precision(torch.float64)
         for shots in args.shots:
             rows += [{"size": name, **measured(generator, e, shots, args.draws)} for e in ESTIMATES]
-    results = {**setting("torch", "numpy", "numba"), "draws": args.draws, "rows": rows}
-    print(table(results))
-    if args.output or not args.quick:
-        folder = args.output or RESULTS
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "shots.json").write_text(json.dumps(results, indent=2) + "\n")
-        (folder / "shots.md").write_text(table(results) + "\n")
+    results = {**setting.facts("torch", "numpy", "numba"), "draws": args.draws, "rows": rows}
+    if folder := setting.save(args, "shots", results, table(results)):
         figure(results, folder / "shots.png")
 
 
@@ -114,7 +105,7 @@ def table(results: dict) -> str:
     lines = [
         "# Bias and spread of generated weights against shots",
         "",
-        line(results),
+        setting.line(results),
         "",
         "The 898 weights of `cartpole` at its initial angles, with 6 qubits as in the preset and with 10 (one weight",
         f"per basis state); {results['draws']:,} draws. Norms relative to the exact vector's; < marks a bias below",

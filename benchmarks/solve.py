@@ -17,19 +17,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setting import RESULTS, line, mpirun, setting
+import setting
 
 SOLVED = {"cartpole": 475, "acrobot": -100, "frozenlake": 0.70, "pendulum": -200}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = setting.parser(__doc__)
     parser.add_argument("--preset", choices=SOLVED, default="cartpole")
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--first-seed", type=int, default=100, help="the preset was tuned on seeds below 100")
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the results")
     parser.add_argument("flags", nargs="*", help="after --: further flags of distqtrl train")
     args = parser.parse_args()
     flags = list(args.flags)
@@ -39,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         rows = [trained(seed, args, flags, runs) for seed in range(args.first_seed, args.first_seed + args.seeds)]
     results = {
-        **setting("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich"),
+        **setting.facts("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich"),
         "preset": args.preset,
         "threshold": SOLVED[args.preset],
         "ranks": args.ranks,
@@ -48,17 +46,12 @@ def main() -> None:
         "summary": summary(rows),
         "seeds": rows,
     }
-    print(table(results))
-    if args.output or not args.quick:
-        folder = args.output or RESULTS
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{args.preset}.json").write_text(json.dumps(results, indent=2) + "\n")
-        (folder / f"{args.preset}.md").write_text(table(results) + "\n")
+    setting.save(args, args.preset, results, table(results))
 
 
 def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) -> dict:
     """One run, and what its files say."""
-    command = [*mpirun(args.ranks), "-m", "distqtrl", "train", args.preset, "--json"]
+    command = [*setting.mpirun(args.ranks), "-m", "distqtrl", "train", args.preset, "--json"]
     command += ["--train.seed", str(seed), "--train.directory", runs, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +98,7 @@ def table(results: dict) -> str:
     lines = [
         f"# {results['preset']}: {s['solved']} of {s['of']} seeds solved (return of at least {results['threshold']})",
         "",
-        f"{results['ranks']} ranks. {line(results)}",
+        f"{results['ranks']} ranks. {setting.line(results)}",
         "",
         "| seed | return (100 greedy episodes) | training steps, all ranks | validation steps | updates | training s |",
         "|--:|--:|--:|--:|--:|--:|",
