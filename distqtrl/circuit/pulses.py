@@ -69,6 +69,7 @@ class Operation:
 
 
 def circuit_of(program: Program, operations: list[Operation]) -> Compiled:
+    """Operations as a Qiskit circuit, with a parameter for every angle that depends on theta_P."""
     from qiskit import QuantumCircuit
     from qiskit.circuit import Parameter
 
@@ -197,6 +198,7 @@ class _Pulses:
 
 
 def pulsed(program: Program, virtual: str = "rz") -> Compiled:
+    """The program as pulses; ``virtual`` is Qiskit's name of the turn without error, rz or p."""
     parts, spread_DP = decomposed(program)
     compiled = circuit_of(parts, _Pulses(parts, virtual).operations)
     compiled.angle_JP = np.column_stack([compiled.angle_JP[:, :-1] @ spread_DP, compiled.angle_JP[:, -1]])

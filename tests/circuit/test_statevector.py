@@ -211,3 +211,9 @@ def test_angles_of_the_ring_that_never_matter(n, layers):
 def test_traffic_is_one_pass_for_a_state_that_is_one_block():
     assert statevector.traffic(ansatz.build(Circuit(ansatz="ry_cnot"), 10), "float64") == 3 * 2 * 8 * 2**10
     assert statevector.traffic(ansatz.build(Circuit(), 10), "float32") == 3 * 2 * 2 * 4 * 2**10
+
+
+def test_an_ry_is_executed_with_the_cnot_that_follows_it():
+    """On 6 wires the controls of three CNOTs stand above the three lanes; those of the other two are lanes."""
+    codes = plan.plan(ansatz.program(6, ansatz.ry_cnot(6, 1))).code_G.tolist()
+    assert {code: codes.count(code) for code in codes} == {ansatz.CODES["ry"]: 6, plan.XRY: 3, ansatz.CODES["x"]: 2}
