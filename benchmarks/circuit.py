@@ -38,7 +38,7 @@ ROWS = {  # (ansatz, qubits, layers): goal, how many times faster than the faste
 QUICK = {("u3_cu3_ring", 6, 2): None}
 COPIED = 1 << 28  # bytes of each of the two arrays of the bandwidth measurement; no cache holds them
 TOLERANCE = 1e-8
-ANSWER_S = 300  # until a version's first answer
+ANSWER_S = 120  # until a version's first answer, compilation included
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -293,7 +293,9 @@ class Worker:
                 env={**os.environ, **ONE_THREAD, **(environment or {})},
             )
             ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_S)
-            said = json.loads((self.process.stdout.readline() if ready else "") or '{"error": "no answer"}')
+            said = json.loads(
+                (self.process.stdout.readline() if ready else "") or f'{{"error": "no answer in {ANSWER_S} s"}}'
+            )
             self.error, self.first_s, self.times = said.get("error", ""), said.get("first_s"), []
             if not self.error:
                 with np.load(answer) as file:

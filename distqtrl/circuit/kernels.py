@@ -1,8 +1,8 @@
-"""Compiled gate kernels: apply one gate to a block, or un-compute it and collect what its gradient needs.
+"""Compiled kernels: apply a step to a block, or un-compute it and collect what its gradient needs.
 
 A block has one row of 2^b real numbers, or a second one with imaginary parts. The three lowest bits are the lanes of
-a vector. A gate comes as eight vectors of coefficients, real parts and then imaginary ones, in which a control among
-the lanes is folded in as identity; a control above the lanes selects vectors. The first element u00 is real.
+a vector. A step's matrix comes as eight coefficients, real parts and then imaginary ones. When target or control is
+among the lanes, they are eight vectors, because the lanes differ; a control above the lanes selects vectors.
 
     target above the lanes: pairs (a, b) of vectors     a' = u00 a + u01 b,  b' = u10 a + u11 b
     target among the lanes: d a + o exchanged(a)        d = u00 or u11, o = u01 or u10, by the lane's target bit
@@ -16,10 +16,7 @@ Sums for the gradient, with M_ab = sum of conj(lambda_a) psi_b over the pairs (s
 
 import numba
 
-from distqtrl.circuit.ansatz import CODES
-from distqtrl.circuit.simd import BITS, LANES, exchanged, load, store, zero
-
-X = CODES["x"]
+from distqtrl.circuit.simd import BITS, LANES, exchanged, load, splat, store, zero
 
 
 @numba.njit(cache=True)
@@ -44,21 +41,30 @@ def partner(a, target):
     return exchanged(a, 4)
 
 
+@numba.njit(cache=True, inline="always")
+def entry(coef, slot, lanes):
+    """A coefficient of a target above the lanes; ``lanes``: the control is among them."""
+    if lanes:
+        return load(coef, slot * LANES)
+    return splat(coef, slot)
+
+
 @numba.njit(cache=True)
-def apply(x, size, code, real, target, control, value, coef):
-    """Apply a gate in place to a block x of ``size`` numbers per component; a control acts where it has the value."""
+def apply(x, size, swaps, real, target, control, value, coef):
+    """Apply a step in place to a block x of ``size`` numbers per component; a control acts where it has the value."""
     mask, fixed = subset(size, target, control, value)
-    if code == X and target >= BITS and (control < 0 or control >= BITS):
+    lanes = 0 <= control < BITS
+    if swaps and target >= BITS and (control < 0 or control >= BITS):
         for component in range(len(x)):
             swap(x[component], mask, fixed, target)
     elif real:
         for component in range(len(x)):
             if target >= BITS:
-                apply_pairs(x[component], mask, fixed, target, coef)
+                apply_pairs(x[component], mask, fixed, target, lanes, coef)
             else:
                 apply_lanes(x[component], mask, fixed, target, coef)
     elif target >= BITS:
-        apply_pairs_complex(x[0], x[1], mask, fixed, target, coef)
+        apply_pairs_complex(x[0], x[1], mask, fixed, target, lanes, coef)
     else:
         apply_lanes_complex(x[0], x[1], mask, fixed, target, coef)
 
@@ -77,9 +83,9 @@ def swap(x, mask, fixed, target):
 
 
 @numba.njit(cache=True)
-def apply_pairs(x, mask, fixed, target, coef):
+def apply_pairs(x, mask, fixed, target, lanes, coef):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
+    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
     while True:
         i = free | fixed
         a, b = load(x, i), load(x, i + stride)
@@ -104,16 +110,16 @@ def apply_lanes(x, mask, fixed, target, coef):
 
 
 @numba.njit(cache=True)
-def apply_pairs_complex(x, z, mask, fixed, target, coef):
+def apply_pairs_complex(x, z, mask, fixed, target, lanes, coef):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
-    v01, v10, v11 = load(coef, 5 * LANES), load(coef, 6 * LANES), load(coef, 7 * LANES)  # u00 is real
+    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
+    v00, v01, v10, v11 = entry(coef, 4, lanes), entry(coef, 5, lanes), entry(coef, 6, lanes), entry(coef, 7, lanes)
     while True:
         i = free | fixed
         a, b, c, d = load(x, i), load(x, i + stride), load(z, i), load(z, i + stride)
-        store(x, i, u00 * a + u01 * b - v01 * d)
+        store(x, i, u00 * a + u01 * b - v00 * c - v01 * d)
         store(x, i + stride, u10 * a + u11 * b - v10 * c - v11 * d)
-        store(z, i, u00 * c + u01 * d + v01 * b)
+        store(z, i, u00 * c + u01 * d + v00 * a + v01 * b)
         store(z, i + stride, u10 * c + u11 * d + v10 * a + v11 * b)
         free = (free - mask) & mask
         if free == 0:
@@ -137,16 +143,17 @@ def apply_lanes_complex(x, z, mask, fixed, target, coef):
 
 @numba.njit(cache=True)
 def sweep(x, y, size, real, target, control, value, coef, sums):
-    """Apply a gate's inverse to psi (x) and lambda (y) in place, after adding the gate's sums."""
+    """Apply a step's inverse to psi (x) and lambda (y) in place, after adding the step's sums."""
     mask, fixed = subset(size, target, control, value)
+    lanes = 0 <= control < BITS
     if real:
         for component in range(len(x)):
             if target >= BITS:
-                sweep_pairs(x[component], y[component], mask, fixed, target, coef, sums)
+                sweep_pairs(x[component], y[component], mask, fixed, target, lanes, coef, sums)
             else:
                 sweep_lanes(x[component], y[component], mask, fixed, target, coef, sums)
     elif target >= BITS:
-        sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
+        sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, target, lanes, coef, sums)
     else:
         sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
 
@@ -157,9 +164,9 @@ def add(sums, row, vector):
 
 
 @numba.njit(cache=True)
-def sweep_pairs(x, y, mask, fixed, target, coef, sums):
+def sweep_pairs(x, y, mask, fixed, target, lanes, coef, sums):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
+    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
     total = zero(x)
     while True:
         i = free | fixed
@@ -194,10 +201,10 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums):
 
 
 @numba.njit(cache=True)
-def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums):
+def sweep_pairs_complex(x, z, y, w, mask, fixed, target, lanes, coef, sums):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = load(coef, 0), load(coef, LANES), load(coef, 2 * LANES), load(coef, 3 * LANES)
-    v01, v10, v11 = load(coef, 5 * LANES), load(coef, 6 * LANES), load(coef, 7 * LANES)  # u00 is real
+    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
+    v00, v01, v10, v11 = entry(coef, 4, lanes), entry(coef, 5, lanes), entry(coef, 6, lanes), entry(coef, 7, lanes)
     low, high, cross, turn = zero(x), zero(x), zero(x), zero(x)
     while True:
         i = free | fixed
@@ -208,13 +215,13 @@ def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums):
         high = high + h * d - q * b
         cross = cross + g * b + p * d - h * a - q * c
         turn = turn + g * d - p * b + h * c - q * a
-        store(x, i, u00 * a + u01 * b - v01 * d)
+        store(x, i, u00 * a + u01 * b - v00 * c - v01 * d)
         store(x, j, u10 * a + u11 * b - v10 * c - v11 * d)
-        store(z, i, u00 * c + u01 * d + v01 * b)
+        store(z, i, u00 * c + u01 * d + v00 * a + v01 * b)
         store(z, j, u10 * c + u11 * d + v10 * a + v11 * b)
-        store(y, i, u00 * g + u01 * h - v01 * q)
+        store(y, i, u00 * g + u01 * h - v00 * p - v01 * q)
         store(y, j, u10 * g + u11 * h - v10 * p - v11 * q)
-        store(w, i, u00 * p + u01 * q + v01 * h)
+        store(w, i, u00 * p + u01 * q + v00 * g + v01 * h)
         store(w, j, u10 * p + u11 * q + v10 * g + v11 * h)
         free = (free - mask) & mask
         if free == 0:

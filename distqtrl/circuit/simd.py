@@ -1,4 +1,4 @@
-"""Eight numbers at a time in Numba kernels: a vector type with load, store, arithmetic and lane exchange.
+"""Eight numbers at a time in Numba kernels: a vector type with load, store, splat, arithmetic and lane exchange.
 
 LLVM turns ``<8 x double>`` into whatever vectors the processor has (AVX-512, AVX2, NEON). Explicit vectors are
 needed because LLVM does not vectorize the kernels' loops by itself: it cannot know that two halves of one array do
@@ -74,6 +74,21 @@ def exchanged(typing: Any, vector: Any, distance: Any) -> Any:
         return builder.shuffle_vector(args[0], args[0], lanes)
 
     return vector(vector, distance), generate
+
+
+@intrinsic
+def splat(typing: Any, array: Any, index: Any) -> Any:
+    """LANES times the number array[index]; bounds are not checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind, vector = signature.args[0], context.get_value_type(signature.return_type)
+        data = cgutils.create_struct_proxy(kind)(context, builder, args[0]).data
+        number = builder.load(builder.gep(data, [args[1]]))
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        return builder.shuffle_vector(first, first, mask)
+
+    return Vector(array.dtype)(array, types.intp), generate
 
 
 @intrinsic

@@ -6,14 +6,17 @@
 The sweep runs the gates backwards and un-computes the state (Jones & Gacon, arXiv 2009.02823), so memory does not
 grow with depth; cost O(G 2^n). With psi and lambda as they are after gate g, and M_ab = sum of conj(lambda_a) psi_b
 over the pairs that the gate mixes, the derivative is 2 Re sum_ab A_ab M_ab, where A = dU_g/d theta U_g^dagger is
-anti-Hermitian and known in closed form (``_generators``): one pass yields all angles of a gate.
+anti-Hermitian and known in closed form (``_generators``): one pass yields all angles of a gate, and of all gates
+that plan.py fuses with it.
 
 A state of real gates is real and takes half the memory. Kernels run on one thread and are compiled once: the code
 is cached on disk.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,15 +24,16 @@ import numpy.typing as npt
 from numba.core import event
 
 from distqtrl.circuit import kernels
-from distqtrl.circuit.ansatz import CODES, Gate, Program, program
-from distqtrl.circuit.plan import XRY, Plan, plan
+from distqtrl.circuit.ansatz import CODES, KINDS, Gate, Program, program
+from distqtrl.circuit.plan import Plan, plan
 from distqtrl.circuit.simd import BITS, LANES
 from distqtrl.config import Qpu, UserError, refuse
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
 Complexes = npt.NDArray[np.complex128]
-U3, RX, RY, PHASE, H, X, Y = (CODES[kind] for kind in ("u3", "rx", "ry", "phase", "h", "x", "y"))  # the rest: z
+U3, RX, RY, RZ, PHASE, H, X, Y = (CODES[kind] for kind in KINDS if kind != "z")  # in this order
+LINE = 64  # bytes of a cache line
 
 
 @numba.njit(cache=True)
@@ -37,10 +41,10 @@ def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compil
     """cos and sin (G, 6) of half the first angle (phase gates: the whole), and of u3's second and third angle."""
     trig_G = np.zeros((len(p.code_G), 6))
     for g in range(len(p.code_G)):
-        code, first, scale = p.code_G[g], p.angle_G[g], p.scale_G[g]
+        code, first = p.code_G[g], p.angle_G[g]
         if code > PHASE:  # no angle
             continue
-        angle = theta_P[first] * (scale if code == PHASE else scale / 2)
+        angle = theta_P[first] if code == PHASE else theta_P[first] / 2
         trig_G[g, 0], trig_G[g, 1] = np.cos(angle), np.sin(angle)
         if code == U3:
             trig_G[g, 2], trig_G[g, 3] = np.cos(theta_P[first + 1]), np.sin(theta_P[first + 1])
@@ -50,7 +54,7 @@ def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compil
 
 @numba.njit(cache=True)
 def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (compiled)
-    """Fill a gate's matrix u (2, 2); its first element is real."""
+    """Fill a gate's matrix u (2, 2)."""
     c, s = trig[0], trig[1]
     if code == U3:
         left, right = trig[2] + 1j * trig[3], trig[4] + 1j * trig[5]
@@ -59,8 +63,8 @@ def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -1j * s, -1j * s, c
     elif code == RY:
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -s, s, c
-    elif code == XRY:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = s, c, c, -s
+    elif code == RZ:
+        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c - 1j * s, 0, 0, c + 1j * s
     elif code == PHASE:
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, c + 1j * s
     elif code == H:
@@ -88,8 +92,8 @@ def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (c
         a[0, 3] = -0.5
     elif code == RY:
         a[0, 2] = -0.5
-    elif code == XRY:
-        a[0, 2] = 0.5
+    elif code == RZ:
+        a[0, 0], a[0, 1] = -0.5, 0.5
     elif code == PHASE:
         a[0, 1] = 1
     else:
@@ -98,37 +102,61 @@ def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (c
 
 
 @numba.njit(cache=True)
-def _coefficients(u: Complexes, target: int, control: int, coef: Floats) -> None:  # pragma: no cover (compiled)
-    """A gate's matrix as eight vectors, see kernels.py; lanes where the control is 0 get the identity."""
-    if target >= BITS and not (0 <= control < BITS):
-        for slot in range(4):
-            value = u[slot >> 1, slot & 1]
-            coef[slot * LANES : (slot + 1) * LANES] = value.real
-            coef[(slot + 4) * LANES : (slot + 5) * LANES] = value.imag
-        return
-    for lane in range(LANES):
-        acts = not (0 <= control < BITS) or (lane >> control) & 1
-        bit = (lane >> target) & 1 if target < BITS else 0
-        for slot in range(4):
-            row, column = slot >> 1, slot & 1
-            if target < BITS:
-                row, column = bit, bit ^ column  # slots 0, 1: d, o
-            value = u[row, column] if acts else complex(1.0 if row == column else 0.0)
-            coef[slot * LANES + lane] = value.real
-            coef[(slot + 4) * LANES + lane] = value.imag
+def _matrices(p: Plan, trig_G: Array) -> Complexes:  # pragma: no cover (compiled)
+    """The matrices (J, 2, 2, 2) of all steps, for control 0 and 1."""
+    w_J, u = np.empty((len(p.target_J), 2, 2, 2), dtype=np.complex128), np.empty((2, 2), dtype=np.complex128)
+    for j in range(len(p.target_J)):
+        w_J[j] = 0
+        w_J[j, :, 0, 0] = w_J[j, :, 1, 1] = 1
+        for g in range(p.gate_J[j], p.gate_J[j + 1]):
+            _matrix(p.code_G[g], trig_G[g], u)
+            _multiply(u, w_J[j, 1])
+            if not p.controlled_G[g]:
+                _multiply(u, w_J[j, 0])
+    return w_J
 
 
 @numba.njit(cache=True)
-def _all_coefficients(p: Plan, trig_G: Array, inverse: bool, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """Coefficients (G, 64) of all gates, or of their inverses, in the precision of the state."""
-    coef_G = np.empty((len(p.code_G), 8 * LANES), dtype=like.dtype)
-    u = np.empty((2, 2), dtype=np.complex128)
-    for g in range(len(p.code_G)):
-        _matrix(p.code_G[g], trig_G[g], u)
-        if inverse:
-            u[0, 0], u[0, 1], u[1, 0], u[1, 1] = u[0, 0], np.conj(u[1, 0]), np.conj(u[0, 1]), np.conj(u[1, 1])
-        _coefficients(u, p.target_G[g], p.control_G[g], coef_G[g])
-    return coef_G
+def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled)
+    """w = u w."""
+    for column in range(2):
+        top, bottom = w[0, column], w[1, column]
+        w[0, column] = u[0, 0] * top + u[0, 1] * bottom
+        w[1, column] = u[1, 0] * top + u[1, 1] * bottom
+
+
+@numba.njit(cache=True)
+def _coefficients(p: Plan, w_J: Complexes, inverse: bool, like: Floats) -> Floats:  # pragma: no cover (compiled)
+    """The steps' matrices, or their inverses, for control 0 and 1 as the kernels take them: (J, 2, 64).
+
+    A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
+    """
+    coef_J = np.empty((len(p.target_J), 2, 8 * LANES), dtype=like.dtype)
+    w = np.empty((2, 2, 2), dtype=np.complex128)
+    for j in range(len(p.target_J)):
+        target, control = p.target_J[j], p.control_J[j]
+        among = 0 <= control < BITS
+        for value in range(2):
+            for row in range(2):
+                for column in range(2):
+                    w[value, row, column] = (
+                        np.conj(w_J[j, value, column, row]) if inverse else w_J[j, value, row, column]
+                    )
+        for value in range(0 if control >= BITS and not p.idle_J[j] else 1, 2):
+            for slot in range(4):
+                row, column = slot >> 1, slot & 1
+                if target >= BITS and not among:
+                    coef_J[j, value, slot] = w[value, row, column].real
+                    coef_J[j, value, slot + 4] = w[value, row, column].imag
+                    continue
+                for lane in range(LANES):
+                    which = (lane >> control) & 1 if among else value
+                    if target < BITS:
+                        row = (lane >> target) & 1
+                        column = row ^ (slot & 1)  # slots 0, 1: d, o
+                    coef_J[j, value, slot * LANES + lane] = w[which, row, column].real
+                    coef_J[j, value, (slot + 4) * LANES + lane] = w[which, row, column].imag
+    return coef_J
 
 
 @numba.njit(cache=True)
@@ -163,87 +191,147 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
 
 
 @numba.njit(cache=True)
-def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_G: Floats) -> None:  # pragma: no cover (compiled)
-    for g in range(p.first_I[i], p.first_I[i + 1]):
-        kernels.apply(x, size, p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g], p.value_G[g], coef_G[g])
+def _block(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
+    """An empty array that starts on a cache line, see ``_aligned``."""
+    raw = np.empty(rows * size + LINE // like.itemsize, dtype=like.dtype)
+    start = (-raw.ctypes.data % LINE) // like.itemsize
+    return raw[start : start + rows * size].reshape((rows, size))
+
+
+@numba.njit(cache=True)
+def _apply(x: Floats, size: int, p: Plan, j: int, coef: Floats) -> None:  # pragma: no cover (compiled)
+    real, target, control = p.real_J[j], p.target_J[j], p.control_J[j]
+    if control >= BITS and not p.idle_J[j]:
+        kernels.apply(x, size, p.swap_J[j], real, target, control, 0, coef[0])
+    kernels.apply(x, size, p.swap_J[j], real, target, control, 1, coef[1])
+
+
+@numba.njit(cache=True)
+def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    for j in range(p.step_I[i], p.step_I[i + 1]):
+        _apply(x, size, p, j, coef_J[j])
 
 
 @numba.njit(cache=True)
 def _sweep_all(
-    x: Floats, y: Floats, size: int, p: Plan, i: int, coef_G: Floats, sums_G: Floats
+    x: Floats, y: Floats, size: int, p: Plan, i: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
-    for g in range(p.first_I[i + 1] - 1, p.first_I[i] - 1, -1):
-        code, real, target, control, value = p.code_G[g], p.real_G[g], p.target_G[g], p.control_G[g], p.value_G[g]
-        if code > PHASE:  # no angle
-            kernels.apply(x, size, code, real, target, control, value, coef_G[g])
-            kernels.apply(y, size, code, real, target, control, value, coef_G[g])
-        else:
-            kernels.sweep(x, y, size, real, target, control, value, coef_G[g], sums_G[g])
+    for j in range(p.step_I[i + 1] - 1, p.step_I[i] - 1, -1):
+        if not p.turns_J[j]:
+            _apply(x, size, p, j, coef_J[j])
+            _apply(y, size, p, j, coef_J[j])
+            continue
+        real, target, control = p.real_J[j], p.target_J[j], p.control_J[j]
+        if control >= BITS and not p.idle_J[j]:
+            kernels.sweep(x, y, size, real, target, control, 0, coef_J[j, 0], sums_J[j, 0])
+        kernels.sweep(x, y, size, real, target, control, 1, coef_J[j, 1], sums_J[j, 1])
 
 
 @numba.njit(cache=True)
-def _forward(p: Plan, trig_G: Array, x: Floats) -> None:  # pragma: no cover (compiled)
-    """Run all gates on x."""
-    coef_G = _all_coefficients(p, trig_G, False, x)
+def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (compiled)
+    """Run all gates on x; returns trig_G and w_J."""
+    trig_G = _trigonometry(p, theta_P)
+    w_J = _matrices(p, trig_G)
+    coef_J = _coefficients(p, w_J, False, x)
     for i in range(len(p.local_I)):
         size, others = _size(p.local_I[i]), ((1 << p.num_bits) - 1) & ~p.local_I[i]
         if others == 0:
-            _apply_all(x, size, p, i, coef_G)
+            _apply_all(x, size, p, i, coef_J)
             continue
-        block, fixed = np.empty((len(x), size), dtype=x.dtype), 0
+        block, fixed = _block(len(x), size, x), 0
         while True:
             _move(x, block, p.local_I[i], fixed, True)
-            _apply_all(block, size, p, i, coef_G)
+            _apply_all(block, size, p, i, coef_J)
             _move(x, block, p.local_I[i], fixed, False)
             fixed = (fixed - others) & others
             if fixed == 0:
                 break
+    return trig_G, w_J
 
 
 @numba.njit(cache=True)
-def _backward(p: Plan, trig_G: Array, x: Floats, y: Floats) -> Array:  # pragma: no cover (compiled)
+def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> Array:  # pragma: no cover (compiled)
     """The gradient, from psi (x) and lambda (y), both of which are un-computed."""
-    coef_G = _all_coefficients(p, trig_G, True, x)
-    sums_G = np.zeros((len(p.code_G), 4 * LANES), dtype=x.dtype)
+    coef_J = _coefficients(p, w_J, True, x)
+    sums_J = np.zeros((len(p.target_J), 2, 4 * LANES), dtype=x.dtype)
     for i in range(len(p.local_I) - 1, -1, -1):
         size, others = _size(p.local_I[i]), ((1 << p.num_bits) - 1) & ~p.local_I[i]
         if others == 0:
-            _sweep_all(x, y, size, p, i, coef_G, sums_G)
+            _sweep_all(x, y, size, p, i, coef_J, sums_J)
             continue
-        blocks, fixed = np.empty((2 * len(x), size), dtype=x.dtype), 0
+        blocks, fixed = _block(2 * len(x), size, x), 0
         block_x, block_y = blocks[: len(x)], blocks[len(x) :]
         while True:
             _move(x, block_x, p.local_I[i], fixed, True)
             _move(y, block_y, p.local_I[i], fixed, True)
-            _sweep_all(block_x, block_y, size, p, i, coef_G, sums_G)
+            _sweep_all(block_x, block_y, size, p, i, coef_J, sums_J)
             _move(x, block_x, p.local_I[i], fixed, False)
             _move(y, block_y, p.local_I[i], fixed, False)
             fixed = (fixed - others) & others
             if fixed == 0:
                 break
-    return _collected(p, trig_G, sums_G)
+    return _collected(p, trig_G, sums_J)
 
 
 @numba.njit(cache=True)
-def _collected(p: Plan, trig_G: Array, sums_G: Floats) -> Array:  # pragma: no cover (compiled)
-    """The gradient from every gate's sums, which are still one per lane."""
-    gradient_P, a, m = np.zeros(p.num_angles), np.empty((3, 4)), np.empty(4)
-    for g in range(len(p.code_G)):
-        num = _generators(p.code_G[g], trig_G[g], a)
-        target, control = p.target_G[g], p.control_G[g]
-        m[:] = 0
-        for lane in range(LANES):
-            if 0 <= control < BITS and not (lane >> control) & 1:
+def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no cover (compiled)
+    """The gradient from every step's sums, which are still one per lane.
+
+    Of M only k = (M - M^dagger) / 2 matters. It belongs to the state after the step; G^T k conj(G) belongs to the
+    state before the step's last gate G, where the gate before it needs it.
+    """
+    gradient_P, a, u = np.zeros(p.num_angles), np.empty((3, 4)), np.empty((2, 2), dtype=np.complex128)
+    for j in range(len(p.target_J)):
+        if not p.turns_J[j]:
+            continue
+        for value in range(2):
+            if value == 0 and (p.control_J[j] < 0 or p.idle_J[j]):
                 continue
-            high = target < BITS and (lane >> target) & 1
-            m[1 if high else 0] += sums_G[g, lane]
-            m[1] += sums_G[g, LANES + lane]
-            m[2] += -sums_G[g, 2 * LANES + lane] if high else sums_G[g, 2 * LANES + lane]
-            m[3] += sums_G[g, 3 * LANES + lane]
-        for k in range(num):
-            total = a[k, 2] * m[2] - a[k, 3] * m[3] - a[k, 0] * m[0] - a[k, 1] * m[1]
-            gradient_P[p.angle_G[g] + k] += 2 * p.scale_G[g] * total
+            k00, k11, k01 = _moments(p.target_J[j], p.control_J[j], value, sums_J[j])
+            for g in range(p.gate_J[j + 1] - 1, p.gate_J[j] - 1, -1):
+                if p.controlled_G[g] and value == 0:
+                    continue
+                num = _generators(p.code_G[g], trig_G[g], a)
+                for i in range(num):
+                    total = 2 * (a[i, 2] * k01.real - a[i, 3] * k01.imag) - a[i, 0] * k00 - a[i, 1] * k11
+                    gradient_P[p.angle_G[g] + i] += 2 * total
+                if g > p.gate_J[j]:
+                    _matrix(p.code_G[g], trig_G[g], u)
+                    k00, k11, k01 = _before(u, k00, k11, k01)
     return gradient_P
+
+
+@numba.njit(cache=True)
+def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # pragma: no cover (compiled)
+    """Im k_00, Im k_11 and k_01 of the lanes (or vectors) where the control has the value."""
+    low, high, cross, turn = 0.0, 0.0, 0.0, 0.0
+    among = 0 <= control < BITS
+    part = sums[1 if among else value]
+    for lane in range(LANES):
+        if among and (lane >> control) & 1 != value:
+            continue
+        if target < BITS and (lane >> target) & 1:
+            high += part[lane]
+            cross -= part[2 * LANES + lane]
+        else:
+            low += part[lane]
+            cross += part[2 * LANES + lane]
+        high += part[LANES + lane]
+        turn += part[3 * LANES + lane]
+    return low, high, complex(cross / 2, turn / 2)
+
+
+@numba.njit(cache=True)
+def _before(u: Complexes, k00: float, k11: float, k01: complex) -> tuple:  # pragma: no cover (compiled)
+    """u^T k conj(u) of an anti-Hermitian k, again as Im k_00, Im k_11, k_01."""
+    a, b, c, d = u[0, 0], u[0, 1], u[1, 0], u[1, 1]
+    k10 = -k01.conjugate()
+    top, bottom = a * 1j * k00 + c * k10, a * k01 + c * 1j * k11  # first row of u^T k
+    right, under = b * 1j * k00 + d * k10, b * k01 + d * 1j * k11
+    new00 = top * a.conjugate() + bottom * c.conjugate()
+    new01 = top * b.conjugate() + bottom * d.conjugate()
+    new11 = right * b.conjugate() + under * d.conjugate()
+    return new00.imag, new11.imag, new01
 
 
 @numba.njit(cache=True)
@@ -255,16 +343,29 @@ def _squared(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
             p_S[i] += x[1, i] * x[1, i]
 
 
-def state(p: Plan, theta_P: Array, dtype: npt.DTypeLike = np.float64) -> tuple[Floats, Array]:
-    """The state after all gates on |0...0>: a row of real parts, and one of imaginary parts if there are any.
+class State(NamedTuple):
+    """A state, one row of real parts and one of imaginary parts if there are any, and the circuit it came from."""
 
-    Beside it, the sines and cosines of the angles, which ``gradient`` needs.
-    """
-    trig_G = _trigonometry(p, theta_P)
-    x = np.zeros((p.components, (1 << p.num_bits)), dtype=dtype)
+    x: Floats
+    trig_G: Array
+    w_J: Complexes
+
+
+def state(p: Plan, theta_P: Array, dtype: npt.DTypeLike = np.float64) -> State:
+    """The state after all gates on |0...0>."""
+    x = _aligned((p.components, 1 << p.num_bits), dtype)
+    x[:] = 0
     x[0, 0] = 1
-    _forward(p, trig_G, x)
-    return x, trig_G
+    return State(x, *_forward(p, theta_P, x))
+
+
+def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats:
+    """An array that starts on a cache line; NumPy's start 16 bytes after one, and every vector then lies in two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, dtype=np.uint8)
+    start = -raw.__array_interface__["data"][0] % LINE
+    out: Floats = raw[start : start + size].view(dtype).reshape(shape)
+    return out
 
 
 def probabilities(x: Floats, num_qubits: int) -> Array:
@@ -272,7 +373,7 @@ def probabilities(x: Floats, num_qubits: int) -> Array:
 
     >>> from distqtrl.circuit.ansatz import Gate, program
     >>> flip = plan(program(2, [Gate("x", 0)]))  # wire 0 is the most significant bit: |10> has index 2
-    >>> probabilities(state(flip, np.empty(0))[0], num_qubits=2).tolist()
+    >>> probabilities(state(flip, np.empty(0)).x, num_qubits=2).tolist()
     [0.0, 0.0, 1.0, 0.0]
     """
     p_S = np.empty(1 << num_qubits)
@@ -280,13 +381,13 @@ def probabilities(x: Floats, num_qubits: int) -> Array:
     return p_S
 
 
-def gradient(p: Plan, trig_G: Array, x: Floats, v_S: Array) -> Array:
+def gradient(p: Plan, after: State, v_S: Array) -> Array:
     """d(v.p)/d theta_P for a cotangent v_S, given what ``state`` returned (left as it is)."""
-    both = np.empty((2, *x.shape), dtype=x.dtype)
-    both[0] = x
+    both = _aligned((2, *after.x.shape), after.x.dtype)
+    both[0] = after.x
     both[1, :, len(v_S) :] = 0
-    np.multiply(x[:, : len(v_S)], v_S, out=both[1, :, : len(v_S)], casting="same_kind")
-    return _backward(p, trig_G, both[0], both[1])
+    np.multiply(after.x[:, : len(v_S)], v_S, out=both[1, :, : len(v_S)], casting="same_kind")
+    return _backward(p, after.trig_G, after.w_J, both[0], both[1])
 
 
 def traffic(circuit: Program, precision: str) -> int:
@@ -307,8 +408,8 @@ def compiled(precision: str) -> float:
     start, seconds = plan(program(1, [Gate("u3", 0)])), list[float]()
     try:
         with event.install_timer("numba:compile", seconds.append):
-            x, trig_G = state(start, np.zeros(3), np.dtype(precision))
-            gradient(start, trig_G, x, probabilities(x, 1))
+            after = state(start, np.zeros(3), np.dtype(precision))
+            gradient(start, after, probabilities(after.x, 1))
     except OSError as error:
         raise UserError(
             f"cannot keep compiled code on disk ({error}): set NUMBA_CACHE_DIR to a folder with room"
@@ -331,9 +432,9 @@ class StateVector:
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
 
     def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Callable[[Array], Array]]:
-        x, trig_G = state(self._plan, theta_P, self._dtype)
-        p_S = probabilities(x, self.program.num_qubits)
-        return p_S, lambda v_S: gradient(self._plan, trig_G, x, v_S)
+        after = state(self._plan, theta_P, self._dtype)
+        p_S = probabilities(after.x, self.program.num_qubits)
+        return p_S, lambda v_S: gradient(self._plan, after, v_S)
 
 
 def sampled(p_KS: Array, shots: int, seeds_K: list[int]) -> Array:

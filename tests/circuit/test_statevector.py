@@ -213,7 +213,15 @@ def test_traffic_is_one_pass_for_a_state_that_is_one_block():
     assert statevector.traffic(ansatz.build(Circuit(), 10), "float32") == 3 * 2 * 2 * 4 * 2**10
 
 
-def test_an_ry_is_executed_with_the_cnot_that_follows_it():
-    """On 6 wires the controls of three CNOTs stand above the three lanes; those of the other two are lanes."""
-    codes = plan.plan(ansatz.program(6, ansatz.ry_cnot(6, 1))).code_G.tolist()
-    assert {code: codes.count(code) for code in codes} == {ansatz.CODES["ry"]: 6, plan.XRY: 3, ansatz.CODES["x"]: 2}
+def test_gates_on_one_target_are_one_step():
+    """Of a ring of 5 wires' U3 and CU3 only wire 0's U3 is alone: its next gate has it as control."""
+    ring = plan.plan(ansatz.program(5, ansatz.u3_cu3_ring(5, 1)))
+    assert np.diff(ring.gate_J).tolist() == [1, 2, 2, 2, 2, 1]
+    assert ring.idle_J.tolist() == [False] * 5 + [True]
+
+
+def test_a_control_in_between_keeps_gates_apart():
+    """The second CNOT's control is turned after the first one, and wire 1 is a control before its second RY."""
+    gates = [("x", 1, 0), ("ry", 0), ("x", 1, 0), ("x", 2, 1), ("ry", 1)]
+    p = plan.plan(ansatz.program(3, [Gate(*gate) for gate in gates]))
+    assert np.diff(p.gate_J).tolist() == [1] * 5
