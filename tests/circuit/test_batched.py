@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import circuits, seeds
 
 from distqtrl.circuit import ansatz, batched, qpu, shift, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
@@ -58,18 +59,8 @@ def test_every_kind_of_gate_equals_the_engine_on_a_gpu(dtype):
     assert_equals_our_engine(ansatz.program(3, gates), 4, dtype=dtype, where="cuda")
 
 
-@st.composite
-def circuits(draw):
-    n = draw(st.integers(1, 4))
-    gates = []
-    for kind, controlled in draw(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), max_size=8)):
-        target, *others = draw(st.permutations(range(n)))
-        gates.append(Gate(kind, target, others[0] if controlled and others else None))
-    return ansatz.program(n, gates)
-
-
 @settings(deadline=None)
-@given(circuits(), st.integers(1, 5), st.integers(0, 2**32 - 1))
+@given(circuits(), st.integers(1, 5), seeds)
 def test_any_circuit_equals_the_engine(program, num, seed):
     assert_equals_our_engine(program, num, seed)
 

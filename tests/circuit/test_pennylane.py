@@ -5,7 +5,7 @@ import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from strategies import circuits, seeds
 
 from distqtrl.circuit import ansatz, pennylane, qpu, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
@@ -56,21 +56,10 @@ def test_every_ansatz_equals_our_engine(name, exact, layout, n):
     assert_equals_our_engine(device, device.program)
 
 
-@st.composite
-def circuits(draw):
-    n = draw(st.integers(1, 4))
-    gates = []
-    for kind, controlled in draw(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), max_size=8)):
-        target, *others = draw(st.permutations(range(n)))
-        gates.append(Gate(kind, target, others[0] if controlled and others else None))
-    return ansatz.program(n, gates), draw(st.integers(0, 2**32 - 1))
-
-
 @pytest.mark.parametrize(("name", "exact"), DEVICES)
 @settings(max_examples=20, deadline=None)
-@given(circuit=circuits())
-def test_any_circuit_equals_our_engine(name, exact, circuit):
-    program, seed = circuit
+@given(program=circuits(), seed=seeds)
+def test_any_circuit_equals_our_engine(name, exact, program, seed):
     assert_equals_our_engine(build(program, name), program, seed)
 
 

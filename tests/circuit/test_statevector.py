@@ -3,7 +3,7 @@ import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from strategies import circuits, seeds
 
 from distqtrl.circuit import ansatz, plan, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
@@ -80,20 +80,9 @@ def final_state(n, gates, theta_P):
     return psi.ravel()
 
 
-@st.composite
-def circuits(draw, most_qubits, most_gates):
-    n = draw(st.integers(1, most_qubits))
-    wires = st.permutations(range(n))
-    gates = []
-    for kind, controlled in draw(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), max_size=most_gates)):
-        target, *others = draw(wires)
-        gates.append(Gate(kind, target, others[0] if controlled and others else None))
-    return n, gates, draw(st.integers(0, 2**32 - 1))
-
-
-def check_against_matrices(n, gates, seed, precision="float64"):
+def check_against_matrices(program, seed, precision="float64"):
     rng = np.random.default_rng(seed)
-    program = ansatz.program(n, gates)
+    n, gates = program.num_qubits, program.gates
     theta_P, v_S = rng.uniform(-np.pi, np.pi, program.num_angles), rng.normal(size=2**n)
     exact = precision == "float64"
 
@@ -109,25 +98,25 @@ def check_against_matrices(n, gates, seed, precision="float64"):
 
 
 @settings(deadline=None)  # the first call compiles
-@given(circuits(most_qubits=5, most_gates=10))
-def test_any_circuit_equals_the_product_of_its_matrices(circuit):
-    check_against_matrices(*circuit)
+@given(circuits(most_qubits=5, most_gates=10), seeds)
+def test_any_circuit_equals_the_product_of_its_matrices(program, seed):
+    check_against_matrices(program, seed)
 
 
 @settings(deadline=None)  # the first call compiles
-@given(circuits(most_qubits=5, most_gates=10))
-def test_single_precision_is_near(circuit):
-    check_against_matrices(*circuit, precision="float32")
+@given(circuits(most_qubits=5, most_gates=10), seeds)
+def test_single_precision_is_near(program, seed):
+    check_against_matrices(program, seed, precision="float32")
 
 
 @settings(deadline=None)  # the first call compiles
-@given(circuits(most_qubits=8, most_gates=25))
-def test_blocks_change_nothing(circuit):
+@given(circuits(most_qubits=8, most_gates=25), seeds)
+def test_blocks_change_nothing(program, seed):
     with pytest.MonkeyPatch.context() as small:  # hypothesis does not mix with the fixture
         small.setattr(plan, "WHOLE", 4)
         small.setattr(plan, "BLOCK", 7)
         small.setattr(plan, "RUN", 3)
-        check_against_matrices(*circuit)
+        check_against_matrices(program, seed)
 
 
 @pytest.mark.parametrize("name", ["u3_cu3_ring", "ry_cnot"])
