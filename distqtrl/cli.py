@@ -106,18 +106,20 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         return 0
     result = agreed(comm, lambda: _complete(args.resume)) if args.resume else None
     if result is None:
-        from distqtrl.circuit.statevector import compiled
+        from distqtrl.circuit.statevector import compile_timer
         from distqtrl.train import prediction, prepare, train
 
-        run = agreed(comm, lambda: prepare(config, comm, args.resume))
+        compile_s: list[float] = []
+        with compile_timer(compile_s):
+            run = agreed(comm, lambda: prepare(config, comm, args.resume))
         directory = args.resume or _new_directory(args, config, comm)
         if run.restarted:
             _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
         asked = prediction(run)
         if comm.rank == 0 and not args.json:
             print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}")
-            if run.learner.generator.qpu is not None and (seconds := compiled(config.qpu.precision)):
-                print(f"compiled the circuit's kernels in {seconds:.1f} s; later runs find them on disk")
+            if compile_s:
+                print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
             print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
         result = train(run, directory)
         if comm.rank == 0:

@@ -86,9 +86,13 @@ class Generator(nn.Module):
     def _ideal_probabilities(self) -> Tensor:
         """p_S without shots and noise, the same on every rank."""
         if self.source == "circuit":
-            assert self.qpu is not None
-            return qpu.probabilities(qpu.build(self._circuit, Qpu(), self.qpu.num_qubits), self.theta_P)
+            return qpu.probabilities(self._ideal_qpu(), self.theta_P)
         return self.probabilities()
+
+    def _ideal_qpu(self) -> qpu.QPU:
+        """The circuit on our exact engine."""
+        assert self.qpu is not None
+        return qpu.build(self._circuit, Qpu(), self.qpu.num_qubits)
 
     def forward(self) -> Tensor:
         """w_M; gradients flow to whatever the source and the mapping train."""
@@ -118,7 +122,7 @@ class Generator(nn.Module):
         """
         twin = copy.deepcopy(self, {id(self.qpu): None})
         if self.qpu is not None:
-            twin.qpu = qpu.build(self._circuit, Qpu(), self.qpu.num_qubits)
+            twin.qpu = self._ideal_qpu()
         twin.set_precision(torch.float64)
         parameters = list(twin.parameters())
         total = sum(p.numel() for p in parameters)

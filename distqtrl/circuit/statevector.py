@@ -13,10 +13,10 @@ A state of real gates is real and takes half the memory. Kernels run on one thre
 is cached on disk.
 """
 
-import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -191,8 +191,8 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
 
 
 @numba.njit(cache=True)
-def _block(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """An empty array that starts on a cache line, see ``_aligned``."""
+def _aligned(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
+    """An empty array of the dtype of ``like`` that starts on a cache line; NumPy's start 16 bytes after one."""
     raw = np.empty(rows * size + LINE // like.itemsize, dtype=like.dtype)
     start = (-raw.ctypes.data % LINE) // like.itemsize
     return raw[start : start + rows * size].reshape((rows, size))
@@ -238,7 +238,7 @@ def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (
         if others == 0:
             _apply_all(x, size, p, i, coef_J)
             continue
-        block, fixed = _block(len(x), size, x), 0
+        block, fixed = _aligned(len(x), size, x[0]), 0
         while True:
             _move(x, block, p.local_I[i], fixed, True)
             _apply_all(block, size, p, i, coef_J)
@@ -259,7 +259,7 @@ def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> A
         if others == 0:
             _sweep_all(x, y, size, p, i, coef_J, sums_J)
             continue
-        blocks, fixed = _block(2 * len(x), size, x), 0
+        blocks, fixed = _aligned(2 * len(x), size, x[0]), 0
         block_x, block_y = blocks[: len(x)], blocks[len(x) :]
         while True:
             _move(x, block_x, p.local_I[i], fixed, True)
@@ -353,19 +353,10 @@ class State(NamedTuple):
 
 def state(p: Plan, theta_P: Array, dtype: npt.DTypeLike = np.float64) -> State:
     """The state after all gates on |0...0>."""
-    x = _aligned((p.components, 1 << p.num_bits), dtype)
+    x = _aligned(p.components, 1 << p.num_bits, np.empty(0, dtype))
     x[:] = 0
     x[0, 0] = 1
     return State(x, *_forward(p, theta_P, x))
-
-
-def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats:
-    """An array that starts on a cache line; NumPy's start 16 bytes after one, and every vector then lies in two."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + LINE, dtype=np.uint8)
-    start = -raw.__array_interface__["data"][0] % LINE
-    out: Floats = raw[start : start + size].view(dtype).reshape(shape)
-    return out
 
 
 def probabilities(x: Floats, num_qubits: int) -> Array:
@@ -383,11 +374,12 @@ def probabilities(x: Floats, num_qubits: int) -> Array:
 
 def gradient(p: Plan, after: State, v_S: Array) -> Array:
     """d(v.p)/d theta_P for a cotangent v_S, given what ``state`` returned (left as it is)."""
-    both = _aligned((2, *after.x.shape), after.x.dtype)
-    both[0] = after.x
-    both[1, :, len(v_S) :] = 0
-    np.multiply(after.x[:, : len(v_S)], v_S, out=both[1, :, : len(v_S)], casting="same_kind")
-    return _backward(p, after.trig_G, after.w_J, both[0], both[1])
+    both = _aligned(2 * p.components, 1 << p.num_bits, np.empty(0, after.x.dtype))
+    x, y = both[: p.components], both[p.components :]
+    x[:] = after.x
+    y[:, len(v_S) :] = 0
+    np.multiply(x[:, : len(v_S)], v_S, out=y[:, : len(v_S)], casting="same_kind")
+    return _backward(p, after.trig_G, after.w_J, x, y)
 
 
 def traffic(circuit: Program, precision: str) -> int:
@@ -399,22 +391,25 @@ def traffic(circuit: Program, precision: str) -> int:
     return len(p.local_I) * 3 * 2 * np.dtype(precision).itemsize * (p.components << p.num_bits)
 
 
-@cache
-def compiled(precision: str) -> float:
-    """Seconds that compiling the kernels for a precision took in this process; 0 if the code was on disk.
+def compile_timer(seconds: list[float]) -> AbstractContextManager[Any]:
+    """Appends how long kernels were compiled inside; nothing when their code was on disk."""
+    return event.install_timer("numba:compile", seconds.append)
 
-    Kernels compile on their first call; this is one, on a single qubit. Raises UserError when the code cannot be kept.
+
+@cache
+def _compile(precision: str) -> None:
+    """Compile the kernels for a precision, which happens on their first call, by one on a single qubit.
+
+    Raises UserError when the code cannot be kept.
     """
-    start, seconds = plan(program(1, [Gate("u3", 0)])), list[float]()
+    start = plan(program(1, [Gate("u3", 0)]))
     try:
-        with event.install_timer("numba:compile", seconds.append):
-            after = state(start, np.zeros(3), np.dtype(precision))
-            gradient(start, after, probabilities(after.x, 1))
+        after = state(start, np.zeros(3), np.dtype(precision))
+        gradient(start, after, probabilities(after.x, 1))
     except OSError as error:
         raise UserError(
             f"cannot keep compiled code on disk ({error}): set NUMBA_CACHE_DIR to a folder with room"
         ) from None
-    return sum(seconds)
 
 
 class StateVector:
@@ -425,7 +420,7 @@ class StateVector:
         self.program, self.shots = circuit, settings.shots
         self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
         self._plan, self._dtype = plan(circuit), np.dtype(settings.precision)
-        self.compile_s = compiled(settings.precision)
+        _compile(settings.precision)
 
     def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
         p_KS = np.stack([self.differentiable(theta_P, "adjoint")[0] for theta_P in theta_KP])
