@@ -50,12 +50,9 @@ def main() -> None:
     cases = {name: runs.jobs(args, CASES[name], args.ranks) for name in names}
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
     results = {
-        **setting.facts(*runs.PACKAGES),
-        "run_commits": runs.commits(args.runs, list(everything)),
-        "task": args.task,
-        "ranks": args.ranks,
+        **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),
-        "failed": runs.failures(everything),
+        "ranks": args.ranks,
         "cases": {name: depth.case(everything, jobs) | counts(args.task, name) for name, jobs in cases.items()},
     }
     for c in results["cases"].values():
@@ -97,8 +94,7 @@ def table(results: dict) -> str:
     lines = [
         f"# Is it the circuit? {title(results)}",
         "",
-        setting.line(results),
-        f"Runs made at {', '.join(results['run_commits'])}. {len(results['seeds'])} seeds. {runs.failed(results)}",
+        *runs.line(results, f"{len(results['seeds'])} seeds."),
         "",
         "Score: mean return of the last tenth of episodes. IQM over seeds with its 95 % bootstrap interval. Sample",
         f"complexity: environment steps until a smoothed return above a share of {ceiling:g} has probability {DELTA}.",
@@ -110,8 +106,7 @@ def table(results: dict) -> str:
     ]
     for name, c in results["cases"].items():
         cells = [f"{c[key]:,}" for key in ("total_parameters", "effective_parameters", "policy_weights")]
-        cells += [f"{c['iqm']:.3g} ({c['interval'][0]:.3g} to {c['interval'][1]:.3g})"]
-        cells += [f"{min(c['scores']):.3g} to {max(c['scores']):.3g}", *(_steps(x) for x in c["complexity"])]
+        cells += [*runs.score_cells(c), *(_steps(x) for x in c["complexity"])]
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {' | '.join(cells)} |")
     lines += ["", f"{len(results['verdicts'])} comparisons at 95 % each: about one in twenty would differ by chance."]
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])

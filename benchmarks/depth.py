@@ -15,7 +15,7 @@ import runs
 import setting
 
 from distqtrl.report import figures
-from distqtrl.report.statistics import interval, iqm, probability_of_improvement, verdict
+from distqtrl.report.statistics import interval, probability_of_improvement, verdict
 
 CASES = {
     "L = 3": (("--circuit.layers", "3"), 1),
@@ -42,11 +42,8 @@ def main() -> None:
     cases = {name: runs.jobs(args, *CASES[name]) for name in names}
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
     results = {
-        **setting.facts(*runs.PACKAGES),
-        "run_commits": runs.commits(args.runs, list(everything)),
-        "task": args.task,
+        **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),
-        "failed": runs.failures(everything),
         "cases": {name: case(everything, jobs) for name, jobs in cases.items()},
     }
     results["verdicts"] = verdicts(results["cases"], PAIRS)
@@ -59,14 +56,8 @@ def case(everything: dict, jobs: list[runs.Job]) -> dict:
     whole = runs.whole(everything, jobs)
     last = min(len(run.columns["update"]) for run in whole) - 1
     at = np.unique(np.linspace(0, last, min(last + 1, 101)).astype(int))
-    scores = np.array([run.score for run in whole])
     return {
-        "runs": len(whole),
-        "of": len(jobs),
-        "scores": scores.tolist(),
-        "iqm": iqm(scores),
-        "interval": interval(iqm, scores),
-        "greedy": [run.result["evaluation"]["mean"] for run in whole],
+        **runs.scored(whole, jobs),
         "updates": (at + 1).tolist(),
         "curves": [[round(x, 4) for x in run.columns["return_smoothed"][at].tolist()] for run in whole],
         "env_steps": [run.columns["env_steps"][at].astype(int).tolist() for run in whole],
@@ -89,8 +80,7 @@ def table(results: dict) -> str:
     lines = [
         f"# Depth and ranks: {runs.UNITS[results['task']]}",
         "",
-        setting.line(results),
-        f"Runs made at {', '.join(results['run_commits'])}. {len(results['seeds'])} seeds. {runs.failed(results)}",
+        *runs.line(results, f"{len(results['seeds'])} seeds."),
         "",
         "Score: mean return of the last tenth of updates. IQM over seeds with its 95 % bootstrap interval.",
         "",
@@ -98,8 +88,7 @@ def table(results: dict) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     for name, c in results["cases"].items():
-        cells = [f"{c['iqm']:.3g} ({c['interval'][0]:.3g} to {c['interval'][1]:.3g})"]
-        cells += [f"{min(c['scores']):.3g} to {max(c['scores']):.3g}", f"{np.median(c['greedy']):.3g}"]
+        cells = [*runs.score_cells(c), f"{np.median(c['greedy']):.3g}"]
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
 

@@ -16,7 +16,6 @@ import runs
 import setting
 
 from distqtrl.report import figures
-from distqtrl.report.statistics import interval, iqm
 
 DIRECT = ("--generator.source", "direct")
 CASES = {  # task -> case -> preset, flags, level, how many times the seeds
@@ -39,15 +38,10 @@ def main() -> None:
     args = runs.parser(__doc__).parse_args()
     jobs = {}
     for name, (preset, flags, _, times) in CASES[args.task].items():
-        few = runs.seeds(args)
-        seeds = few if args.quick or args.seeds else range(few.start, few.start + times * len(few))
-        jobs[name] = [runs.Job(preset, seed, 1, flags + (runs.QUICK if args.quick else ())) for seed in seeds]
+        jobs[name] = runs.jobs(args, flags, preset=preset, times=times)
     everything = runs.done([job for each in jobs.values() for job in each], args.runs)
     results = {
-        **setting.facts(*runs.PACKAGES),
-        "run_commits": runs.commits(args.runs, list(everything)),
-        "task": args.task,
-        "failed": runs.failures(everything),
+        **runs.facts(args, everything),
         "cases": {name: case(everything, each, *CASES[args.task][name][::2]) for name, each in jobs.items()},
     }
     if folder := setting.save(args, f"reproduce-{args.task}", results, table(results)):
@@ -59,20 +53,15 @@ def case(everything: dict, jobs: list[runs.Job], preset: str, level: float) -> d
     whole = runs.whole(everything, jobs)
     window = whole[0].config.train.smoothing - 1
     smoothed = [run.columns["return_smoothed"][window:] for run in whole]
-    last = np.array([run.score for run in whole])
     return {
         "preset": preset,
         "level": level,
-        "of": len(jobs),
+        **runs.scored(whole, jobs),
         "ends": sum(bool(s[-1] >= level) for s in smoothed),
         "reaches": sum(bool(s.max() >= level) for s in smoothed),
         "seeds": [job.seed for job in jobs],
         "end": [float(s[-1]) for s in smoothed],
         "best": [float(s.max()) for s in smoothed],
-        "last_tenth": last.tolist(),
-        "iqm": iqm(last),
-        "interval": interval(iqm, last),
-        "greedy": [run.result["evaluation"]["mean"] for run in whole],
     }
 
 
@@ -81,8 +70,7 @@ def table(results: dict) -> str:
     lines = [
         f"# Do the papers' presets reach the papers' level? {results['task']}",
         "",
-        setting.line(results),
-        f"Runs made at {', '.join(results['run_commits'])}. {runs.failed(results)}",
+        *runs.line(results),
         "",
         "Smoothed return of training. Last tenth of episodes: IQM over seeds, 95 % bootstrap interval;",
         "greedy: 100 episodes with the last weights, median over seeds.",
@@ -91,12 +79,8 @@ def table(results: dict) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, c in results["cases"].items():
-        low, high = c["interval"]
         cells = [f"{c['level']:g}", f"{c['ends']} of {c['of']}", f"{c['reaches']} of {c['of']}"]
-        cells += [
-            f"{c['iqm']:.3g} ({low:.3g} to {high:.3g})",
-            f"{min(c['last_tenth']):.3g} to {max(c['last_tenth']):.3g}",
-        ]
+        cells += runs.score_cells(c)
         lines.append(f"| {name} | `{c['preset']}` | {' | '.join(cells)} | {np.median(c['greedy']):.3g} |")
     return "\n".join(lines)
 
@@ -105,7 +89,7 @@ def figure(results: dict, path: Path) -> None:
     """Every run's end."""
     with figures.styled():
         drawn, (axes,) = figures.panels(1, lines=len(results["cases"]))
-        figures.scores(axes, {name: c["last_tenth"] for name, c in results["cases"].items()})
+        figures.scores(axes, {name: c["scores"] for name, c in results["cases"].items()})
         axes.set_xlabel("mean return of the last tenth of episodes")
         axes.set_title(
             "CartPole (ceiling 1000, mended 500)" if results["task"] == "cartpole" else runs.UNITS["minigrid"]

@@ -15,11 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import setting
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distqtrl.report.runs import Run, read
+from distqtrl.report.statistics import interval, iqm
 
 PRESETS = {"cartpole": "qtrl-cartpole", "minigrid": "qtrl-minigrid"}
 SEEDS = {"cartpole": 10, "minigrid": 5}
@@ -53,21 +55,23 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return out
 
 
-def seeds(args: argparse.Namespace) -> range:
-    """The seeds asked for."""
-    count = args.seeds or (2 if args.quick else SEEDS[args.task])
+def seeds(args: argparse.Namespace, times: int = 1) -> range:
+    """The seeds asked for; where nothing is asked, so many times the usual number."""
+    count = args.seeds or (2 if args.quick else times * SEEDS[args.task])
     return range(args.first_seed, args.first_seed + count)
 
 
-def jobs(args: argparse.Namespace, flags: tuple[str, ...], ranks: int = 1) -> list[Job]:
-    """A case's job for every seed."""
+def jobs(
+    args: argparse.Namespace, flags: tuple[str, ...], ranks: int = 1, preset: str = "", times: int = 1
+) -> list[Job]:
+    """A case's job for every seed, of the task's preset or another."""
     every = flags + (QUICK if args.quick else ())
-    return [Job(PRESETS[args.task], seed, ranks, every) for seed in seeds(args)]
+    return [Job(preset or PRESETS[args.task], seed, ranks, every) for seed in seeds(args, times)]
 
 
 def done(wanted: list[Job], folder: Path) -> dict[Job, Run | str]:
     """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold."""
-    cores, commit = os.cpu_count() or 1, setting.facts()["commit"]
+    cores, commit = os.cpu_count() or 1, setting.commit()
     missing = [job for job in dict.fromkeys(wanted) if not _complete(folder / job.name)]
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -92,21 +96,42 @@ def whole(runs: dict[Job, Run | str], wanted: list[Job]) -> list[Run]:
     return [run for job in wanted if not isinstance(run := runs[job], str)]
 
 
-def failures(runs: dict[Job, Run | str]) -> list[str]:
-    """A line for every job without one."""
-    return [f"{job.name}: {run}" for job, run in runs.items() if isinstance(run, str)]
+def scored(whole: list[Run], wanted: list[Job]) -> dict:
+    """How the runs of a case scored."""
+    scores = np.array([run.score for run in whole])
+    return {
+        "runs": len(whole),
+        "of": len(wanted),
+        "scores": scores.tolist(),
+        "iqm": iqm(scores),
+        "interval": interval(iqm, scores),
+        "greedy": [run.result["evaluation"]["mean"] for run in whole],
+    }
 
 
-def failed(results: dict) -> str:
-    """The same as a sentence."""
-    lines = results["failed"]
-    return "No run failed." if not lines else f"**{len(lines)} runs failed**: " + "; ".join(lines) + "."
+def score_cells(case: dict) -> list[str]:
+    """IQM with its interval, and the extremes."""
+    low, high = case["interval"]
+    scores = case["scores"]
+    return [f"{case['iqm']:.3g} ({low:.3g} to {high:.3g})", f"{min(scores):.3g} to {max(scores):.3g}"]
 
 
-def commits(folder: Path, wanted: list[Job]) -> list[str]:
-    """The commits that the runs were made at."""
-    places = [folder / job.name / "commit" for job in wanted]
-    return sorted({place.read_text() for place in places if place.exists()})
+def facts(args: argparse.Namespace, runs: dict[Job, Run | str]) -> dict:
+    """Where and how the runs were made, and a line for every job without one."""
+    places = [args.runs / job.name / "commit" for job in runs]
+    return {
+        **setting.facts(*PACKAGES),
+        "run_commits": sorted({place.read_text() for place in places if place.exists()}),
+        "task": args.task,
+        "failed": [f"{job.name}: {run}" for job, run in runs.items() if isinstance(run, str)],
+    }
+
+
+def line(made: dict, *more: str) -> list[str]:
+    """The same as lines of Markdown."""
+    lost = made["failed"]
+    failed = "No run failed." if not lost else f"**{len(lost)} runs failed**: " + "; ".join(lost) + "."
+    return [setting.line(made), " ".join([f"Runs made at {', '.join(made['run_commits'])}.", *more, failed])]
 
 
 def _complete(place: Path) -> bool:

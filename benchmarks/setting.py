@@ -8,9 +8,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from distqtrl.record import version
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,8 +22,8 @@ def facts(*packages: str) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in packages},
-        "commit": _commit(),
+        "versions": {name: version(name) for name in packages},
+        "commit": commit(),
     }
 
 
@@ -68,18 +69,12 @@ def mpirun(ranks: int) -> list[str]:
     return [found, "-n", str(ranks), sys.executable]
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _commit() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def commit() -> str:
+    """The commit of this checkout, and whether its code was changed since."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     code = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"]
     changed = " (changed since)" if subprocess.run(code, cwd=ROOT, stderr=subprocess.DEVNULL).returncode else ""
-    return (commit.stdout.strip() or "unknown") + changed
+    return (head.stdout.strip() or "unknown") + changed
 
 
 def _processor() -> str:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import setting
 
+from distqtrl.report.runs import read
+
 SOLVED = {"cartpole": 475, "acrobot": -100, "frozenlake": 0.70, "pendulum": -200}
 
 
@@ -55,9 +57,7 @@ def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) ->
     command += ["--train.seed", str(seed), "--train.directory", runs, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    lines = (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()
-    updates = [json.loads(line) for line in lines]
-    seconds = {phase: sum(u["profile_s"][phase] for u in updates) for phase in updates[0]["profile_s"]}
+    seconds = read(Path(result["run"])).profile_s
     row = {
         "seed": seed,
         "solved": result["evaluation"]["mean"] >= SOLVED[args.preset],

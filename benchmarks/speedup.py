@@ -54,13 +54,10 @@ def main() -> None:
     rows = [row(everything, key, cases[key], targets[key[0]]) for key in sorted(cases)]
     compare(rows)
     results = {
-        **setting.facts(*runs.PACKAGES),
-        "run_commits": runs.commits(args.runs, list(everything)),
-        "task": args.task,
-        "layers": args.layers,
+        **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),
+        "layers": args.layers,
         "targets": targets,
-        "failed": runs.failures(everything),
         "rows": rows,
     }
     if folder := setting.save(args, f"speedup-{args.task}", results, table(results)):
@@ -119,9 +116,8 @@ def table(results: dict) -> str:
     lines = [
         f"# Speed-up against the number of ranks: {runs.UNITS[results['task']]}",
         "",
-        setting.line(results),
-        f"Runs made at {', '.join(results['run_commits'])}. L = {results['layers']}, {len(results['seeds'])} seeds.",
-        f"Target return (what one rank has at its end): {goals}. {runs.failed(results)}",
+        *runs.line(results, f"L = {results['layers']}, {len(results['seeds'])} seeds."),
+        f"Target return (what one rank has at its end): {goals}.",
         "",
         "Medians over seeds with 95 % bootstrap intervals; a run that does not reach its target in its budget counts",
         "as infinite. An update is one episode on every rank: linear speed-up is N times fewer updates. CPU is per",

@@ -30,10 +30,10 @@ from distqtrl import config
 from distqtrl.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
+from distqtrl.report.runs import read
 
 DEVICES = ("default.qubit", "lightning.qubit")
 POLICY = Architecture(4, (128,), 2, "relu")
-STEPS = 8 * 40  # of one update of the preset cartpole
 
 
 def main() -> None:
@@ -93,10 +93,8 @@ def ours(preset: str, seed: int, flags: tuple[str, ...]) -> dict[str, float]:
         command = [sys.executable, "-m", "distqtrl", "train", preset, "--json", "--train.seed", str(seed)]
         command += ["--train.directory", folder, "--evaluate.every", "none", "--evaluate.target", "none", *flags]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        result = json.loads(done.stdout.splitlines()[-1])
-        rows = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
-    profile = {phase: sum(row["profile_s"][phase] for row in rows) for phase in rows[0]["profile_s"]}
-    return {"env_steps": result["env_steps"], "episodes": result["episodes"], "train_s": result["train_s"], **profile}
+        run = read(Path(json.loads(done.stdout.splitlines()[-1])["run"]))
+    return {**{key: run.result[key] for key in ("env_steps", "episodes", "train_s")}, **run.profile_s}
 
 
 def scaled(cost: dict[str, float], measured: list[dict[str, float]]) -> dict[str, float]:
@@ -109,6 +107,10 @@ def scaled(cost: dict[str, float], measured: list[dict[str, float]]) -> dict[str
 def throughput(args: argparse.Namespace) -> dict[str, float]:
     """Environment steps per second of training: PPO of ours (through the circuit, and direct) and of the peer."""
     budget = ("--train.steps", str(args.steps))
+    preset = config.preset("cartpole")
+    a, num = preset.algorithm, preset.environment.local_num
+    same = {"n_steps": a.rollout_steps, "batch_size": num * a.rollout_steps // a.minibatches, "n_epochs": a.epochs}
+    same |= {"gamma": a.gamma, "gae_lambda": a.gae_lambda}
     rates: dict[str, list[float]] = {}
     for seed in range(max(1, args.seeds // 2)):  # in turns, so that a busy machine slows all alike
         for name, flags in {"circuit": (), "direct": ("--generator.source", "direct")}.items():
@@ -116,13 +118,7 @@ def throughput(args: argparse.Namespace) -> dict[str, float]:
             rates.setdefault(f"distqtrl cartpole, {name}", []).append(run["env_steps"] / run["train_s"])
         for name, settings in {
             "its defaults, 8 environments": {},
-            "our settings": {
-                "n_steps": STEPS // 8,
-                "batch_size": STEPS,
-                "n_epochs": 4,
-                "gamma": 0.98,
-                "gae_lambda": 0.9,
-            },
+            "our settings": same,
         }.items():
             rates.setdefault(f"stable-baselines3 PPO, {name}", []).append(peer(args.steps, seed, settings))
     return {name: statistics.median(values) for name, values in rates.items()}

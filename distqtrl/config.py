@@ -386,9 +386,10 @@ def load(path: Path) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"cannot read configuration {path}: it holds no table of stages")
     try:
-        return validated(_extended(values), str(path))
+        values = _extended(values)
     except UserError as error:
-        raise UserError(str(error) if str(path) in str(error) else f"{path}: extends: {error}") from None
+        raise UserError(f"{path}: extends: {error}") from None
+    return validated(values, str(path))
 
 
 def save(config: Config) -> str:

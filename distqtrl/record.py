@@ -174,11 +174,13 @@ def _scalars(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 def versions() -> dict[str, str]:
-    """Versions of python and the packages that matter; 'not installed' for optional ones that are absent."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    """Versions of python and the packages that matter."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def version(package: str) -> str:
+    """What is installed of a package; 'not installed' where it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -91,6 +91,14 @@ def test_comparisons_of_runs(quick, mpirun, tmp_path):
     row = next(r for r in results["rows"] if (r["policy"], r["ranks"]) == ("generated", 1))
     assert row["speedup"]["median"] in (1, None)
 
+    written = quick("reproduce", "--runs", kept)
+    results = json.loads(written("reproduce-cartpole.json"))
+    assert {(c["preset"], c["level"]) for c in results["cases"].values()} == {
+        ("qtrl-cartpole", 900),
+        ("qtrl-cartpole-500", 475),
+    }
+    assert all(c["runs"] == c["of"] == len(c["end"]) == 2 and c["ends"] == 0 for c in results["cases"].values())
+
 
 def test_runs_that_fail_are_reported(quick, tmp_path):
     kept = tmp_path / "runs"

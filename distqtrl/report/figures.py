@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distqtrl.report.statistics import interval, iqm
+from distqtrl.report.statistics import interval, iqm, iqm_T
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,10 +53,10 @@ def save(figure: "Figure", path: Path) -> list[Path]:
 def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: str, shade: bool = True) -> None:
     """IQM over the runs and its 95 % bootstrap interval at every point; no interval for a single run."""
     color, line = COLORS[number % len(COLORS)], LINES[(number // len(COLORS) + number) % len(LINES)]
-    axes.plot(x_T, _iqm(y_RT), color=color, linestyle=line, linewidth=1.5, label=_wrapped(label))
+    axes.plot(x_T, iqm_T(y_RT), color=color, linestyle=line, linewidth=1.5, label=_wrapped(label))
     if shade and len(y_RT) > 1:
         rows = np.random.default_rng(0).integers(len(y_RT), size=(RESAMPLES, len(y_RT)))
-        means = np.array([_iqm(y_RT[row]) for row in rows])
+        means = np.array([iqm_T(y_RT[row]) for row in rows])
         low_T, high_T = np.percentile(means, [2.5, 97.5], axis=0)
         axes.fill_between(x_T, low_T, high_T, color=color, alpha=0.15, linewidth=0)
 
@@ -64,12 +64,6 @@ def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: st
 def _wrapped(label: str) -> str:
     """In lines, and with dollars that begin no formula."""
     return textwrap.fill(label, WIDTH).replace("$", r"\$")
-
-
-def _iqm(y_RT: np.ndarray) -> np.ndarray:
-    cut = len(y_RT) // 4
-    mean_T: np.ndarray = np.sort(y_RT, axis=0)[cut : len(y_RT) - cut].mean(axis=0)
-    return mean_T
 
 
 def points(axes: "Axes", rows: Sequence[tuple[float, float, float, float]], number: int, label: str) -> None:

@@ -118,9 +118,7 @@ def _rows(shown: Sequence[Group]) -> list[list[str]]:
     rows = []
     for group in shown:
         values, whole = group.scores, group.whole
-        low_high = (
-            f"{_number(interval(iqm, values)[0])} to {_number(interval(iqm, values)[1])}" if len(values) > 1 else "none"
-        )
+        low_high = " to ".join(map(_number, interval(iqm, values))) if len(values) > 1 else "none"
         greedy = np.median([run.result["evaluation"]["mean"] for run in whole])
         last = [np.median([run.columns[name][-1] for run in whole]) for name in ("env_steps", "cpu_s", "wall_s")]
         cells = [

@@ -20,9 +20,14 @@ def iqm(scores: np.ndarray) -> float:
     >>> iqm(np.array([[1, 2], [3, 100]]))
     2.5
     """
-    x = _ordered(scores)
-    cut = x.size // 4
-    return float(x[cut : x.size - cut].mean())
+    return float(iqm_T(_ordered(scores)))
+
+
+def iqm_T(scores_RT: np.ndarray) -> np.ndarray:
+    """The same over the runs, at every point of a curve."""
+    cut = len(scores_RT) // 4
+    mean_T: np.ndarray = np.sort(scores_RT, axis=0)[cut : len(scores_RT) - cut].mean(axis=0)
+    return mean_T
 
 
 def median(scores: np.ndarray) -> float:
