@@ -78,7 +78,7 @@ def verdicts(cases: dict, pairs: tuple[tuple[str, str], ...]) -> list[str]:
 def table(results: dict) -> str:
     """The results as Markdown."""
     lines = [
-        f"# Depth and ranks: {runs.UNITS[results['task']]}",
+        f"# Depth and ranks: {runs.OF_DIST_QTRL[results['task']]}",
         "",
         *runs.line(results, f"{len(results['seeds'])} seeds."),
         "",
@@ -88,7 +88,7 @@ def table(results: dict) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     for name, c in results["cases"].items():
-        cells = [*runs.score_cells(c), f"{np.median(c['greedy']):.3g}"]
+        cells = [*runs.score_cells(c), f"{np.median(c['greedy']):.4g}"]
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
 
@@ -102,7 +102,7 @@ def figure(results: dict, path: Path) -> None:
         axes.set_xlabel("episodes of one rank")
         axes.set_ylabel("smoothed return of training")
         axes.legend(frameon=False, fontsize=8)
-        axes.set_title(f"{runs.UNITS[results['task']]}\nIQM and 95 % interval, {len(results['seeds'])} seeds")
+        axes.set_title(f"{runs.OF_DIST_QTRL[results['task']]}\nIQM and 95 % interval, {len(results['seeds'])} seeds")
         figures.save(drawn, path)
 
 

@@ -81,7 +81,7 @@ def table(results: dict) -> str:
     for name, c in results["cases"].items():
         cells = [f"{c['level']:g}", f"{c['ends']} of {c['of']}", f"{c['reaches']} of {c['of']}"]
         cells += runs.score_cells(c)
-        lines.append(f"| {name} | `{c['preset']}` | {' | '.join(cells)} | {np.median(c['greedy']):.3g} |")
+        lines.append(f"| {name} | `{c['preset']}` | {' | '.join(cells)} | {np.median(c['greedy']):.4g} |")
     return "\n".join(lines)
 
 

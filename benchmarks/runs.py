@@ -25,7 +25,8 @@ from distqtrl.report.statistics import interval, iqm
 
 PRESETS = {"cartpole": "qtrl-cartpole", "minigrid": "qtrl-minigrid"}
 SEEDS = {"cartpole": 10, "minigrid": 5}
-UNITS = {"cartpole": "CartPole-v1 without its end at 500 steps", "minigrid": "MiniGrid-Empty-5x5 (inferred)"}
+UNITS = {"cartpole": "CartPole-v1 without its end at 500 steps", "minigrid": "MiniGrid-Empty-5x5"}
+OF_DIST_QTRL = UNITS | {"minigrid": "MiniGrid-Empty-5x5 (inferred)"}  # its environment is not known to us
 QUICK = ("--train.updates", "12", "--evaluate.episodes", "2", "--environment.max_episode_steps", "20")
 PACKAGES = ("torch", "numba", "numpy", "gymnasium", "minigrid", "mpi4py", "mpich")
 

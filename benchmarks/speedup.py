@@ -114,7 +114,7 @@ def table(results: dict) -> str:
     """The results as Markdown."""
     goals = ", ".join(f"{policy} {target:.3g}" for policy, target in results["targets"].items())
     lines = [
-        f"# Speed-up against the number of ranks: {runs.UNITS[results['task']]}",
+        f"# Speed-up against the number of ranks: {runs.OF_DIST_QTRL[results['task']]}",
         "",
         *runs.line(results, f"L = {results['layers']}, {len(results['seeds'])} seeds."),
         f"Target return (what one rank has at its end): {goals}.",
@@ -163,7 +163,7 @@ def figure(results: dict, path: Path) -> None:
             axes.set_xlabel("ranks")
             axes.set_ylabel(what)
         left.legend(frameon=False, fontsize=8)
-        drawn.suptitle(f"{runs.UNITS[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
+        drawn.suptitle(f"{runs.OF_DIST_QTRL[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
         figures.save(drawn, path)
 
 
