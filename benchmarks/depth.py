@@ -101,7 +101,7 @@ def figure(results: dict, path: Path) -> None:
             figures.band(axes, np.array(c["updates"]), np.array(c["curves"]), number, name)
         axes.set_xlabel("episodes of one rank")
         axes.set_ylabel("smoothed return of training")
-        axes.legend(frameon=False, fontsize=8)
+        drawn.legend(loc="outside right center", frameon=False, fontsize=8)
         axes.set_title(f"{runs.OF_DIST_QTRL[results['task']]}\nIQM and 95 % interval, {len(results['seeds'])} seeds")
         figures.save(drawn, path)
 
