@@ -56,8 +56,8 @@ def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) ->
     command = [*setting.mpirun(args.ranks), "-m", "distqtrl", "train", args.preset, "--json"]
     command += ["--train.seed", str(seed), "--train.directory", runs, *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    seconds = read(Path(result["run"])).profile_s
+    run = read(Path(json.loads(done.stdout.splitlines()[-1])["run"]))
+    result = run.result
     row = {
         "seed": seed,
         "solved": result["evaluation"]["mean"] >= SOLVED[args.preset],
@@ -67,7 +67,7 @@ def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) ->
         "updates": result["update"],
         "train_s": result["train_s"],
         "setup_s": result["setup_s"],
-        "share": {phase: s / result["train_s"] for phase, s in seconds.items()},
+        "share": {phase: s / result["train_s"] for phase, s in run.profile_s.items()},
     }
     print(
         f"seed {seed}: return {row['return']:.2f}, {row['env_steps']:,} steps, {row['train_s']:.1f} s", file=sys.stderr

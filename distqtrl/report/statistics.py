@@ -20,14 +20,12 @@ def iqm(scores: np.ndarray) -> float:
     >>> iqm(np.array([[1, 2], [3, 100]]))
     2.5
     """
-    return float(iqm_T(_ordered(scores)))
+    return float(_middle(_ordered(scores)))
 
 
 def iqm_T(scores_RT: np.ndarray) -> np.ndarray:
     """The same over the runs, at every point of a curve."""
-    cut = len(scores_RT) // 4
-    mean_T: np.ndarray = np.sort(scores_RT, axis=0)[cut : len(scores_RT) - cut].mean(axis=0)
-    return mean_T
+    return _middle(np.sort(scores_RT, axis=0))
 
 
 def median(scores: np.ndarray) -> float:
@@ -120,6 +118,13 @@ def verdict(a: str, b: str, probability: float, low: float, high: float) -> str:
     if low > 0.5 or high < 0.5:
         return f"{a} is {'better' if low > 0.5 else 'worse'} than {b} {numbers}"
     return f"{a} and {b} cannot be told apart {numbers}"
+
+
+def _middle(ordered: np.ndarray) -> np.ndarray:
+    """The mean over the first axis of what is sorted along it, without a quarter at either end."""
+    cut = len(ordered) // 4
+    mean: np.ndarray = ordered[cut : len(ordered) - cut].mean(axis=0)
+    return mean
 
 
 def _ordered(scores: np.ndarray) -> np.ndarray:
