@@ -7,7 +7,10 @@ the key is the state. Counter-based generator: Philox 4x64 (Salmon et al., SC 20
 
 import numpy as np
 
-PURPOSES = ("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation", "shot", "spsa")
+PURPOSES = (
+    *("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation", "shot", "spsa"),
+    "calibration",  # new ones at the end: the position is the key
+)
 
 
 def stream(seed: int, purpose: str, *index: int) -> np.random.Generator:

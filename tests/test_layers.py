@@ -10,11 +10,11 @@ LAYERS = [
     {"__init__", "__version__"},
     {"config"},
     {"seeding", "record", "tensorfile"},
-    {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce"},
+    {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce", "quantize"},
     {"generator", "checkpoint"},
     {"learner"},
     {"sampling"},
-    {"train", "report"},
+    {"train", "report", "export"},
     {"arguments"},
     {"cli"},
     {"__main__"},
@@ -60,6 +60,7 @@ def test_a_hidden_sideways_import_is_seen(tmp_path):
 def test_the_policy_side_is_classical(tmp_path):
     code = (
         "import sys; from distqtrl.policy import policy_file; from distqtrl.environment import rollout, vector;"
+        "from distqtrl.export import folder;"
         f"print([m for m in sys.modules if m.startswith({LEFT_OF_THE_BORDER})])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
