@@ -1,0 +1,227 @@
+"""The integer program: what an exported policy computes, and its NumPy interpreter, which defines what is correct.
+
+A program is a straight line of operations on vectors of integers, from raw fixed-point observations to the action.
+Its only rounding is the floor of an arithmetic right shift in ``Scale``. Every intermediate's range is computed from
+the weights, exactly, so a program that is accepted cannot overflow.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distqtrl.config import UserError
+
+Ints = npt.NDArray[np.int64]
+FORMAT = "distqtrl program 1"
+WORD = 62  # bits that an intermediate may need, so that int64 cannot overflow
+
+
+@dataclass(frozen=True)
+class Range:
+    """What every element of a vector lies between, both ends included: low_N, high_N."""
+
+    low_N: Ints
+    high_N: Ints
+
+    @property
+    def bits(self) -> int:
+        """Of a two's complement number that holds every element."""
+        return max(int(~min(self.low_N.min(), -1)).bit_length(), int(max(self.high_N.max(), 0)).bit_length()) + 1
+
+    @property
+    def signed(self) -> bool:
+        return bool((self.low_N < 0).any())
+
+
+@dataclass(frozen=True, eq=False)
+class Matmul:
+    """y_i = sum_j weights_NK[i, j] * x_j."""
+
+    weights_NK: Ints
+
+    def __call__(self, x_BK: Ints) -> Ints:
+        # in floating point, which is exact below 2**53 and has a fast product; takes() keeps sums below 2**31
+        y_BN: Ints = (x_BK.astype(np.float64) @ self.weights_NK.T.astype(np.float64)).astype(np.int64)
+        return y_BN
+
+    def takes(self, x: Range) -> bool:
+        """Levels 0 to 255, weights -128 to 127, and sums of 32 bits, which every target has an instruction for."""
+        fit = x.low_N.min() >= 0 and x.high_N.max() <= 255 and np.abs(self.weights_NK * 2 + 1).max() <= 255
+        return bool(fit) and len(x.low_N) < 1 << 15
+
+    def range(self, x: Range) -> Range:
+        up: Ints = self.weights_NK.clip(0)
+        down: Ints = self.weights_NK.clip(max=0)
+        return Range(up @ x.low_N + down @ x.high_N, up @ x.high_N + down @ x.low_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """y_i = clip((x_i * multiplier_N[i] + offset_N[i]) >> shift, low, high): the shift is arithmetic, so it floors."""
+
+    multiplier_N: Ints
+    offset_N: Ints
+    shift: int
+    low: int
+    high: int
+
+    def __call__(self, x_BN: Ints) -> Ints:
+        y_BN: Ints = ((x_BN * self.multiplier_N + self.offset_N) >> self.shift).clip(self.low, self.high)
+        return y_BN
+
+    def product(self, x: Range) -> Range:
+        """Of x_i * multiplier_N[i]."""
+        a_N, b_N = x.low_N * self.multiplier_N, x.high_N * self.multiplier_N
+        return Range(np.minimum(a_N, b_N), np.maximum(a_N, b_N))
+
+    def shifted(self, x: Range) -> Range:
+        """Of what is shifted."""
+        product = self.product(x)
+        return Range(product.low_N + self.offset_N, product.high_N + self.offset_N)
+
+    def range(self, x: Range) -> Range:
+        shifted = self.shifted(x)
+        ends = ((end_N >> self.shift).clip(self.low, self.high) for end_N in (shifted.low_N, shifted.high_N))
+        return Range(*ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """y_i = table[x_i]."""
+
+    table: Ints
+
+    def __call__(self, x_BN: Ints) -> Ints:
+        return self.table[x_BN]
+
+    def range(self, x: Range) -> Range:
+        if x.low_N.min() < 0 or x.high_N.max() >= len(self.table):
+            raise ValueError(f"a table of {len(self.table)} is asked for {x.low_N.min()} to {x.high_N.max()}")
+        num = len(x.low_N)
+        return Range(np.full(num, self.table.min()), np.full(num, self.table.max()))
+
+
+@dataclass(frozen=True)
+class Argmax:
+    """y_0 = start + the first position of the greatest x_i."""
+
+    start: int = 0
+
+    def __call__(self, x_BN: Ints) -> Ints:
+        return x_BN.argmax(-1, keepdims=True) + self.start
+
+    def range(self, x: Range) -> Range:
+        return Range(np.array([self.start]), np.array([self.start + len(x.low_N) - 1]))
+
+
+def within(op: "Op", x: Range) -> tuple[Range, ...]:
+    """The ranges of what an operation computes on its way."""
+    return (op.product(x), op.shifted(x)) if isinstance(op, Scale) else ()
+
+
+Op = Matmul | Scale | Lookup | Argmax
+OPS: dict[str, type[Op]] = {"matmul": Matmul, "scale": Scale, "lookup": Lookup, "argmax": Argmax}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Observation j enters as floor(obs_j * 2**input_fraction_O[j] + 1/2), saturated to ``input_bits`` signed bits;
+    action i leaves as an integer that means action_i = y_i * 2**-output_fraction."""
+
+    input_fraction_O: tuple[int, ...]
+    input_bits: int
+    ops: tuple[Op, ...]
+    output_fraction: int = 0
+
+    def __post_init__(self) -> None:
+        for number, (op, x, y) in enumerate(self.steps()):
+            if isinstance(op, Matmul) and not op.takes(x):
+                raise UserError(f"operation {number} of the program: levels and weights of a layer must fit a byte")
+            wide = max(range.bits for range in (y, *within(op, x)))
+            if wide > WORD:
+                raise UserError(f"operation {number} of the program needs {wide} bits, {WORD} are the limit: use fewer")
+
+    @property
+    def inputs(self) -> Range:
+        """Of the observations as integers."""
+        top = 1 << (self.input_bits - 1)
+        return Range(np.full(len(self.input_fraction_O), -top), np.full(len(self.input_fraction_O), top - 1))
+
+    def steps(self) -> Iterator[tuple[Op, Range, Range]]:
+        """Every operation with the range of what it reads and of what it writes."""
+        x = self.inputs
+        for op in self.ops:
+            y = op.range(x)
+            yield op, x, y
+            x = y
+
+    @property
+    def outputs(self) -> Range:
+        """Of the action's integers."""
+        return list(self.steps())[-1][2]
+
+    def convert(self, obs_BO: np.ndarray) -> Ints:
+        """Observations as the program's integers; what is not a number becomes the lowest one."""
+        x_BO = np.floor(np.asarray(obs_BO, np.float64) * np.exp2(self.input_fraction_O) + 0.5)
+        low, high = -(1 << (self.input_bits - 1)), (1 << (self.input_bits - 1)) - 1
+        return np.nan_to_num(x_BO, nan=low, posinf=high, neginf=low).clip(low, high).astype(np.int64)
+
+    def run(self, x_BO: Ints) -> Ints:
+        """Actions of integer observations, (B, A): the definition of correct."""
+        return self.trace(x_BO)[-1]
+
+    def trace(self, x_BO: Ints) -> list[Ints]:
+        """What every operation writes."""
+        out = []
+        for op in self.ops:
+            x_BO = op(x_BO)
+            out.append(x_BO)
+        return out
+
+    def act(self, obs_BO: np.ndarray) -> np.ndarray:
+        """Actions in the environment's units: int64 (B,) of a categorical head, else float32 (B, A)."""
+        y_BA = self.run(self.convert(obs_BO))
+        if isinstance(self.ops[-1], Argmax):
+            return y_BA[:, 0]
+        return np.ldexp(y_BA, -self.output_fraction).astype(np.float32)
+
+
+def dumps(program: Program) -> str:
+    """The program as JSON, one operation per line."""
+    head = {"format": FORMAT, **{f.name: getattr(program, f.name) for f in fields(program) if f.name != "ops"}}
+    lines = [json.dumps({"op": _name(op), **_plain(asdict(op))}) for op in program.ops]
+    return json.dumps(head)[:-1] + ', "ops": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def loads(text: str) -> Program:
+    """The program of a JSON text; raises UserError when it is not one."""
+    try:
+        values = json.loads(text)
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"not a '{FORMAT}'")
+        ops = tuple(OPS[op.pop("op")](**_arrays(op)) for op in values.pop("ops"))
+        return Program(tuple(values.pop("input_fraction_O")), ops=ops, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read the program ({type(error).__name__}: {error}): export the policy again") from None
+
+
+def digest(program: Program) -> str:
+    """SHA-256 of the program's text."""
+    return hashlib.sha256(dumps(program).encode()).hexdigest()
+
+
+def _name(op: Op) -> str:
+    return next(name for name, kind in OPS.items() if isinstance(op, kind))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: np.array(value, np.int64) if isinstance(value, Sequence) else value for key, value in values.items()}

@@ -1,0 +1,81 @@
+"""The integer program says what the quantized network says, but for ties; actions stay within bounds."""
+
+import numpy as np
+import pytest
+from export.programs import observations, programs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distqtrl.config import UserError
+from distqtrl.export import lower
+from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
+from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.quantize.calibrate import Network, quantized
+from distqtrl.quantize.formats import Bits
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+@pytest.mark.parametrize("b", [1, 3, 8])
+def test_the_program_is_the_quantized_network(activation, per, b):
+    rng = np.random.default_rng(b)
+    layers = tuple((rng.normal(size=(n, k)), rng.normal(size=n)) for n, k in ((16, 4), (16, 16), (3, 16)))
+    net = Network(layers, activation, np.zeros(4), np.ones(4), np.inf, bounded=False)
+    obs_BO = rng.normal(size=(3000, 4))
+    q = quantized(net, obs_BO, Bits(b, 8, 8), per)
+    program = lower.program(q, Categorical(3))
+    trace = [
+        y for y, op in zip(program.trace(program.convert(obs_BO)), program.ops, strict=True) if is_levels(op, program)
+    ]
+    assert len(trace) == 1 + len(layers)
+    for reads, layer, writes in zip(trace, q.layers, trace[1:], strict=False):
+        apart = np.abs(layer.levels(reads) - writes)
+        assert apart.max() <= 1  # only what lies on the edge between two levels
+        assert apart.mean() < 0.02
+
+
+def is_levels(op, program):
+    """Whether an operation's result is what the next layer or the head reads."""
+    following = program.ops[program.ops.index(op) + 1 :][:1]
+    return isinstance(op, Scale | Lookup) and not isinstance(following[0], Lookup)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), st.floats(0.01, 100)), min_size=1, max_size=4),
+    st.integers(1, 8),
+)
+def test_actions_stay_within_bounds(bounds, b):
+    low = tuple(a for a, _ in bounds)
+    high = tuple(a + w for a, w in bounds)
+    scale, fraction = lower._action(Gaussian(low, high), (1 << b) - 1)
+    ends = scale(np.array([[0] * len(low), [(1 << b) - 1] * len(low)])) * 2.0**-fraction
+    assert (ends >= low).all()
+    assert (ends <= high).all()
+    step = 2.0**-fraction
+    assert (ends[0] - low <= 2 * step).all()
+    assert (np.array(high) - ends[1] <= 3 * step).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(programs)
+def test_what_is_pruned_makes_no_difference(program):
+    smaller = lower.pruned(program)
+    x_BO = observations(program, 300)
+    np.testing.assert_equal(smaller.run(x_BO), program.run(x_BO))
+
+
+def test_silent_and_unread_neurons_go():
+    ones = np.ones(3, int)
+    first = Scale(ones[:2], 0 * ones[:2], 8, 0, 255)
+    hidden = Scale(ones, np.array([0, 0, 900]), 0, 0, 7)  # the third always says 7
+    layers = [Matmul(np.array([[1, 0], [0, 1], [0, 1]])), Matmul(np.array([[1, 0, 1], [2, 0, -1]]))]
+    head = Scale(ones[:2], 0 * ones[:2], 0, 0, 99), Argmax()
+    program = Program((0, 0), 16, (first, layers[0], hidden, layers[1], *head))
+    smaller = lower.pruned(program)
+    assert [op.weights_NK.tolist() for op in smaller.ops if isinstance(op, Matmul)] == [[[1, 0]], [[1], [2]]]
+    assert smaller.ops[4].offset_N.tolist() == [7, -7]
+
+
+def test_a_factor_that_no_shift_expresses_is_refused():
+    with pytest.raises(UserError, match="cannot be written as multiplier"):
+        lower.dyadic(np.array([1e9]), np.array([0.0]))
