@@ -1,0 +1,286 @@
+"""The program as C99: one header and one source, integers only after the conversion of the observation.
+
+Weights are packed 8, 4, 2 or 1 to a byte, as unsigned fields u of w = gain * u - zero, so that a layer needs
+gain * sum(u x) - zero * sum(x). A row of bytes holds one byte for every output, and field k of row j belongs to
+input k * rows + j: the inner loop runs over outputs, without a sum across a vector, which every compiler vectorizes.
+Sums are unsigned and wrap around, in 16 bits where the result is proven to fit. The same source compiles as CUDA.
+"""
+
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+
+from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, within
+
+VECTOR = 8  # outputs are padded to a multiple
+SIGNED = ("int8_t", "int16_t", "int32_t", "int64_t")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of bytes (J, N rounded up) with ``fields`` weights to a byte; weights are gain * field - zero."""
+
+    bytes_JN: Ints
+    fields: int
+    gain: int
+    zero: int
+
+
+def packed(weights_NK: Ints) -> Packed:
+    """Weights in as few bits as 1, 2, 4 or 8."""
+    low, high = weights_NK.min(), weights_NK.max()
+    if np.isin(weights_NK, (-1, 1)).all():
+        fields, gain, zero = 8, 2, 1
+    elif low >= -1 and high <= 2:
+        fields, gain, zero = 4, 1, 1
+    elif low >= -8 and high <= 7:
+        fields, gain, zero = 2, 1, 8
+    else:
+        fields, gain, zero = 1, 1, 128
+    num, inputs = weights_NK.shape
+    rows = -(-inputs // fields)
+    u_NK = np.zeros((-(-num // VECTOR) * VECTOR, rows * fields), np.int64)
+    u_NK[:num, :inputs] = (weights_NK + zero) // gain
+    shifts = np.arange(fields) * (8 // fields)
+    return Packed((u_NK.reshape(-1, fields, rows) << shifts[:, None]).sum(1).T, fields, gain, zero)
+
+
+def sources(program: Program, name: str = "policy") -> dict[str, str]:
+    """File name -> text of the library of a program."""
+    functions, body, source, kind = [], [], "observation", c_type(program.inputs)
+    for number, (op, x, y) in enumerate(program.steps()):
+        last = number == len(program.ops) - 1
+        target, result = ("action", "int32_t") if last else (f"x{number}", c_type(y))
+        head = f"POLICY_FUNCTION void op{number}(const {kind} *POLICY_RESTRICT x, {result} *POLICY_RESTRICT y)"
+        statement = f"for (int i = 0; i < {len(y.low_N)}; i++)"
+        functions.append(f"{head}\n{{\n{_indented(_body(op, x, number, statement, result))}\n}}\n")
+        if not last:
+            following = program.ops[number + 1]
+            room = packed_room(following) if isinstance(following, Matmul) else len(y.low_N)
+            body.append(f"{result} {target}[{room}];")
+            body += [f"for (int i = {len(y.low_N)}; i < {room}; i++) {target}[i] = 0;"] * (room > len(y.low_N))
+        body.append(f"op{number}({source}, {target});")
+        source, kind = target, result
+    tables = [_tables(op, x, number) for number, (op, x, _) in enumerate(program.steps())]
+    facts = {
+        "INPUTS": len(program.input_fraction_O),
+        "ACTIONS": len(program.outputs.low_N),
+        "FRACTION": program.output_fraction,
+        "OBSERVATION": c_type(program.inputs),
+        "LOW": int(program.inputs.low_N[0]),
+        "HIGH": int(program.inputs.high_N[0]),
+        "FACTORS": _wrapped([repr(2.0**f) for f in program.input_fraction_O]),
+        "TABLES": "\n".join(t for t in tables if t),
+        "FUNCTIONS": "\n".join(functions),
+        "BODY": _indented(body),
+    }
+    return {f"{name}.h": _filled(HEADER, facts, name), f"{name}.c": _filled(SOURCE, facts, name)}
+
+
+def packed_room(op: Matmul) -> int:
+    """How many inputs a layer reads, padding included."""
+    rows = packed(op.weights_NK)
+    return len(rows.bytes_JN) * rows.fields
+
+
+def c_type(x: Range) -> str:
+    """The smallest type that holds a range."""
+    if not x.signed and x.high_N.max() <= 255:
+        return "uint8_t"
+    return next(kind for kind in SIGNED if x.bits <= int(kind[3:-2]))
+
+
+def _tables(op: object, x: Range, number: int) -> str:
+    """The constants of an operation."""
+    if isinstance(op, Matmul):
+        rows = packed(op.weights_NK).bytes_JN
+        return _array("uint8_t", f"weights{number}[{rows.size}]", rows.ravel())
+    if isinstance(op, Scale):
+        texts = []
+        for name, values in (("multiplier", op.multiplier_N), ("offset", op.offset_N)):
+            if len(set(values.tolist())) > 1:
+                texts.append(_array(_smallest(values), f"{name}{number}[{len(values)}]", values))
+        return "".join(texts)
+    if isinstance(op, Lookup):
+        return _array(_smallest(op.table), f"table{number}[{len(op.table)}]", op.table)
+    return ""
+
+
+def _body(op: object, x: Range, number: int, loop: str, result: str) -> list[str]:
+    """The statements of an operation: x -> y."""
+    if isinstance(op, Matmul):
+        return _matmul(op, x, number, loop, result)
+    if isinstance(op, Scale):
+        wide = "int64_t" if max(r.bits for r in within(op, x)) > 32 else "int32_t"
+        factor, offset = (
+            f"{name}{number}[i]" if len(set(values.tolist())) > 1 else str(int(values[0]))
+            for name, values in (("multiplier", op.multiplier_N), ("offset", op.offset_N))
+        )
+        return [
+            f"{loop} {{",
+            f"    {wide} v = (({wide})x[i] * {factor} + {offset}) >> {op.shift};",
+            f"    v = v < {op.low} ? {op.low} : v;",
+            f"    y[i] = ({result})(v > {op.high} ? {op.high} : v);",
+            "}",
+        ]
+    if isinstance(op, Lookup):
+        return [f"{loop} y[i] = table{number}[x[i]];"]
+    assert isinstance(op, Argmax)
+    return [
+        "int best = 0;",
+        f"for (int i = 1; i < {len(x.low_N)}; i++) if (x[i] > x[best]) best = i;",
+        f"y[0] = best + {op.start};" if op.start else "y[0] = best;",
+    ]
+
+
+def _matmul(op: Matmul, x: Range, number: int, loop: str, result: str) -> list[str]:
+    found = packed(op.weights_NK)
+    (rows, width), bits = found.bytes_JN.shape, 8 // found.fields
+    size = 16 if op.range(x).bits <= 16 else 32
+    word = f"uint{size}_t"
+    terms = []
+    for k in range(found.fields):
+        shifted = f"(w[i] >> {k * bits})" if k else "w[i]"
+        field = shifted if k == found.fields - 1 else f"({shifted} & {(1 << bits) - 1})"
+        terms.append(f"x{k} * {field}")
+    names = ", ".join(f"x{k} = x[j{f' + {k * rows}' if k else ''}]" for k in range(found.fields))
+    return [
+        f"{word} sum[{width}], all = 0;",
+        f"for (int i = 0; i < {width}; i++) sum[i] = 0;",
+        f"for (int j = 0; j < {len(x.low_N)}; j++) all = ({word})(all + x[j]);",
+        f"for (int j = 0; j < {rows}; j++) {{",
+        f"    const uint8_t *POLICY_RESTRICT w = weights{number} + j * {width};",
+        f"    const {word} {names};",
+        f"    for (int i = 0; i < {width}; i++) sum[i] = ({word})(sum[i] + {' + '.join(terms)});",
+        "}",
+        f"{loop} y[i] = ({result})(int{size}_t)({word})({found.gain} * sum[i] - {found.zero} * all);",
+    ]
+
+
+def _smallest(values: Ints) -> str:
+    return c_type(Range(values, values))
+
+
+def _array(kind: str, name: str, values: Ints) -> str:
+    return f"POLICY_CONSTANT {kind} {name} = {{\n{_wrapped([str(v) for v in values])}\n}};\n"
+
+
+def _wrapped(words: list[str]) -> str:
+    return textwrap.fill(", ".join(words), 110, initial_indent="    ", subsequent_indent="    ")
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _filled(text: str, facts: dict[str, object], name: str) -> str:
+    for key, value in facts.items():
+        text = text.replace(f"@{key}@", str(value))
+    return text.replace("POLICY", name.upper()).replace("policy", name)
+
+
+HEADER = """\
+/* A policy as integers, exported by distqtrl. See README.md for the formats. */
+#ifndef POLICY_H
+#define POLICY_H
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define POLICY_INPUTS @INPUTS@
+#define POLICY_ACTIONS @ACTIONS@
+#define POLICY_FRACTION @FRACTION@ /* an action means action * 2^-POLICY_FRACTION */
+typedef @OBSERVATION@ policy_observation_t;
+
+/* The only step with floating point: units of the environment -> fixed point, rounded and saturated. */
+void policy_convert(const double *values, policy_observation_t *observation);
+
+/* One action; the arrays may not overlap. */
+void policy_act(const policy_observation_t *observation, int32_t *action);
+
+/* Many actions, row by row. */
+void policy_batch(const policy_observation_t *observations, int32_t *actions, int32_t count);
+
+/* policy_act on these two arrays, for callers that pay for every argument. Not for several threads. */
+extern policy_observation_t policy_observation[POLICY_INPUTS];
+extern int32_t policy_action[POLICY_ACTIONS];
+void policy_step(void);
+
+/* The same facts for callers that cannot read this file. */
+extern const int32_t policy_inputs, policy_actions, policy_fraction, policy_observation_size;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
+"""
+
+SOURCE = """\
+/* A policy as integers, exported by distqtrl. Depends on nothing; every range was proven to fit its type. */
+#ifdef __CUDACC__
+#include <stdint.h>
+typedef @OBSERVATION@ policy_observation_t;
+#define POLICY_INPUTS @INPUTS@
+#define POLICY_ACTIONS @ACTIONS@
+#define POLICY_FUNCTION static __device__
+#define POLICY_CONSTANT static __device__ const
+#define POLICY_RESTRICT __restrict__
+#else
+#include "policy.h"
+#define POLICY_FUNCTION static
+#define POLICY_CONSTANT static const
+#define POLICY_RESTRICT restrict
+#endif
+
+/* Two's complement and arithmetic right shifts, as in every compiler that we know. */
+typedef char policy_needs_twos_complement[(-1 >> 1) == -1 && (int16_t)(uint16_t)65535 == -1 ? 1 : -1];
+
+@TABLES@
+@FUNCTIONS@
+#ifdef __CUDACC__
+static __device__
+#endif
+void policy_act(const policy_observation_t *observation, int32_t *action)
+{
+@BODY@
+}
+
+#ifndef __CUDACC__
+policy_observation_t policy_observation[POLICY_INPUTS];
+int32_t policy_action[POLICY_ACTIONS];
+const int32_t policy_inputs = POLICY_INPUTS, policy_actions = POLICY_ACTIONS, policy_fraction = POLICY_FRACTION;
+const int32_t policy_observation_size = sizeof(policy_observation_t);
+
+void policy_step(void)
+{
+    policy_act(policy_observation, policy_action);
+}
+
+void policy_batch(const policy_observation_t *observations, int32_t *actions, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++)
+        policy_act(observations + (intptr_t)i * POLICY_INPUTS, actions + (intptr_t)i * POLICY_ACTIONS);
+}
+
+void policy_convert(const double *values, policy_observation_t *observation)
+{
+    static const double factors[POLICY_INPUTS] = {
+@FACTORS@
+    };
+    for (int i = 0; i < POLICY_INPUTS; i++) {
+        double v = values[i] * factors[i] + 0.5;
+        if (!(v >= @LOW@))
+            observation[i] = @LOW@;
+        else if (v >= @HIGH@)
+            observation[i] = @HIGH@;
+        else {
+            int32_t whole = (int32_t)v;
+            observation[i] = (policy_observation_t)(whole - (v < whole));
+        }
+    }
+}
+#endif
+"""

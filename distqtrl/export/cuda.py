@@ -1,0 +1,67 @@
+"""The program on GPUs: the C source as a device function and a kernel over a batch, and a torch path for batches."""
+
+import torch
+
+from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
+
+KERNEL = """\
+/* A policy as integers, exported by distqtrl: one thread per action. Compile with nvcc. */
+#include "policy.c"
+
+__global__ void policy_kernel(const policy_observation_t *observations, int32_t *actions, int32_t count)
+{
+    int32_t i = int32_t(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < count)
+        policy_act(observations + (int64_t)i * POLICY_INPUTS, actions + (int64_t)i * POLICY_ACTIONS);
+}
+
+/* Both arrays on the device; returns the CUDA error, 0 for none. */
+extern "C" int policy_launch(const policy_observation_t *observations, int32_t *actions, int32_t count)
+{
+    policy_kernel<<<(count + 127) / 128, 128>>>(observations, actions, count);
+    return (int)cudaGetLastError();
+}
+
+/* Both arrays on the host. */
+extern "C" int policy_batch_cuda(const policy_observation_t *observations, int32_t *actions, int32_t count)
+{
+    policy_observation_t *x = 0;
+    int32_t *y = 0;
+    size_t in = sizeof(*x) * POLICY_INPUTS * (size_t)count, out = sizeof(*y) * POLICY_ACTIONS * (size_t)count;
+    int error = (int)cudaMalloc((void **)&x, in);
+    if (!error) error = (int)cudaMalloc((void **)&y, out);
+    if (!error) error = (int)cudaMemcpy(x, observations, in, cudaMemcpyHostToDevice);
+    if (!error) error = policy_launch(x, y, count);
+    if (!error) error = (int)cudaMemcpy(actions, y, out, cudaMemcpyDeviceToHost);
+    cudaFree(x);
+    cudaFree(y);
+    return error;
+}
+"""
+
+
+def source(name: str = "policy") -> str:
+    """The text of the CUDA file beside the C source of this name."""
+    return KERNEL.replace("POLICY", name.upper()).replace("policy", name)
+
+
+def run(program: Program, x_BO: torch.Tensor) -> torch.Tensor:
+    """Actions of integer observations, (B, A) int64, on the tensor's device.
+
+    Sums are made in floating point, which has no integer rival on GPUs and is exact below 2**24 (float32) or 2**53.
+    """
+    for op in program.ops:
+        if isinstance(op, Matmul):
+            kind = torch.float32 if int(abs(op.weights_NK).sum(1).max()) * 255 < 1 << 24 else torch.float64
+            weights_KN = torch.from_numpy(op.weights_NK.T.copy()).to(x_BO.device, kind)
+            x_BO = (x_BO.to(kind) @ weights_KN).long()
+        elif isinstance(op, Scale):
+            factor_N, plus_N = (torch.from_numpy(v).to(x_BO.device) for v in (op.multiplier_N, op.offset_N))
+            x_BO = ((x_BO * factor_N + plus_N) >> op.shift).clamp(op.low, op.high)
+        elif isinstance(op, Lookup):
+            x_BO = torch.from_numpy(op.table).to(x_BO.device)[x_BO]
+        else:
+            assert isinstance(op, Argmax)
+            order = torch.arange(x_BO.shape[-1], 0, -1, device=x_BO.device)  # the first of equals wins
+            x_BO = (x_BO * (len(order) + 1) + order).argmax(-1, keepdim=True) + op.start
+    return x_BO

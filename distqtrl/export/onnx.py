@@ -1,0 +1,89 @@
+"""The program as an ONNX graph of standard integer operators.
+
+An arithmetic shift is a division that floors, ONNX has one that truncates: of v - low * 2**shift they differ only
+where it is negative, and there both results are cut to low. Max and Min see numbers of 32 bits only, because
+onnxruntime 1.31 takes the greater of two 64-bit numbers wrongly when they need more than 32 bits.
+"""
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from distqtrl.config import UserError
+from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
+
+OPSET, IR_VERSION = 18, 10  # the newest that runtimes of the last two years read
+
+
+class Graph:
+    """Nodes and constants in order."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """The name of a new node's output."""
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, values: Ints | int, kind: type) -> str:
+        """The name of a new constant."""
+        name = f"constant{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
+        return name
+
+
+def model(program: Program) -> bytes:
+    """The serialized model: int32 observation (batch, O), fixed-point -> int32 action (batch, A).
+
+    Raises UserError where 32 bits do not hold a scaled number.
+    """
+    graph, name = Graph(), "observation"
+    for op, x, _ in program.steps():
+        if isinstance(op, Matmul):
+            levels = graph.add("Cast", name, to=TensorProto.UINT8)
+            name = graph.add("MatMulInteger", levels, graph.constant(op.weights_NK.T, np.int8))
+        elif isinstance(op, Scale):
+            name = _scale(graph, op, x, name)
+        elif isinstance(op, Lookup):
+            name = graph.add("Gather", graph.constant(op.table, np.int32), name, axis=0)
+        else:
+            name = _argmax(graph, op, name)
+    graph.nodes.append(helper.make_node("Identity", [name], ["action"]))
+    ends = [
+        helper.make_tensor_value_info(end, TensorProto.INT32, ["batch", size])
+        for end, size in (("observation", len(program.input_fraction_O)), ("action", len(program.outputs.low_N)))
+    ]
+    made = helper.make_graph(graph.nodes, "policy", ends[:1], ends[1:], graph.constants)
+    whole = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    checker.check_model(whole, full_check=True)
+    data: bytes = whole.SerializeToString()
+    return data
+
+
+def _scale(graph: Graph, op: Scale, x: Range, name: str) -> str:
+    bottom = op.low << op.shift
+    plus_N, shifted = op.offset_N - bottom, op.shifted(x)
+    ranges = (op.product(x), Range(plus_N, plus_N), Range(shifted.low_N - bottom, shifted.high_N - bottom))
+    wide = max(op.shift + 2, *(r.bits for r in ranges)) > 32
+    kind = np.int64 if wide else np.int32
+    if wide:
+        name = graph.add("Cast", name, to=TensorProto.INT64)
+    name = graph.add("Mul", name, graph.constant(op.multiplier_N, kind))
+    name = graph.add("Add", name, graph.constant(plus_N, kind))
+    name = graph.add("Div", name, graph.constant(1 << op.shift, kind))
+    if wide:
+        if ranges[-1].bits - op.shift > 32:
+            raise UserError("target onnx: a scaled number needs more than 32 bits: use fewer bits")
+        name = graph.add("Cast", name, to=TensorProto.INT32)
+    name = graph.add("Max", name, graph.constant(0, np.int32))
+    name = graph.add("Min", name, graph.constant(op.high - op.low, np.int32))
+    return graph.add("Add", name, graph.constant(op.low, np.int32)) if op.low else name
+
+
+def _argmax(graph: Graph, op: Argmax, name: str) -> str:
+    name = graph.add("Cast", graph.add("ArgMax", name, axis=-1, keepdims=1), to=TensorProto.INT32)
+    return graph.add("Add", name, graph.constant(op.start, np.int32)) if op.start else name
