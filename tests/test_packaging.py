@@ -24,7 +24,9 @@ def test_the_wheel_holds_presets_types_and_licence(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "distqtrl").rglob("*") if path.suffix in (".py", ".toml")
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "distqtrl").rglob("*")
+        if path.suffix in (".py", ".toml", ".v")
     }
     assert wanted | {"distqtrl/py.typed"} <= names
     assert any(name.endswith("LICENSE") for name in names)

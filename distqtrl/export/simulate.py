@@ -1,0 +1,231 @@
+"""Simulation of the Verilog, of a core's text or its synthesized netlist: Verilator, and Icarus as a second opinion."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from distqtrl.config import UserError
+from distqtrl.export import tools
+from distqtrl.export.program import Ints, Program
+
+HARNESS = r"""
+#include "Vtop.h"
+#include "verilated.h"
+#ifdef TRACE
+#include "verilated_vcd_c.h"
+#endif
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+double sc_time_stamp() { return 0; }
+// usage: top count beats lanes input_bits actions action_bits stall; observations on stdin as int32, actions on stdout
+// bits at, ..., at + bits - 1 of a port, which Verilator keeps as words of 32 bits, or as one of 8, 16 or 64
+template <class W> static void put(W &port, int at, int bits, uint32_t value)
+{
+    auto *words = reinterpret_cast<uint8_t *>(&port);
+    uint64_t mask = ((1ull << bits) - 1) << (at % 8), word = 0;
+    int first = at / 8, bytes = (at % 8 + bits + 7) / 8;
+    memcpy(&word, words + first, size_t(bytes));
+    word = (word & ~mask) | ((uint64_t(value) << (at % 8)) & mask);
+    memcpy(words + first, &word, size_t(bytes));
+}
+template <class W> static int32_t get(W &port, int at, int bits)
+{
+    uint64_t word = 0;
+    memcpy(&word, reinterpret_cast<const uint8_t *>(&port) + at / 8, size_t((at % 8 + bits + 7) / 8));
+    uint64_t value = (word >> (at % 8)) & ((1ull << bits) - 1);
+    return int32_t(int64_t(value << (64 - bits)) >> (64 - bits));
+}
+int main(int argc, char **argv)
+{
+    long count = atol(argv[1]);
+    int beats = atoi(argv[2]), lanes = atoi(argv[3]), xb = atoi(argv[4]), actions = atoi(argv[5]), yb = atoi(argv[6]);
+    unsigned stall = unsigned(atoi(argv[7])), noise = 1;
+    long width = long(beats) * lanes;
+    std::vector<int32_t> x(size_t(count * width)), y(size_t(count * actions));
+    if (fread(x.data(), 4, x.size(), stdin) != x.size()) return 1;
+    Vtop top;
+#ifdef TRACE
+    VerilatedVcdC trace;
+    uint64_t moment = 0;
+    Verilated::traceEverOn(true);
+    top.trace(&trace, 99);
+    trace.open("trace.vcd");
+#endif
+    top.clk = 0; top.rst = 1; top.in_valid = 0; top.out_ready = 0;
+    for (int i = 0; i < 4; i++) { top.clk = 1; top.eval(); top.clk = 0; top.eval(); }
+    top.rst = 0;
+    long taken = 0, given = 0, clock = 0, started = 0, longest = 0, waited = 0;
+    std::vector<long> starts(size_t(count) + 1);
+    while (given < count) {
+        noise = noise * 1664525u + 1013904223u;
+        bool offer = taken < count * beats && !(stall && (noise >> 16) % stall == 0);
+        bool accept = !(stall && (noise >> 24) % stall == 0);
+        top.in_valid = offer; top.out_ready = accept;
+        if (offer) for (int j = 0; j < lanes; j++) put(top.in_data, j * xb, xb, uint32_t(x[size_t(taken * lanes + j)]));
+        top.eval();
+#ifdef TRACE
+        trace.dump(moment++);
+#endif
+        if (offer && top.in_ready) {
+            if (taken % beats == 0) starts[size_t(started++)] = clock;
+            taken++;
+        }
+        if (top.out_valid && accept) {
+            for (int j = 0; j < actions; j++) y[size_t(given * actions + j)] = get(top.out_data, j * yb, yb);
+            long took = clock - starts[size_t(given++)];
+            longest = took > longest ? took : longest;
+            waited = 0;
+        }
+        top.clk = 1; top.eval(); top.clk = 0; top.eval();
+        clock++;
+        if (++waited > 1000000) { fprintf(stderr, "no action in 1000000 clocks\n"); return 2; }
+    }
+#ifdef TRACE
+    trace.close();
+#endif
+    fwrite(y.data(), 4, y.size(), stdout);
+    fprintf(stderr, "%ld %ld\n", longest, clock);
+    return 0;
+}
+"""
+
+
+def build(text: str, name: str, folder: Path, library: Path | None = None) -> Path:
+    """The simulator of a core; raises UserError where Verilator finds fault, Missing without it.
+
+    With a library of cells the text is a netlist: what warns is the library, and every net is traced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.v").write_text(text)
+    (folder / "main.cpp").write_text(HARNESS)
+    command = [*tools.verilator(), "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast"]
+    command += ["--top-module", name, "--prefix", "Vtop", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"]
+    if library is None:
+        command += ["-Wall", "-CFLAGS", "-O1"]
+    else:
+        command += [
+            "-Wno-fatal",
+            "--trace-vcd",
+            "--trace-depth",
+            "1",
+            "--trace-underscore",
+            "-CFLAGS",
+            "-O1 -DTRACE",
+            str(library),
+        ]
+    command += ["-o", "simulator", f"{name}.v", "main.cpp"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"verilator refuses {name}.v: {_reason(done.stderr)}")
+    return folder / "obj_dir" / "simulator"
+
+
+def run(simulator: Path, program: Program, x_BO: Ints, lanes: int, stall: int = 0) -> tuple[Ints, int]:
+    """Actions (B, A) of integer observations, and the most clocks from a first beat to its action."""
+    num, width = x_BO.shape
+    beats = -(-width // lanes)
+    padded = np.zeros((num, beats * lanes), np.int32)
+    padded[:, :width] = x_BO
+    actions, bits = len(program.outputs.low_N), program.outputs.bits
+    words = [num, beats, lanes, program.inputs.bits, actions, bits, stall]
+    command = [str(simulator.resolve()), *map(str, words)]
+    done = subprocess.run(command, input=padded.tobytes(), capture_output=True, cwd=simulator.parent)
+    if done.returncode:
+        raise RuntimeError(f"the simulation ended with {done.returncode}: {done.stderr.decode()[-500:]}")
+    y = np.frombuffer(done.stdout, np.int32).reshape(num, actions).astype(np.int64)
+    return y, int(done.stderr.split()[0])
+
+
+def toggles(simulator: Path) -> int:
+    """How many bits of the netlist changed in the run before, the clock's left out; zero delay, so no glitches."""
+    with (simulator.parent / "trace.vcd").open() as lines:
+        return sum(_changes(lines))
+
+
+def _changes(lines: Iterator[str]) -> Iterator[int]:
+    """The number of bits that change at every change of a value change dump, first values and clock left out."""
+    now: dict[str, str] = {}
+    clock = ""
+    for line in lines:
+        if found := re.match(r"\s*\$var \S+ 1 (\S+) clk ", line):
+            clock = found[1]
+        elif line[0] in "01bx":
+            value, _, code = line[1:].strip().partition(" ") if line[0] == "b" else (line[0], " ", line[1:].strip())
+            if code in now and code != clock:
+                width = max(len(value), len(now[code]))
+                yield (int(value, 2) ^ int(now[code], 2)).bit_count() if width > 1 else 1
+            now[code] = value
+
+
+BENCH = """\
+`timescale 1ns / 1ns
+module bench;
+    reg clk = 0, rst = 1, in_valid = 0;
+    wire in_ready, out_valid;
+    reg [{inputs}-1:0] in_data = 0;
+    wire [{outputs}-1:0] out_data;
+    {name} core(.clk(clk), .rst(rst), .in_valid(in_valid), .in_ready(in_ready), .in_data(in_data),
+        .out_valid(out_valid), .out_ready(1'b1), .out_data(out_data));
+    reg [{inputs}-1:0] beats [0:{beats}-1];
+    integer taken = 0, given = 0;
+    always #5 clk = ~clk;
+    initial begin
+        $readmemh("beats.hex", beats);
+        #42 rst = 0;
+    end
+    // between the edges, as the core's registers change at the rising one
+    always @(negedge clk) if (!rst) begin
+        in_valid = taken < {beats};
+        in_data = beats[taken < {beats} ? taken : 0];
+    end
+    always @(posedge clk) if (!rst) begin
+        if (in_valid & in_ready) taken = taken + 1;
+        if (out_valid) begin
+            $display("%h", out_data);
+            given = given + 1;
+            if (given == {count}) $finish;
+        end
+    end
+endmodule
+"""
+
+
+def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lanes: int) -> Ints:
+    """Actions (B, A) of integer observations by Icarus Verilog; raises Missing without it."""
+    compiler, player = tools.icarus()
+    num, width = x_BO.shape
+    beats = -(-width // lanes)
+    padded = np.zeros((num, beats * lanes), np.int64)
+    padded[:, :width] = x_BO
+    actions, bits, x_bits = len(program.outputs.low_N), program.outputs.bits, program.inputs.bits
+    words = [_joined(row, x_bits) for row in padded.reshape(-1, lanes)]
+    (folder / "beats.hex").write_text("\n".join(f"{word:x}" for word in words))
+    facts = {"name": name, "inputs": lanes * x_bits, "outputs": actions * bits, "beats": len(words), "count": num}
+    (folder / "core.v").write_text(text + BENCH.format(**facts))
+    build = subprocess.run(
+        [compiler, "-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], cwd=folder, capture_output=True
+    )
+    if build.returncode:
+        raise UserError(f"Icarus refuses {name}.v: {_reason(build.stderr.decode())}")
+    done = subprocess.run([player, "bench"], cwd=folder, capture_output=True, text=True)
+    shown = [int(line, 16) for line in done.stdout.split() if re.fullmatch("[0-9a-f]+", line)]
+    half = 1 << (bits - 1)
+    fields = [[(word >> (i * bits)) % (2 * half) for i in range(actions)] for word in shown]
+    return np.array([[(v + half) % (2 * half) - half for v in row] for row in fields], np.int64).reshape(-1, actions)
+
+
+def _joined(values: Ints, bits: int) -> int:
+    """One number of these, the first in the lowest bits."""
+    return sum((int(v) & ((1 << bits) - 1)) << (i * bits) for i, v in enumerate(values))
+
+
+def _reason(text: str) -> str:
+    """The first line of a tool's complaint."""
+    lines = [line for line in text.splitlines() if "rror" in line or "arning" in line] or text.splitlines() or ["?"]
+    return lines[0].strip()

@@ -1,0 +1,96 @@
+"""What a core costs: Yosys for the 7 series (counts), Yosys and nextpnr for ECP5 (a clock after place and route)."""
+
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distqtrl.export import tools
+
+LUTS = {f"LUT{n}": 1 for n in range(1, 7)} | {"SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2}
+LUTS |= {"RAM32M": 4, "RAM64M": 4, "RAM128X1D": 4, "RAM256X1S": 4}
+BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of the 7 series: 6-input lookup tables (those used as memory too), flip-flops, 36 kbit memories, DSP48E1."""
+
+    lut: int
+    ff: int
+    bram: float
+    dsp: int
+
+
+PARTS = {"xc7a15t": Resources(10_400, 20_800, 25, 45), "xc7a35t": Resources(20_800, 41_600, 50, 90)}
+
+
+def resources(text: str, top: str) -> Resources:
+    """Counts after synth_xilinx -family xc7 -flatten; raises Missing without Yosys."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "core.v").write_text(text)
+        script = f"read_verilog core.v\nsynth_xilinx -family xc7 -flatten -top {top}\ntee -q -o stat.json stat -json\n"
+        _run(tools.yosys(), script, folder)
+        cells: dict[str, int] = json.loads(Path(folder, "stat.json").read_text())["design"]["num_cells_by_type"]
+    ff = sum(count for name, count in cells.items() if name.startswith("FD"))
+    lut = sum(LUTS.get(name, 0) * count for name, count in cells.items())
+    bram = sum(BRAMS.get(name, 0.0) * count for name, count in cells.items())
+    return Resources(lut, ff, bram, cells.get("DSP48E1", 0))
+
+
+def netlist(text: str, top: str) -> str:
+    """The core as cells of the 7 series, memories in lookup tables (the library's block memory has no model)."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "core.v").write_text(text.replace('"block"', '"logic"'))
+        script = f"read_verilog core.v\nsynth_xilinx -family xc7 -flatten -nobram -noiopad -noclkbuf -top {top}\n"
+        _run(tools.yosys(), script + "clean\nwrite_verilog -noattr netlist.v\n", folder)
+        return Path(folder, "netlist.v").read_text()
+
+
+def lacking(used: Resources, part: Resources) -> dict[str, float]:
+    """By how much a core is too large for a part, resource by resource; empty where it fits."""
+    over = {name: value - getattr(part, name) for name, value in asdict(used).items()}
+    return {name: value for name, value in over.items() if value > 0}
+
+
+def clock_mhz(text: str, top: str, in_bits: int, out_bits: int) -> float:
+    """The clock that nextpnr reaches on an ECP5-85F, speed grade 6, behind a serial port on either side."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "core.v").write_text(text + SERIAL.format(top=top, i=in_bits, o=out_bits))
+        _run(tools.yosys(), "read_verilog core.v\nsynth_ecp5 -top serial -json core.json\n", folder)
+        flags = ["--85k", "--speed", "6", "--json", "core.json", "--lpf-allow-unconstrained", "--seed", "1"]
+        done = subprocess.run(
+            [*tools.nextpnr(), *flags, "--timing-allow-fail", "--freq", "100"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", done.stderr + done.stdout)
+    if not found:
+        raise RuntimeError(f"nextpnr gave no clock: {(done.stderr or done.stdout)[-500:]}")
+    return float(found[-1])
+
+
+def _run(command: list[str], script: str, folder: str) -> None:
+    done = subprocess.run(command, input=script, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"Yosys failed: {(done.stderr or done.stdout)[-500:]}")
+
+
+SERIAL = """
+module serial(input wire clk, input wire rst, input wire si, input wire iv, input wire ordy, output reg so,
+    output wire ir, output wire ov);
+    reg [{i}-1:0] x;
+    wire [{o}-1:0] y;
+    reg [{o}-1:0] z;
+    always @(posedge clk) begin
+        x <= {{x, si}};
+        z <= ov ? y : {{z, 1'b0}};
+        so <= z[{o}-1];
+    end
+    {top} core(.clk(clk), .rst(rst), .in_valid(iv), .in_ready(ir), .in_data(x), .out_valid(ov), .out_ready(ordy),
+        .out_data(y));
+endmodule
+"""
