@@ -1,4 +1,4 @@
-# make train: from a fresh machine to a solved CartPole. make test: everything CI checks.
+# make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH.
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,12 +14,17 @@ else
 EXTRA := mpich
 MPIRUN ?= $(BIN)/mpirun
 endif
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test benchmark clean
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
-	if [ -t 2 ]; then export TTY_COMPATIBLE=1; fi; $(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS)
+	if [ -t 2 ]; then export TTY_COMPATIBLE=1; fi; \
+	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS) | tee $(VENV)/train.log
+	run=$$(sed -n 's/^run directory \(.*\), [0-9]* ranks\?$$/\1/p' $(VENV)/train.log); \
+	$(BIN)/distqtrl export $$run --target c,verilog --bits core=3,input=6,output=8 -o $$run/exported
 
 test: $(VENV)/.installed-$(EXTRA)-test
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-$(EXTRA): $(BIN)/python setup.cfg constraints.txt
-	$(INSTALL) --editable '.[$(EXTRA)]'
+	$(INSTALL) --editable '.[$(EXTRA),fpga]'
 	@touch $@
 
 $(VENV)/.installed-$(EXTRA)-test: $(BIN)/python setup.cfg constraints.txt

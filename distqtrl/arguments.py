@@ -8,7 +8,7 @@ from distqtrl import __version__
 from distqtrl import config as configuration
 from distqtrl.config import Config, UserError, nearest
 
-COMMANDS = ("train", "evaluate", "describe", "report", "doctor")
+COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor")
 Flags = dict[str, list[str]]
 
 
@@ -65,6 +65,30 @@ def _parser() -> Parser:
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
     _add_fields(sub)
+    sub = command("export", "Write a policy as integers for CPU, GPU and FPGA, with the proof that all are the same.")
+    sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    sub.add_argument("--target", default="c,onnx,cuda,verilog", metavar="LIST", help="default c,onnx,cuda,verilog")
+    text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
+    sub.add_argument("--bits", default="core=4", metavar="LIST", help=text)
+    sub.add_argument(
+        "--per", choices=("channel", "tensor"), default="channel", help="whose scales are its own [channel]"
+    )
+    text = "recorded observations (N, O) to calibrate on; without it the policy plays 20 episodes"
+    sub.add_argument("--calibration", type=Path, metavar="FILE.npy", help=text)
+    text = "multiply-accumulates per clock of the folded core, such as 32x4 [from the widest layer]"
+    sub.add_argument("--parallel", metavar="LANESxCOLUMNS", help=text)
+    sub.add_argument("--part", metavar="NAME", help="refuse a folded core that does not fit this FPGA, such as xc7a15t")
+    text = "also simulate the synthesized netlists, count toggles, place and route for ECP5 (minutes)"
+    sub.add_argument("--implement", action="store_true", help=text)
+    text = "print energy per action: static power and energy per toggle, such as 0.06,2e-13; needs --implement"
+    sub.add_argument("--energy", metavar="WATTS,JOULES", help=text)
+    _add_proof(sub)
+    sub = command("verify", "Check an exported folder again: every target whose tool is here, vector by vector.")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="a folder made by export")
+    sub.add_argument("--target", default="c,onnx,cuda,verilog", metavar="LIST", help="default: all that it has")
+    sub.add_argument("--implement", action="store_true", help="also simulate the synthesized netlists (minutes)")
+    _add_proof(sub)
     sub = command(
         "report", "Make one page of any set of runs: curves with intervals, parameters, scores, time, versions."
     )
@@ -76,6 +100,11 @@ def _parser() -> Parser:
     text = "compare every installed QPU backend and gradient method on random circuits (about a minute)"
     sub.add_argument("--gradients", action="store_true", help=text)
     return parser
+
+
+def _add_proof(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vectors", type=_positive, default=1_000_000, metavar="N", help="to compare [1000000]")
+    parser.add_argument("--episodes", type=_positive, default=100, metavar="N", help="to drive with the C code [100]")
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:

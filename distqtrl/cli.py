@@ -1,4 +1,4 @@
-"""Parse, call, print: train, evaluate, describe, report, doctor.
+"""Parse, call, print: train, evaluate, describe, export, verify, report, doctor.
 
 Every error ends here. Bad input is one line and exit code 2; on one rank only, that rank prints it and ends
 the job; a bug prints the rank's traceback and ends the job. No rank is left waiting.
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,13 @@ def _run(argv: list[str], comm: Communicator) -> int:
         return _train(args, flags, comm)
     if args.command == "doctor":
         return _doctor(args, comm)
-    commands = {"evaluate": _evaluate, "describe": _describe, "report": _report_page}
+    commands = {
+        "evaluate": _evaluate,
+        "describe": _describe,
+        "export": _export,
+        "verify": _verify,
+        "report": _report_page,
+    }
     result: int = agreed(comm, lambda: commands[args.command](args, flags, comm))
     return result
 
@@ -139,8 +146,7 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
 
     if comm.rank:
         return 0
-    path = Path(args.policy)
-    policy = policy_file.load(path / "policy.safetensors" if path.is_dir() else path)
+    policy = policy_file.load(_policy_path(args.policy))
     environment = configuration.Environment(**policy.environment)
     environments = Environments(environment, range(args.episodes), args.seed, "evaluation")
     returns, _ = play(environments, policy.act)
@@ -177,6 +183,51 @@ def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     for key, (old, new) in changes.items():
         print(f"{'':<{width}}  {key}: {old} -> {new}")
     return 0
+
+
+def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    from distqtrl.export import folder
+
+    if comm.rank:
+        return 0
+    about = folder.export(_policy_path(args.policy), args.output, folder.options(args), _aside(args.json))
+    if args.json:
+        print(json.dumps({"folder": str(args.output), **about}))
+    else:
+        r = about["returns"]
+        print(
+            f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
+            f"(difference {r['difference']:.2f}, 95 % interval {r['interval'][0]:.2f} to {r['interval'][1]:.2f})"
+        )
+        print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
+    return 0
+
+
+def _verify(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    from dataclasses import asdict
+
+    from distqtrl.export import folder, readme, verify
+
+    if comm.rank:
+        return 0
+    say, found = _aside(args.json), []
+    for check in verify.checks(args.folder, args.vectors, args.episodes, folder.targets(args.target), args.implement):
+        say(readme.line(check))
+        found.append(check)
+    if args.json:
+        print(json.dumps([asdict(check) for check in found]))
+    return int(any(check.status == verify.DIFFERENT for check in found))
+
+
+def _policy_path(word: str) -> Path:
+    """The policy file of a run directory, or the file itself."""
+    path = Path(word)
+    return path / "policy.safetensors" if path.is_dir() else path
+
+
+def _aside(as_json: bool) -> Callable[[str], None]:
+    """Where a command's progress goes: nowhere when its output is for a program."""
+    return (lambda text: None) if as_json else (lambda text: print(text, flush=True))
 
 
 def _report_page(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:

@@ -10,6 +10,7 @@ import pytest
 from distqtrl import cli, config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+EXPORT = ["--target", "c,onnx", "--vectors", "2000", "--episodes", "3"]  # cores have tests of their own
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    ((?:mpirun|distqtrl) .*)$", README, re.M)]
 
 
@@ -30,6 +31,11 @@ def test_command(words, run_directory, mpirun, small):
     words = [run_directory if word.startswith("runs/") else word for word in words]
     if "train" in words and "--resume" not in words:
         words += small
+    if words[1] == "verify":
+        assert cli.main(["export", run_directory, "-o", words[2], *EXPORT]) == 0
+        words += EXPORT
+    if words[1] == "export":
+        words += EXPORT
     if words[0] == "mpirun":
         code, out, err = mpirun(2, ["-m", "distqtrl", *words[words.index("distqtrl") + 1 :]])
         assert code == 0, out + err

@@ -1,0 +1,325 @@
+"""An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distqtrl import record
+from distqtrl.config import Environment, UserError, nearest
+from distqtrl.environment.rollout import play
+from distqtrl.environment.vector import Environments
+from distqtrl.export import c, cuda, folded, lower, readme, synthesis, tools, unrolled, verify
+from distqtrl.export import program as programs
+from distqtrl.export.folded import Folding
+from distqtrl.export.program import Program
+from distqtrl.policy import policy_file
+from distqtrl.policy.policy_file import Policy
+from distqtrl.quantize import calibrate
+from distqtrl.quantize.calibrate import CHANNEL, QuantizedNetwork
+from distqtrl.quantize.formats import Bits, bits
+
+TARGETS = ("c", "onnx", "cuda", "verilog")
+RECORDED = 1000  # test vectors in the folder
+CALIBRATION_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export: targets, bits, recorded observations (none: the policy records its own), folding, part; vectors
+    and episodes of the proof; whether to simulate netlists, place and route; static watts and joules per toggle."""
+
+    targets: tuple[str, ...] = TARGETS
+    bits: Bits = field(default_factory=Bits)
+    per: str = CHANNEL
+    calibration: Path | None = None
+    folding: Folding | None = None
+    part: str | None = None
+    vectors: int = 1_000_000
+    episodes: int = 100
+    implement: bool = False
+    energy: tuple[float, float] | None = None
+
+
+def options(args: Any) -> Options:
+    """The options of a command line (``distqtrl export --help``); raises UserError."""
+    folding = None
+    if args.parallel is not None:
+        lanes, _, columns = args.parallel.partition("x")
+        if not (
+            lanes.isdecimal()
+            and columns.isdecimal()
+            and int(columns) > 0
+            and int(lanes) % int(columns) == 0 < int(lanes)
+        ):
+            raise UserError(
+                f"--parallel {args.parallel}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4"
+            )
+        folding = Folding(int(lanes), int(columns))
+    if args.part is not None and args.part not in synthesis.PARTS:
+        raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
+    if args.energy and not args.implement:
+        raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
+    return Options(
+        targets(args.target), bits(args.bits), args.per, args.calibration, folding, args.part,
+        args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
+    )  # fmt: skip
+
+
+def coefficients(text: str) -> tuple[float, float]:
+    """Static watts and joules per toggle of a text such as 0.06,2e-13; raises UserError."""
+    try:
+        watts, joules = map(float, text.split(","))
+    except ValueError:
+        watts = joules = -1.0
+    if not (0 <= watts < np.inf and 0 <= joules < np.inf):
+        raise UserError(f"--energy {text}: write WATTS,JOULES: static power and energy per toggle, such as 0.06,2e-13")
+    return watts, joules
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """The targets of a list; raises UserError."""
+    words = tuple(text.split(","))
+    for word in words:
+        if word not in TARGETS:
+            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
+    return words
+
+
+def export(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: give -o a new folder, or remove it")
+    policy = policy_file.load(path)
+    environment = Environment(**policy.environment)
+    obs_BO = _observations(policy, environment, options.calibration)
+    quantized = calibrate.quantized(lower.floating(policy), obs_BO, options.bits, options.per)
+    whole = lower.program(quantized, policy.head)
+    program = lower.pruned(whole)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        made = Path(place) / "export"
+        made.mkdir()
+        about: dict[str, Any] = {
+            "format": "distqtrl export 1",
+            "policy": {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+            "program": programs.digest(program),
+            "environment": policy.environment,
+            "targets": list(options.targets),
+            "bits": asdict(options.bits),
+            "per": options.per,
+            "formats": formats(program),
+            "errors": errors(quantized, whole, lower.floating(policy), obs_BO),
+            "returns": returns(policy, program, environment, options.episodes),
+            "versions": record.versions(),
+        }
+        about |= _written(made, program, obs_BO, options)
+        about["files"] = {p.name: _digest(p) for p in sorted(made.iterdir())}
+        _save(made, about)
+        with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
+            todo = {}
+            if "verilog" in options.targets:
+                todo = {name: pool.submit(_figures, made, name, program, options) for name in verify.CORES}
+            if options.part and "folded" in todo:
+                todo["folded"].result()  # before the checks: there may be nothing to prove
+            about["checks"] = []
+            for check in verify.checks(made, options.vectors, options.episodes, netlists=options.implement):
+                say(readme.line(check))
+                about["checks"].append(asdict(check))
+            for name, future in todo.items():
+                about["verilog"][name] |= future.result()
+                _count(about, name, options)
+                say(readme.core_line(name, about["verilog"][name]))
+        if any(check["status"] == verify.DIFFERENT for check in about["checks"]):
+            raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
+        (made / "README.md").write_text(readme.page(about, program))
+        about["files"]["README.md"] = _digest(made / "README.md")
+        _save(made, about)
+        shutil.rmtree(made / "__pycache__", ignore_errors=True)
+        made.rename(folder)
+    return about
+
+
+def _save(folder: Path, about: dict[str, Any]) -> None:
+    (folder / verify.MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def formats(program: Program) -> dict[str, Any]:
+    """What goes in and out, and how wide everything between is."""
+    return {
+        "observation": {"bits": program.input_bits, "fraction_bits": list(program.input_fraction_O)},
+        "action": {"bits": program.outputs.bits, "fraction_bits": program.output_fraction},
+        "operations": [
+            {
+                "op": type(op).__name__.lower(),
+                "outputs": len(y.low_N),
+                "low": int(y.low_N.min()),
+                "high": int(y.high_N.max()),
+                "bits": y.bits,
+                "widest_bits": max(r.bits for r in (y, *programs.within(op, x))),
+            }
+            for op, x, y in program.steps()
+        ],
+    }
+
+
+def errors(
+    quantized: QuantizedNetwork, program: Program, network: calibrate.Network, obs_BO: np.ndarray
+) -> list[dict[str, float]]:
+    """Per layer, in its grid's levels: the worst that rounding can do inside the grid's range, over every input that
+    the program allows; and in its own units: the deviation from the float network over the recorded observations."""
+    scales = [(op, x) for op, x, _ in program.steps() if isinstance(op, programs.Scale)][1 : len(quantized.layers) + 1]
+    reach_O = network.clamp / network.scale_O
+    x_BK, q_BK = obs_BO.clip(network.mean_O - reach_O, network.mean_O + reach_O), quantized.inputs.levels(obs_BO)
+    out = []
+    for number, ((weight_NK, bias_N), layer, (scale, sums)) in enumerate(
+        zip(calibrate.folded(network), quantized.layers, scales, strict=True)
+    ):
+        grid = layer.reads or layer.writes
+        safe_N = np.where(grid.step_N > 0, grid.step_N, np.inf)
+        apart = [
+            np.abs((end_N * scale.multiplier_N + scale.offset_N) / 2.0**scale.shift - 0.5
+                   - (end_N * layer.step_N + layer.bias_N - grid.low_N) / safe_N)
+            for end_N in (sums.low_N, sums.high_N)
+        ]  # fmt: skip
+        x_BK, q_BK = x_BK @ weight_NK.T + bias_N, layer.levels(q_BK)
+        if number < len(quantized.layers) - 1:
+            x_BK = np.maximum(x_BK, 0) if network.activation == "relu" else np.tanh(x_BK)
+        elif network.bounded:
+            x_BK = x_BK.clip(-1, 1)
+        deviation_BN = layer.writes.values(q_BK) - x_BK
+        out.append(
+            {
+                "worst_levels": round(0.5 + float(np.max(apart)), 6),
+                "recorded_max": float(np.abs(deviation_BN).max()),
+                "recorded_rms": float(np.sqrt((deviation_BN**2).mean())),
+            }
+        )
+    return out
+
+
+def returns(policy: Policy, program: Program, environment: Environment, episodes: int) -> dict[str, Any]:
+    """Of the same episodes before and after, and the mean difference with its 95 % normal interval."""
+    both = [
+        play(Environments(environment, range(episodes), 0, "evaluation"), act)[0] for act in (policy.act, program.act)
+    ]
+    difference = both[1] - both[0]
+    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    mean = float(difference.mean())
+    return {
+        "episodes": episodes,
+        "float": float(both[0].mean()),
+        "integer": float(both[1].mean()),
+        "difference": mean,
+        "interval": [mean - half, mean + half],
+    }
+
+
+def _observations(policy: Policy, environment: Environment, file: Path | None) -> np.ndarray:
+    """Observations to calibrate on: a file's, or what the policy sees when it plays."""
+    width = policy.architecture.num_inputs
+    if file is not None:
+        try:
+            return calibrate.checked(np.load(file, allow_pickle=False), width, str(file))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"cannot read observations {file} ({error}): give a .npy file of shape (N, {width})"
+            ) from None
+    seen = []
+
+    def act(obs_BO: np.ndarray) -> np.ndarray:
+        seen.append(np.array(obs_BO))
+        return policy.act(obs_BO)
+
+    play(Environments(environment, range(CALIBRATION_EPISODES), 0, "calibration"), act)
+    return calibrate.checked(np.concatenate(seen), width, "the policy's own episodes")
+
+
+def _written(folder: Path, program: Program, obs_BO: np.ndarray, options: Options) -> dict[str, Any]:
+    """Write every target's files; returns what the manifest says about them."""
+    (folder / "program.json").write_text(programs.dumps(program))
+    seen = program.convert(obs_BO[np.linspace(0, len(obs_BO) - 1, min(RECORDED, len(obs_BO))).astype(int)])
+    np.savetxt(folder / "vectors.csv", np.hstack([seen, program.run(seen)]), "%d", ",")
+    if {"c", "cuda"} & set(options.targets):
+        for name, text in c.sources(program).items():
+            (folder / name).write_text(text)
+        (folder / "policy.py").write_text(resources.files("distqtrl.export").joinpath("loader.py").read_text())
+    if "cuda" in options.targets:
+        (folder / "policy.cu").write_text(cuda.source())
+    if "onnx" in options.targets:
+        try:
+            from distqtrl.export import onnx
+        except ImportError:
+            raise UserError("target onnx: onnx is missing: install distqtrl[onnx], or leave the target out") from None
+        (folder / "policy.onnx").write_bytes(onnx.model(program))
+    if "verilog" not in options.targets:
+        return {}
+    folding = options.folding or folded.usual(program)
+    (folder / "policy_unrolled.v").write_text(unrolled.verilog(program))
+    (folder / "policy_folded.v").write_text(folded.verilog(program, folding))
+    common = {"observation_bits": program.input_bits}
+    return {
+        "verilog": {
+            "unrolled": {"observations_per_beat": len(program.input_fraction_O), **common},
+            "folded": {"observations_per_beat": folding.columns, **common, **asdict(folding)},
+        }
+    }
+
+
+def _figures(folder: Path, core: str, program: Program, options: Options) -> dict[str, Any]:
+    """What Yosys counts and, if asked, the clock that nextpnr reaches; raises UserError where the part is too small."""
+    text, top = (folder / f"policy_{core}.v").read_text(), f"policy_{core}"
+    try:
+        used = synthesis.resources(text, top)
+        if options.part and core == "folded" and (over := synthesis.lacking(used, synthesis.PARTS[options.part])):
+            raise UserError(_too_large(program, options.folding or folded.usual(program), options.part, over))
+        out: dict[str, Any] = {"resources": asdict(used)}
+        out["fits"] = [name for name, part in synthesis.PARTS.items() if not synthesis.lacking(used, part)]
+        if options.implement:
+            lanes = verify.manifest(folder)["verilog"][core]["observations_per_beat"]
+            outputs = program.outputs
+            out["mhz"] = synthesis.clock_mhz(text, top, lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits)
+    except tools.Missing as error:
+        return {"missing": str(error)}
+    return out
+
+
+def _count(about: dict[str, Any], name: str, options: Options) -> None:
+    """Clocks, time and toggles of a core, from the checks; energy from the user's coefficients."""
+    core = about["verilog"][name]
+    for check in about["checks"]:
+        if check["target"] in (f"verilog {name}", f"netlist {name}"):
+            core |= check["figures"]
+    if "clocks" in core:
+        core["us_at_100_mhz"] = core["clocks"] / 100
+        if "mhz" in core:
+            core["us"] = core["clocks"] / core["mhz"]
+        if options.energy and "toggles" in core:
+            watts, joules = options.energy
+            core["joules"] = watts * core["us_at_100_mhz"] * 1e-6 + joules * core["toggles"]
+            core["energy"] = {"static_watts": watts, "joules_per_toggle": joules}
+
+
+def _too_large(program: Program, folding: Folding, part: str, over: dict[str, float]) -> str:
+    """What is lacking, and the folding that would fit."""
+    words = ", ".join(f"{value:g} {name.upper()}" for name, value in over.items())
+    smaller = folding
+    while smaller.lanes > smaller.columns or smaller.columns > 2:
+        columns = min(smaller.columns, max(2, smaller.lanes // 4))
+        smaller = Folding(max(smaller.lanes // 2, columns), columns)
+        used = synthesis.resources(folded.verilog(program, smaller), "policy_folded")
+        if not synthesis.lacking(used, synthesis.PARTS[part]):
+            return f"the folded core lacks {words} in {part}: --parallel {smaller.lanes}x{smaller.columns} would fit"
+    return f"the folded core lacks {words} in {part}, and no --parallel fits: use fewer bits or a larger part"
