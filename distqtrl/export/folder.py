@@ -109,7 +109,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {
-            "format": "distqtrl export 1",
+            "format": verify.FORMAT,
             "policy": {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
             "program": programs.digest(program),
             "environment": policy.environment,

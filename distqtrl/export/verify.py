@@ -25,6 +25,7 @@ from distqtrl.export.program import Argmax, Ints, Program, Scale
 from distqtrl.export.tools import Missing
 
 MANIFEST = "manifest.json"
+FORMAT = "distqtrl export 1"
 EQUAL, BUILT, DIFFERENT, SKIPPED = "equal", "built", "DIFFERENT", "skipped"
 NETLIST_VECTORS = 100  # of a synthesized netlist, whose every change of a net is counted
 ICARUS_VECTORS = 1000
@@ -49,9 +50,24 @@ def manifest(folder: Path) -> dict[str, Any]:
     """The folder's manifest; raises UserError where it is none."""
     try:
         values: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        return values
-    except (OSError, ValueError) as error:
+        if values["format"] != FORMAT:
+            raise ValueError(f"not a '{FORMAT}'")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no exported policy ({error}): give a folder made by distqtrl export") from None
+    return values
+
+
+def read(folder: Path) -> tuple[Program, Ints, Ints]:
+    """The folder's program and test vectors, observations and actions; raises UserError where they cannot be read."""
+    try:
+        program = programs.loads((folder / "program.json").read_text())
+        rows = np.loadtxt(folder / "vectors.csv", np.int64, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder} ({error}): export the policy again") from None
+    width = len(program.input_fraction_O)
+    if rows.shape[1] != width + len(program.outputs.low_N):
+        raise UserError(f"{folder / 'vectors.csv'} has {rows.shape[1]} columns, not the program's: export it again")
+    return program, rows[:, :width], rows[:, width:]
 
 
 def checks(
@@ -59,11 +75,12 @@ def checks(
 ) -> Iterator[Check]:
     """Every check of a folder: its files, each target (of those named), and C in the environment."""
     about = manifest(folder)
-    program = programs.loads((folder / "program.json").read_text())
-    x_BO = vectors(program, recorded(folder)[0], num_vectors, seed=0)
+    program, seen_BO, seen_BA = read(folder)
+    x_BO = vectors(program, seen_BO, num_vectors, seed=0)
     y_BA = np.concatenate([program.run(part) for part in np.array_split(x_BO, -(-len(x_BO) // PART))])
     yield _files(folder, about)
-    yield _recorded(folder, program)
+    same = bool((program.run(seen_BO) == seen_BA).all())
+    yield Check("interpreter", EQUAL if same else DIFFERENT, len(seen_BO), "program.json on vectors.csv")
     wanted = [t for t in about["targets"] if not targets or t in targets]
     made = {name: check for target in wanted for name, check in TARGETS[target].items()}
     if netlists and "verilog" in wanted:
@@ -110,13 +127,6 @@ def _every(program: Program, num: int, seed: int) -> Ints:
     return np.stack(np.meshgrid(*choices, indexing="ij"), -1).reshape(-1, width)
 
 
-def recorded(folder: Path) -> tuple[Ints, Ints]:
-    """The folder's test vectors: observations and actions."""
-    rows = np.loadtxt(folder / "vectors.csv", np.int64, delimiter=",", ndmin=2)
-    width = len(json.loads((folder / "program.json").read_text())["input_fraction_O"])
-    return rows[:, :width], rows[:, width:]
-
-
 def loader(folder: Path) -> ModuleType:
     """The folder's own Python module for its C library."""
     spec = importlib.util.spec_from_file_location("policy", folder / "policy.py")
@@ -146,12 +156,6 @@ def _files(folder: Path, about: dict[str, Any]) -> Check:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
-
-
-def _recorded(folder: Path, program: Program) -> Check:
-    x_BO, y_BA = recorded(folder)
-    same = bool((program.run(x_BO) == y_BA).all())
-    return Check("interpreter", EQUAL if same else DIFFERENT, len(x_BO), "program.json on vectors.csv")
 
 
 def _equal(y_BA: np.ndarray, expected_BA: Ints) -> None:
@@ -243,8 +247,8 @@ def _icarus(core: str) -> Callable[..., Check]:
 def _netlist(core: str) -> Callable[..., Check]:
     def check(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
         text, lanes = _core(folder, core)
-        top, (seen_BO, seen_BA) = f"policy_{core}", recorded(folder)
-        x, y = seen_BO[:NETLIST_VECTORS], seen_BA[:NETLIST_VECTORS]
+        top, (_, x, y) = f"policy_{core}", read(folder)
+        x, y = x[:NETLIST_VECTORS], y[:NETLIST_VECTORS]
         simulator = simulate.build(synthesis.netlist(text, top), top, place, tools.cells())
         _equal(simulate.run(simulator, program, x, lanes)[0], y)
         toggles = simulate.toggles(simulator) / len(x)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from distqtrl.cli import main
-from distqtrl.export import program as programs
 from distqtrl.export import synthesis, tools, verify
 from distqtrl.export.verify import CORES
 from distqtrl.policy.distribution import Categorical, Gaussian
@@ -132,8 +131,8 @@ def mutate(source, folder, core, pattern, change):
 
 
 def checked(folder, check):
-    program = programs.loads((folder / "program.json").read_text())
-    x_BO = verify.vectors(program, verify.recorded(folder)[0], 1000, seed=0)
+    program, seen_BO, _ = verify.read(folder)
+    x_BO = verify.vectors(program, seen_BO, 1000, seed=0)
     return verify._checked("core", check, folder, program, x_BO, program.run(x_BO))
 
 
@@ -243,3 +242,24 @@ def test_a_damaged_policy_and_no_export_at_all(policies, tmp_path, capfd):
     assert "damaged.safetensors" in capfd.readouterr().err
     assert main(["verify", str(tmp_path)]) == 2
     assert "no exported policy" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("manifest.json", "{}", "no exported policy"),
+        ("manifest.json", '{"format": "other"}', "not a 'distqtrl export 1'"),
+        ("program.json", None, "cannot read"),
+        ("program.json", '{"format": "distqtrl program 1"}', "cannot read the program"),
+        ("vectors.csv", "1,2\n3\n", "cannot read"),
+        ("vectors.csv", "1,2\n3,4\n", "2 columns"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(exported, tmp_path, file, text, says, capfd):
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported["categorical"], folder)
+    (folder / file).unlink() if text is None else (folder / file).write_text(text)
+    assert main(["verify", str(folder), *FAST]) == 2
+    error = capfd.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
