@@ -24,7 +24,7 @@ train: $(VENV)/.installed-$(EXTRA)
 	if [ -t 2 ]; then export TTY_COMPATIBLE=1; fi; \
 	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS) | tee $(VENV)/train.log
 	run=$$(sed -n 's/^run directory \(.*\), [0-9]* ranks\?$$/\1/p' $(VENV)/train.log); \
-	$(BIN)/distqtrl export $$run --target c,verilog --bits core=3,input=6,output=8 -o $$run/exported
+	$(BIN)/distqtrl export $$run --target c,verilog -o $$run/exported
 
 test: $(VENV)/.installed-$(EXTRA)-test
 	$(BIN)/ruff check .

@@ -126,10 +126,10 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         _save(made, about)
         with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
             todo = {}
-            if "verilog" in options.targets:
-                todo = {name: pool.submit(_figures, made, name, program, options) for name in verify.CORES}
-            if options.part and "folded" in todo:
-                todo["folded"].result()  # before the checks: there may be nothing to prove
+            for name in verify.CORES if "verilog" in options.targets else ():
+                todo[name] = pool.submit(_figures, made, name, program, options)
+                if options.part and name == "folded":
+                    todo[name].result()  # before anything else: there may be nothing to prove
             about["checks"] = []
             for check in verify.checks(made, options.vectors, options.episodes, netlists=options.implement):
                 say(readme.line(check))

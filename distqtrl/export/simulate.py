@@ -120,7 +120,7 @@ def build(text: str, name: str, folder: Path, library: Path | None = None) -> Pa
             str(library),
         ]
     command += ["-o", "simulator", f"{name}.v", "main.cpp"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")  # it prints bytes, too
     if done.returncode:
         raise UserError(f"verilator refuses {name}.v: {_reason(done.stderr)}")
     return folder / "obj_dir" / "simulator"
@@ -212,7 +212,7 @@ def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lan
         [compiler, "-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], cwd=folder, capture_output=True
     )
     if build.returncode:
-        raise UserError(f"Icarus refuses {name}.v: {_reason(build.stderr.decode())}")
+        raise UserError(f"Icarus refuses {name}.v: {_reason(build.stderr.decode(errors='replace'))}")
     done = subprocess.run([player, "bench"], cwd=folder, capture_output=True, text=True)
     shown = [int(line, 16) for line in done.stdout.split() if re.fullmatch("[0-9a-f]+", line)]
     half = 1 << (bits - 1)

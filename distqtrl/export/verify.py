@@ -283,7 +283,7 @@ def _closed_loop(folder: Path, program: Program, environment: Environment, episo
     return Check("closed loop", DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})
 
 
-CORES = ("unrolled", "folded")
+CORES = ("folded", "unrolled")
 TARGETS: dict[str, dict[str, Callable[..., Check]]] = {
     "c": {"c": _c, "c cortex-m": _cortex_m},
     "onnx": {"onnx": _onnx},
