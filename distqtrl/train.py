@@ -26,7 +26,7 @@ from distqtrl.learner import STATISTICS, DeviceLost, Learner, Samples, finite_su
 from distqtrl.record import Profile, Recorder, versions
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
-GRACE_S = 7
+GRACE_S = 5
 
 
 @dataclass
