@@ -29,7 +29,7 @@ import numpy as np
 import setting
 import torch
 
-from distqtrl.export import c, folded, lower, readme, simulate, synthesis, tools, unrolled, verify
+from distqtrl.export import c, folded, lower, readme, simulate, synthesis, unrolled, verify
 from distqtrl.export.folded import Folding
 from distqtrl.export.program import Matmul, Program, Scale
 from distqtrl.policy.distribution import Gaussian
@@ -97,9 +97,7 @@ def latency(bursts: int) -> dict[str, float]:
     float_net = torch.nn.Sequential(modules[0], torch.nn.ReLU(), modules[1], torch.nn.ReLU(), modules[2]).eval()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name, text in c.sources(program).items():
-            (folder / name).write_text(text)
-        (folder / "policy.py").write_text(Path(c.__file__).with_name("loader.py").read_text())
+        c.write(program, folder)
         policy = verify.loader(folder).Policy()
         warnings.simplefilter("ignore", DeprecationWarning)  # the exporter without torch.export needs no package more
         torch.onnx.export(float_net, (torch.zeros(1, 17),), str(folder / "float.onnx"), dynamo=False, input_names=["x"])
@@ -213,11 +211,8 @@ def alkaid_scale(x: Any, op: Scale, way: str) -> Any:
 
 def counted(text: str, top: str, stages: int) -> dict[str, int]:
     """Yosys' lookup tables, and with them the places on carry chains whose own lookup table only passes a bit on."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.v").write_text(text)
-        script = f"read_verilog core.v\nsynth_xilinx -family xc7 -flatten -top {top}\nwrite_json net.json\n"
-        subprocess.run(tools.yosys(), input=script, cwd=folder, capture_output=True, text=True, check=True)
-        cells = json.loads(Path(folder, "net.json").read_text())["modules"][top]["cells"].values()
+    script = f"synth_xilinx -family xc7 -flatten -top {top}\nwrite_json net.json\n"
+    cells = json.loads(synthesis.synthesized(text, script, "net.json"))["modules"][top]["cells"].values()
     tables = {cell["connections"]["O"][0] for cell in cells if re.fullmatch(r"LUT\d", cell["type"])}
     carries = [bit for cell in cells if cell["type"] == "CARRY4" for bit in cell["connections"]["S"]]
     passing = sum(isinstance(bit, int) and bit not in tables for bit in carries)
@@ -232,14 +227,8 @@ def cartpole(quick: bool) -> dict[str, Any]:
         train = ["train", "cartpole", "--json", "--train.directory", folder]
         train += ["--train.steps", "1000", "--policy.hidden", "8"] * quick
         trained = subprocess.run([*distqtrl, *train], capture_output=True, text=True, check=True)
-        export = [
-            "export",
-            json.loads(trained.stdout)["run"],
-            "-o",
-            f"{folder}/out",
-            "--bits",
-            "core=3,input=6,output=8",
-        ]
+        export = ["export", json.loads(trained.stdout)["run"], "-o", f"{folder}/out"]
+        export += ["--bits", "core=3,input=6,output=8"]
         export += ["--target", "c,onnx", "--vectors", "10000", "--episodes", "5"] * quick
         start = time.perf_counter()
         done = subprocess.run([*distqtrl, *export, "--json"], capture_output=True, text=True, check=True)
@@ -272,14 +261,8 @@ def table(results: dict) -> str:
     lines += ["|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|"]
     for name, r in results["cores"].items():
         shape = f"{r['folding']['lanes']}x{r['folding']['columns']}" if r["folding"] else "unrolled"
-        cells = [
-            name,
-            "-".join(map(str, r["sizes"])),
-            shape,
-            r["clocks"],
-            r["theirs"],
-            f"{r['theirs'] / r['clocks']:.1f}",
-        ]
+        ratio = f"{r['theirs'] / r['clocks']:.1f}"
+        cells = [name, "-".join(map(str, r["sizes"])), shape, r["clocks"], r["theirs"], ratio]
         cells += [r["lut"], r["ff"], r["bram"], r["dsp"], "yes" if r["fits"] else "no", f"{r.get('mhz', 0):.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "## Layers alone, beside alkaid on the same integers", ""]

@@ -9,6 +9,7 @@ from distqtrl import config as configuration
 from distqtrl.config import Config, UserError, nearest
 
 COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor")
+TARGETS = "c,onnx,cuda,verilog"
 Flags = dict[str, list[str]]
 
 
@@ -68,7 +69,7 @@ def _parser() -> Parser:
     sub = command("export", "Write a policy as integers for CPU, GPU and FPGA, with the proof that all are the same.")
     sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    sub.add_argument("--target", default="c,onnx,cuda,verilog", metavar="LIST", help="default c,onnx,cuda,verilog")
+    sub.add_argument("--target", default=TARGETS, metavar="LIST", help=f"default {TARGETS}")
     text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
     sub.add_argument("--bits", default="core=4", metavar="LIST", help=text)
     sub.add_argument(
@@ -86,7 +87,7 @@ def _parser() -> Parser:
     _add_proof(sub)
     sub = command("verify", "Check an exported folder again: every target whose tool is here, vector by vector.")
     sub.add_argument("folder", type=Path, metavar="DIR", help="a folder made by export")
-    sub.add_argument("--target", default="c,onnx,cuda,verilog", metavar="LIST", help="default: all that it has")
+    sub.add_argument("--target", default=TARGETS, metavar="LIST", help="default: all that it has")
     sub.add_argument("--implement", action="store_true", help="also simulate the synthesized netlists (minutes)")
     _add_proof(sub)
     sub = command(

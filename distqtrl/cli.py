@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
 
 
 def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
-    from distqtrl.export import folder
+    from distqtrl.export import folder, readme
 
     if comm.rank:
         return 0
@@ -197,15 +198,13 @@ def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         r = about["returns"]
         print(
             f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
-            f"(difference {r['difference']:.2f}, 95 % interval {r['interval'][0]:.2f} to {r['interval'][1]:.2f})"
+            f"{readme.difference(r)}"
         )
         print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
     return 0
 
 
 def _verify(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
-    from dataclasses import asdict
-
     from distqtrl.export import folder, readme, verify
 
     if comm.rank:

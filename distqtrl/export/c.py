@@ -8,6 +8,8 @@ Sums are unsigned and wrap around, in 16 bits where the result is proven to fit.
 
 import textwrap
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -46,7 +48,14 @@ def packed(weights_NK: Ints) -> Packed:
     return Packed((u_NK.reshape(-1, fields, rows) << shifts[:, None]).sum(1).T, fields, gain, zero)
 
 
-def sources(program: Program, name: str = "policy") -> dict[str, str]:
+def write(program: Program, folder: Path) -> None:
+    """Write the library's sources and the Python module that loads it."""
+    for name, text in sources(program).items():
+        (folder / name).write_text(text)
+    (folder / "policy.py").write_text(resources.files("distqtrl.export").joinpath("loader.py").read_text())
+
+
+def sources(program: Program) -> dict[str, str]:
     """File name -> text of the library of a program."""
     functions, body, source, kind = [], [], "observation", c_type(program.inputs)
     for number, (op, x, y) in enumerate(program.steps()):
@@ -75,7 +84,7 @@ def sources(program: Program, name: str = "policy") -> dict[str, str]:
         "FUNCTIONS": "\n".join(functions),
         "BODY": _indented(body),
     }
-    return {f"{name}.h": _filled(HEADER, facts, name), f"{name}.c": _filled(SOURCE, facts, name)}
+    return {"policy.h": _filled(HEADER, facts), "policy.c": _filled(SOURCE, facts)}
 
 
 def packed_room(op: Matmul) -> int:
@@ -174,10 +183,10 @@ def _indented(lines: list[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def _filled(text: str, facts: dict[str, object], name: str) -> str:
+def _filled(text: str, facts: dict[str, object]) -> str:
     for key, value in facts.items():
         text = text.replace(f"@{key}@", str(value))
-    return text.replace("POLICY", name.upper()).replace("policy", name)
+    return text
 
 
 HEADER = """\

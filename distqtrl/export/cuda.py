@@ -4,7 +4,7 @@ import torch
 
 from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
 
-KERNEL = """\
+SOURCE = """\
 /* A policy as integers, exported by distqtrl: one thread per action. Compile with nvcc. */
 #include "policy.c"
 
@@ -38,11 +38,6 @@ extern "C" int policy_batch_cuda(const policy_observation_t *observations, int32
     return error;
 }
 """
-
-
-def source(name: str = "policy") -> str:
-    """The text of the CUDA file beside the C source of this name."""
-    return KERNEL.replace("POLICY", name.upper()).replace("policy", name)
 
 
 def run(program: Program, x_BO: torch.Tensor) -> torch.Tensor:

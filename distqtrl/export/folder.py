@@ -1,13 +1,11 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,9 @@ from distqtrl.export.program import Program
 from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
-from distqtrl.quantize.calibrate import CHANNEL, QuantizedNetwork
+from distqtrl.quantize.calibrate import QuantizedNetwork
 from distqtrl.quantize.formats import Bits, bits
 
-TARGETS = ("c", "onnx", "cuda", "verilog")
 RECORDED = 1000  # test vectors in the folder
 CALIBRATION_EPISODES = 20
 
@@ -37,16 +34,16 @@ class Options:
     """How to export: targets, bits, recorded observations (none: the policy records its own), folding, part; vectors
     and episodes of the proof; whether to simulate netlists, place and route; static watts and joules per toggle."""
 
-    targets: tuple[str, ...] = TARGETS
-    bits: Bits = field(default_factory=Bits)
-    per: str = CHANNEL
-    calibration: Path | None = None
-    folding: Folding | None = None
-    part: str | None = None
-    vectors: int = 1_000_000
-    episodes: int = 100
-    implement: bool = False
-    energy: tuple[float, float] | None = None
+    targets: tuple[str, ...]
+    bits: Bits
+    per: str
+    calibration: Path | None
+    folding: Folding | None
+    part: str | None
+    vectors: int
+    episodes: int
+    implement: bool
+    energy: tuple[float, float] | None
 
 
 def options(args: Any) -> Options:
@@ -54,12 +51,8 @@ def options(args: Any) -> Options:
     folding = None
     if args.parallel is not None:
         lanes, _, columns = args.parallel.partition("x")
-        if not (
-            lanes.isdecimal()
-            and columns.isdecimal()
-            and int(columns) > 0
-            and int(lanes) % int(columns) == 0 < int(lanes)
-        ):
+        whole = lanes.isdecimal() and columns.isdecimal() and int(columns) > 0
+        if not (whole and int(lanes) % int(columns) == 0 < int(lanes)):
             raise UserError(
                 f"--parallel {args.parallel}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4"
             )
@@ -89,8 +82,8 @@ def targets(text: str) -> tuple[str, ...]:
     """The targets of a list; raises UserError."""
     words = tuple(text.split(","))
     for word in words:
-        if word not in TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
+        if word not in verify.TARGETS:
+            raise UserError(f"--target {word!r}: {nearest(word, verify.TARGETS)}")
     return words
 
 
@@ -100,8 +93,8 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy = policy_file.load(path)
     environment = Environment(**policy.environment)
-    obs_BO = _observations(policy, environment, options.calibration)
-    quantized = calibrate.quantized(lower.floating(policy), obs_BO, options.bits, options.per)
+    obs_BO, network = _observations(policy, environment, options.calibration), lower.floating(policy)
+    quantized = calibrate.quantized(network, obs_BO, options.bits, options.per)
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,24 +103,24 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         made.mkdir()
         about: dict[str, Any] = {
             "format": verify.FORMAT,
-            "policy": {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+            "policy": {"file": str(path), "sha256": verify.digest(path)},
             "program": programs.digest(program),
             "environment": policy.environment,
             "targets": list(options.targets),
             "bits": asdict(options.bits),
             "per": options.per,
             "formats": formats(program),
-            "errors": errors(quantized, whole, lower.floating(policy), obs_BO),
+            "errors": errors(quantized, whole, network, obs_BO),
             "returns": returns(policy, program, environment, options.episodes),
             "versions": record.versions(),
         }
         about |= _written(made, program, obs_BO, options)
-        about["files"] = {p.name: _digest(p) for p in sorted(made.iterdir())}
+        about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
         with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
             todo = {}
             for name in verify.CORES if "verilog" in options.targets else ():
-                todo[name] = pool.submit(_figures, made, name, program, options)
+                todo[name] = pool.submit(_figures, made, name, about["verilog"][name], program, options)
                 if options.part and name == "folded":
                     todo[name].result()  # before anything else: there may be nothing to prove
             about["checks"] = []
@@ -141,7 +134,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         if any(check["status"] == verify.DIFFERENT for check in about["checks"]):
             raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
         (made / "README.md").write_text(readme.page(about, program))
-        about["files"]["README.md"] = _digest(made / "README.md")
+        about["files"]["README.md"] = verify.digest(made / "README.md")
         _save(made, about)
         shutil.rmtree(made / "__pycache__", ignore_errors=True)
         made.rename(folder)
@@ -150,10 +143,6 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
 
 def _save(folder: Path, about: dict[str, Any]) -> None:
     (folder / verify.MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def formats(program: Program) -> dict[str, Any]:
@@ -181,17 +170,15 @@ def errors(
     """Per layer, in its grid's levels: the worst that rounding can do inside the grid's range, over every input that
     the program allows; and in its own units: the deviation from the float network over the recorded observations."""
     scales = [(op, x) for op, x, _ in program.steps() if isinstance(op, programs.Scale)][1 : len(quantized.layers) + 1]
-    reach_O = network.clamp / network.scale_O
-    x_BK, q_BK = obs_BO.clip(network.mean_O - reach_O, network.mean_O + reach_O), quantized.inputs.levels(obs_BO)
+    x_BK, q_BK = network.clamped(obs_BO), quantized.inputs.levels(obs_BO)
     out = []
     for number, ((weight_NK, bias_N), layer, (scale, sums)) in enumerate(
         zip(calibrate.folded(network), quantized.layers, scales, strict=True)
     ):
         grid = layer.reads or layer.writes
-        safe_N = np.where(grid.step_N > 0, grid.step_N, np.inf)
         apart = [
             np.abs((end_N * scale.multiplier_N + scale.offset_N) / 2.0**scale.shift - 0.5
-                   - (end_N * layer.step_N + layer.bias_N - grid.low_N) / safe_N)
+                   - (end_N * layer.step_N + layer.bias_N - grid.low_N) / grid.divisor_N)
             for end_N in (sums.low_N, sums.high_N)
         ]  # fmt: skip
         x_BK, q_BK = x_BK @ weight_NK.T + bias_N, layer.levels(q_BK)
@@ -253,11 +240,9 @@ def _written(folder: Path, program: Program, obs_BO: np.ndarray, options: Option
     seen = program.convert(obs_BO[np.linspace(0, len(obs_BO) - 1, min(RECORDED, len(obs_BO))).astype(int)])
     np.savetxt(folder / "vectors.csv", np.hstack([seen, program.run(seen)]), "%d", ",")
     if {"c", "cuda"} & set(options.targets):
-        for name, text in c.sources(program).items():
-            (folder / name).write_text(text)
-        (folder / "policy.py").write_text(resources.files("distqtrl.export").joinpath("loader.py").read_text())
+        c.write(program, folder)
     if "cuda" in options.targets:
-        (folder / "policy.cu").write_text(cuda.source())
+        (folder / "policy.cu").write_text(cuda.SOURCE)
     if "onnx" in options.targets:
         try:
             from distqtrl.export import onnx
@@ -278,18 +263,17 @@ def _written(folder: Path, program: Program, obs_BO: np.ndarray, options: Option
     }
 
 
-def _figures(folder: Path, core: str, program: Program, options: Options) -> dict[str, Any]:
+def _figures(folder: Path, name: str, core: dict[str, Any], program: Program, options: Options) -> dict[str, Any]:
     """What Yosys counts and, if asked, the clock that nextpnr reaches; raises UserError where the part is too small."""
-    text, top = (folder / f"policy_{core}.v").read_text(), f"policy_{core}"
+    text, top = (folder / f"policy_{name}.v").read_text(), f"policy_{name}"
     try:
         used = synthesis.resources(text, top)
-        if options.part and core == "folded" and (over := synthesis.lacking(used, synthesis.PARTS[options.part])):
-            raise UserError(_too_large(program, options.folding or folded.usual(program), options.part, over))
+        if options.part and name == "folded" and (over := synthesis.lacking(used, synthesis.PARTS[options.part])):
+            raise UserError(_too_large(program, Folding(core["lanes"], core["columns"]), options.part, over))
         out: dict[str, Any] = {"resources": asdict(used)}
-        out["fits"] = [name for name, part in synthesis.PARTS.items() if not synthesis.lacking(used, part)]
+        out["fits"] = [part for part, room in synthesis.PARTS.items() if not synthesis.lacking(used, room)]
         if options.implement:
-            lanes = verify.manifest(folder)["verilog"][core]["observations_per_beat"]
-            outputs = program.outputs
+            lanes, outputs = core["observations_per_beat"], program.outputs
             out["mhz"] = synthesis.clock_mhz(text, top, lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits)
     except tools.Missing as error:
         return {"missing": str(error)}

@@ -23,7 +23,7 @@ def floating(policy: Policy) -> Network:
     """What the quantizer reads of a policy."""
     n = policy.normalizer
     layers = [(w.double().numpy(), b.double().numpy()) for w, b in network.unpack(policy.architecture, policy.w_M)]
-    scale_O, clamp = (1 / np.sqrt(n.m2_O / n.count + 1e-8), CLAMP) if n.count else (np.ones_like(n.mean_O), np.inf)
+    scale_O, clamp = (n.scale_O, CLAMP) if n.count else (np.ones_like(n.mean_O), np.inf)
     bounded = isinstance(policy.head, Gaussian)
     return Network(tuple(layers), policy.architecture.activation, n.mean_O, scale_O, clamp, bounded)
 
@@ -93,8 +93,8 @@ def dyadic(factor_N: Array, offset_N: Array) -> tuple[Ints, Ints, int]:
 
 def _levels(step_N: Array, bias_N: Array, grid: Grid) -> Scale:
     """The level of step * x + bias, rounded to the nearest."""
-    safe_N = np.where(grid.step_N > 0, grid.step_N, np.inf)
-    multiplier_N, offset_N, shift = dyadic(step_N / safe_N, (bias_N - grid.low_N) / safe_N + 0.5)
+    divisor_N = grid.divisor_N
+    multiplier_N, offset_N, shift = dyadic(step_N / divisor_N, (bias_N - grid.low_N) / divisor_N + 0.5)
     return Scale(multiplier_N, offset_N, shift, 0, grid.top)
 
 

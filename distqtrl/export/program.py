@@ -21,6 +21,11 @@ FORMAT = "distqtrl program 1"
 WORD = 62  # bits that an intermediate may need, so that int64 cannot overflow
 
 
+def signed_bits(low: int, high: int) -> int:
+    """Of a two's complement number between these, sign included also where it is never negative."""
+    return max((~min(low, -1)).bit_length(), max(high, 0).bit_length()) + 1
+
+
 @dataclass(frozen=True)
 class Range:
     """What every element of a vector lies between, both ends included: low_N, high_N."""
@@ -31,7 +36,7 @@ class Range:
     @property
     def bits(self) -> int:
         """Of a two's complement number that holds every element."""
-        return max(int(~min(self.low_N.min(), -1)).bit_length(), int(max(self.high_N.max(), 0)).bit_length()) + 1
+        return signed_bits(int(self.low_N.min()), int(self.high_N.max()))
 
     @property
     def signed(self) -> bool:

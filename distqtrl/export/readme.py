@@ -23,8 +23,7 @@ def page(about: dict[str, Any], program: Program) -> str:
         "`distqtrl verify .` checks that again.",
         "",
         f"Bits: {', '.join(f'{k} {v}' for k, v in about['bits'].items())}, per {about['per']}.",
-        f"Return over {r['episodes']} episodes: {r['float']:.2f} before, {r['integer']:.2f} after "
-        f"(difference {r['difference']:.2f}, 95 % interval {r['interval'][0]:.2f} to {r['interval'][1]:.2f}).",
+        f"Return over {r['episodes']} episodes: {r['float']:.2f} before, {r['integer']:.2f} after {difference(r)}.",
         "",
         "## Formats",
         "",
@@ -51,6 +50,12 @@ def page(about: dict[str, Any], program: Program) -> str:
     if "verilog" in about:
         lines += ["", "## Cores", "", *core_table(about["verilog"])]
     return "\n".join(lines) + "\n"
+
+
+def difference(returns: dict[str, Any]) -> str:
+    """Of the return after and before, in words."""
+    low, high = returns["interval"]
+    return f"(difference {returns['difference']:.2f}, 95 % interval {low:.2f} to {high:.2f})"
 
 
 def core_table(cores: dict[str, dict[str, Any]]) -> list[str]:

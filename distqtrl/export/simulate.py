@@ -109,16 +109,8 @@ def build(text: str, name: str, folder: Path, library: Path | None = None) -> Pa
     if library is None:
         command += ["-Wall", "-CFLAGS", "-O1"]
     else:
-        command += [
-            "-Wno-fatal",
-            "--trace-vcd",
-            "--trace-depth",
-            "1",
-            "--trace-underscore",
-            "-CFLAGS",
-            "-O1 -DTRACE",
-            str(library),
-        ]
+        command += ["-Wno-fatal", "--trace-vcd", "--trace-depth", "1", "--trace-underscore"]
+        command += ["-CFLAGS", "-O1 -DTRACE", str(library)]
     command += ["-o", "simulator", f"{name}.v", "main.cpp"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")  # it prints bytes, too
     if done.returncode:
@@ -128,14 +120,11 @@ def build(text: str, name: str, folder: Path, library: Path | None = None) -> Pa
 
 def run(simulator: Path, program: Program, x_BO: Ints, lanes: int, stall: int = 0) -> tuple[Ints, int]:
     """Actions (B, A) of integer observations, and the most clocks from a first beat to its action."""
-    num, width = x_BO.shape
-    beats = -(-width // lanes)
-    padded = np.zeros((num, beats * lanes), np.int32)
-    padded[:, :width] = x_BO
-    actions, bits = len(program.outputs.low_N), program.outputs.bits
-    words = [num, beats, lanes, program.inputs.bits, actions, bits, stall]
+    beats = _beats(x_BO, lanes)
+    num, actions, bits = len(x_BO), len(program.outputs.low_N), program.outputs.bits
+    words = [num, beats.shape[1], lanes, program.inputs.bits, actions, bits, stall]
     command = [str(simulator.resolve()), *map(str, words)]
-    done = subprocess.run(command, input=padded.tobytes(), capture_output=True, cwd=simulator.parent)
+    done = subprocess.run(command, input=beats.tobytes(), capture_output=True, cwd=simulator.parent)
     if done.returncode:
         raise RuntimeError(f"the simulation ended with {done.returncode}: {done.stderr.decode()[-500:]}")
     y = np.frombuffer(done.stdout, np.int32).reshape(num, actions).astype(np.int64)
@@ -199,14 +188,10 @@ endmodule
 def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lanes: int) -> Ints:
     """Actions (B, A) of integer observations by Icarus Verilog; raises Missing without it."""
     compiler, player = tools.icarus()
-    num, width = x_BO.shape
-    beats = -(-width // lanes)
-    padded = np.zeros((num, beats * lanes), np.int64)
-    padded[:, :width] = x_BO
     actions, bits, x_bits = len(program.outputs.low_N), program.outputs.bits, program.inputs.bits
-    words = [_joined(row, x_bits) for row in padded.reshape(-1, lanes)]
+    words = [_joined(row, x_bits) for row in _beats(x_BO, lanes).reshape(-1, lanes)]
     (folder / "beats.hex").write_text("\n".join(f"{word:x}" for word in words))
-    facts = {"name": name, "inputs": lanes * x_bits, "outputs": actions * bits, "beats": len(words), "count": num}
+    facts = {"name": name, "inputs": lanes * x_bits, "outputs": actions * bits, "beats": len(words), "count": len(x_BO)}
     (folder / "core.v").write_text(text + BENCH.format(**facts))
     build = subprocess.run(
         [compiler, "-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], cwd=folder, capture_output=True
@@ -220,7 +205,14 @@ def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lan
     return np.array([[(v + half) % (2 * half) - half for v in row] for row in fields], np.int64).reshape(-1, actions)
 
 
-def _joined(values: Ints, bits: int) -> int:
+def _beats(x_BO: Ints, lanes: int) -> np.ndarray:
+    """Observations as a core takes them, (B, beats, lanes), with zeros behind the last one."""
+    num, width = x_BO.shape
+    beats = -(-width // lanes)
+    return np.pad(x_BO.astype(np.int32), ((0, 0), (0, beats * lanes - width))).reshape(num, beats, lanes)
+
+
+def _joined(values: np.ndarray, bits: int) -> int:
     """One number of these, the first in the lowest bits."""
     return sum((int(v) & ((1 << bits) - 1)) << (i * bits) for i, v in enumerate(values))
 

@@ -29,11 +29,8 @@ PARTS = {"xc7a15t": Resources(10_400, 20_800, 25, 45), "xc7a35t": Resources(20_8
 
 def resources(text: str, top: str) -> Resources:
     """Counts after synth_xilinx -family xc7 -flatten; raises Missing without Yosys."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.v").write_text(text)
-        script = f"read_verilog core.v\nsynth_xilinx -family xc7 -flatten -top {top}\ntee -q -o stat.json stat -json\n"
-        _run(tools.yosys(), script, folder)
-        cells: dict[str, int] = json.loads(Path(folder, "stat.json").read_text())["design"]["num_cells_by_type"]
+    script = f"synth_xilinx -family xc7 -flatten -top {top}\ntee -q -o stat.json stat -json\n"
+    cells: dict[str, int] = json.loads(synthesized(text, script, "stat.json"))["design"]["num_cells_by_type"]
     ff = sum(count for name, count in cells.items() if name.startswith("FD"))
     lut = sum(LUTS.get(name, 0) * count for name, count in cells.items())
     bram = sum(BRAMS.get(name, 0.0) * count for name, count in cells.items())
@@ -42,11 +39,9 @@ def resources(text: str, top: str) -> Resources:
 
 def netlist(text: str, top: str) -> str:
     """The core as cells of the 7 series, memories in lookup tables (the library's block memory has no model)."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.v").write_text(text.replace('"block"', '"logic"'))
-        script = f"read_verilog core.v\nsynth_xilinx -family xc7 -flatten -nobram -noiopad -noclkbuf -top {top}\n"
-        _run(tools.yosys(), script + "clean\nwrite_verilog -noattr netlist.v\n", folder)
-        return Path(folder, "netlist.v").read_text()
+    script = f"synth_xilinx -family xc7 -flatten -nobram -noiopad -noclkbuf -top {top}\n"
+    script += "clean\nwrite_verilog -noattr netlist.v\n"
+    return synthesized(text.replace('"block"', '"logic"'), script, "netlist.v")
 
 
 def lacking(used: Resources, part: Resources) -> dict[str, float]:
@@ -57,26 +52,27 @@ def lacking(used: Resources, part: Resources) -> dict[str, float]:
 
 def clock_mhz(text: str, top: str, in_bits: int, out_bits: int) -> float:
     """The clock that nextpnr reaches on an ECP5-85F, speed grade 6, behind a serial port on either side."""
+    text += SERIAL.format(top=top, i=in_bits, o=out_bits)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.v").write_text(text + SERIAL.format(top=top, i=in_bits, o=out_bits))
-        _run(tools.yosys(), "read_verilog core.v\nsynth_ecp5 -top serial -json core.json\n", folder)
+        Path(folder, "core.json").write_text(synthesized(text, "synth_ecp5 -top serial -json core.json\n", "core.json"))
         flags = ["--85k", "--speed", "6", "--json", "core.json", "--lpf-allow-unconstrained", "--seed", "1"]
-        done = subprocess.run(
-            [*tools.nextpnr(), *flags, "--timing-allow-fail", "--freq", "100"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
+        command = [*tools.nextpnr(), *flags, "--timing-allow-fail", "--freq", "100"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", done.stderr + done.stdout)
     if not found:
         raise RuntimeError(f"nextpnr gave no clock: {(done.stderr or done.stdout)[-500:]}")
     return float(found[-1])
 
 
-def _run(command: list[str], script: str, folder: str) -> None:
-    done = subprocess.run(command, input=script, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"Yosys failed: {(done.stderr or done.stdout)[-500:]}")
+def synthesized(text: str, script: str, file: str) -> str:
+    """The text of the file that a Yosys script writes about a core; raises Missing without Yosys."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "core.v").write_text(text)
+        script = f"read_verilog core.v\n{script}"
+        done = subprocess.run(tools.yosys(), input=script, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Yosys failed: {(done.stderr or done.stdout)[-500:]}")
+        return Path(folder, file).read_text()
 
 
 SERIAL = """

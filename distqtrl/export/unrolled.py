@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distqtrl.export import adders
-from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Op, Program, Range, Scale
+from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Op, Program, Range, Scale, signed_bits
 
 CONSTANTS = {"1'b0": "&", "1'b1": "|"}  # and what the majority of one and two other bits is
 COMPARED = 15  # levels, up to which thresholds are smaller than a multiplier
@@ -32,8 +32,7 @@ class Wire:
 
     @property
     def bits(self) -> int:
-        """Of its two's complement, sign included also where it is never negative."""
-        return max((~min(self.low, -1)).bit_length(), max(self.high, 0).bit_length()) + 1
+        return signed_bits(self.low, self.high)
 
 
 class Core:
@@ -252,7 +251,7 @@ def _subtracted(core: Core, x: Wire, threshold: int) -> Wire:
         return core.wire(-1, 0, f"1'b{int(threshold == x.low)}", cost=0)
     zeros = (threshold & -threshold).bit_length() - 1 if threshold else x.bits - 1  # lowest bits, left as they are
     low, high = (end - threshold >> zeros for end in (x.low, x.high))
-    width = Wire("", low, high, 0, 0).bits
+    width = signed_bits(low, high)
     minus = f"{width}'d{(-threshold >> zeros) & ((1 << width) - 1)}"
     apart = core.wire(low, high, lambda name: f"{_bits(name, x.bits, zeros, width)} + {minus}", x)
     return core.wire(-1, 0, f"~{{0}}[{width - 1}]", apart, cost=0)
@@ -262,7 +261,7 @@ def _reaches(name: str, x: Wire, thresholds: list[int], decided: tuple[str, ...]
     """x >= the threshold that was decided for, bit by bit, lowest first."""
     if set(thresholds) in ({x.low}, {x.high + 1}):
         return f"1'b{int(thresholds[0] == x.low)}"
-    width = max(x.bits, Wire("", x.low, max(thresholds), 0, 0).bits)
+    width = max(x.bits, signed_bits(x.low, max(thresholds)))
     text = "1'b1"
     for bit in range(width):
         top = bit == width - 1  # the sign counts the other way round

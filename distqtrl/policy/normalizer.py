@@ -24,12 +24,16 @@ class Normalizer:
     def fresh(cls, num_observations: int) -> "Normalizer":
         return cls(0.0, np.zeros(num_observations), np.zeros(num_observations))
 
+    @property
+    def scale_O(self) -> Array:
+        """What deviations from the mean are multiplied by; only where something was seen."""
+        return 1 / np.sqrt(self.m2_O / self.count + 1e-8)
+
     def apply(self, obs: np.ndarray) -> np.ndarray:
         """Normalised observations, same shape, float32."""
         if self.count == 0:
             return obs
-        scale_O = 1 / np.sqrt(self.m2_O / self.count + 1e-8)
-        return np.clip((obs - self.mean_O) * scale_O, -CLAMP, CLAMP).astype(np.float32)
+        return np.clip((obs - self.mean_O) * self.scale_O, -CLAMP, CLAMP).astype(np.float32)
 
     def merge(self, count: float, sum_O: Array, squares_O: Array) -> None:
         """Take in a batch by its count, sum and sum of squares."""

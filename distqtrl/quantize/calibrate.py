@@ -12,7 +12,7 @@ import numpy as np
 from distqtrl.config import UserError
 from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, spanning, weights
 
-CHANNEL, TENSOR = PER = ("channel", "tensor")
+CHANNEL = "channel"
 TANH_EXTRA_BITS = 2  # a tanh table reads so many bits more than it writes
 
 
@@ -29,6 +29,11 @@ class Network:
     scale_O: Array
     clamp: float
     bounded: bool
+
+    def clamped(self, obs_BO: Array) -> Array:
+        """Raw observations, as far as the network tells them apart."""
+        reach_O = self.clamp / self.scale_O
+        return obs_BO.clip(self.mean_O - reach_O, self.mean_O + reach_O)
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,7 @@ def checked(obs_BO: np.ndarray, num_inputs: int, origin: str) -> Array:
 
 def quantized(network: Network, obs_BO: Array, bits: Bits, per: str = CHANNEL) -> QuantizedNetwork:
     """The quantized network, calibrated on these observations (``checked``)."""
-    reach_O = network.clamp / network.scale_O
-    x_BK = obs_BO.clip(network.mean_O - reach_O, network.mean_O + reach_O)
+    x_BK = network.clamped(obs_BO)
     inputs = grid = _observed(x_BK, network, bits.input, per)
     q_BK = inputs.levels(obs_BO)
     made: list[QuantizedLayer] = []

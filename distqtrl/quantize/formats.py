@@ -59,10 +59,14 @@ class Grid:
         """The highest level."""
         return (1 << self.bits) - 1
 
+    @property
+    def divisor_N(self) -> Array:
+        """The steps, infinite where a value is constant, so that it has level 0."""
+        return np.where(self.step_N > 0, self.step_N, np.inf)
+
     def levels(self, x_BN: Array) -> Ints:
         """The nearest levels."""
-        step_N = np.where(self.step_N > 0, self.step_N, np.inf)
-        return np.floor((x_BN - self.low_N) / step_N + 0.5).clip(0, self.top).astype(np.int64)
+        return np.floor((x_BN - self.low_N) / self.divisor_N + 0.5).clip(0, self.top).astype(np.int64)
 
     def values(self, q_BN: Ints) -> Array:
         """What levels mean."""

@@ -1,6 +1,5 @@
 """C, ONNX and Verilog against the interpreter, over random programs; no tolerance."""
 
-import importlib.util
 import shutil
 import subprocess
 
@@ -20,9 +19,7 @@ COMPILERS = ("gcc", "clang")
 def library(program, folder, flags=()):
     """The program's own loader, built in a folder with these flags."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in c.sources(program).items():
-        (folder / name).write_text(text)
-    shutil.copy(importlib.util.find_spec("distqtrl.export.loader").origin, folder / "policy.py")
+    c.write(program, folder)
     return verify.loader(folder).Policy([*STRICT, "-O1", "-shared", "-fPIC", *flags])
 
 
@@ -64,8 +61,7 @@ def test_c_is_clean(tmp_path, compiler):
     for seed in range(8):
         made, folder = program(seed), tmp_path / str(seed)
         folder.mkdir()
-        for name, text in c.sources(made).items():
-            (folder / name).write_text(text)
+        c.write(made, folder)
         width = len(made.input_fraction_O)
         rows = observations(made, 50)
         (folder / "main.c").write_text(
@@ -192,6 +188,6 @@ def test_cuda_compiles(tmp_path):
         nvcc = tools.nvcc()
     except tools.Missing as error:
         pytest.skip(str(error))
-    for name, text in {**c.sources(program(5)), "policy.cu": cuda.source()}.items():
-        (tmp_path / name).write_text(text)
+    c.write(program(5), tmp_path)
+    (tmp_path / "policy.cu").write_text(cuda.SOURCE)
     subprocess.run([nvcc, "-c", "-o", "policy.o", "policy.cu"], cwd=tmp_path, check=True)
