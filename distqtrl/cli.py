@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distqtrl import config as configuration
-from distqtrl import tensorfile
+from distqtrl import run_directory, stopping
 from distqtrl.allreduce.communicator import (
     Communicator,
     Refused,
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     threading.excepthook = _quiet_disk_errors
     try:
         comm = connect()
-        return _run(argv, comm)
+        code = _run(argv, comm)
+        comm.finish(code)
+        return code
     except Refused as error:
         if comm.rank == 0:
             _say(f"distqtrl: {error}")
@@ -62,7 +64,7 @@ def _explain(error: BaseException, comm: Communicator) -> int:
         return 1
     if isinstance(error, KeyboardInterrupt):
         _say(f"distqtrl: {where}interrupted{f' by {error}' if str(error) else ''}; files that were written stay whole")
-        return 130
+        return getattr(error, "exit_code", 130)
     trace = "".join(traceback.format_exception(error))
     _say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))
     _say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug, or an environment's own error; traceback above)")
@@ -113,28 +115,30 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         if comm.rank == 0:
             print(text, end="")
         return 0
-    result = agreed(comm, lambda: _complete(args.resume)) if args.resume else None
+    directory, saved = args.resume or args.run, args.resume is not None
+    if args.run:
+        saved = run_directory.claim(args.run, config, comm)
+    result = agreed(comm, lambda: run_directory.complete(directory)) if directory else None
     if result is None:
         from distqtrl.circuit.statevector import compile_timer
         from distqtrl.train import prediction, prepare, train
 
         compile_s: list[float] = []
-        with compile_timer(compile_s):
-            run = agreed(comm, lambda: prepare(config, comm, args.resume))
-        directory = args.resume or _new_directory(args, config, comm)
-        if run.restarted:
-            _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
-        asked = prediction(run)
-        if comm.rank == 0 and not args.json:
-            print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}")
-            if compile_s:
-                print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
-            print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
-        result = train(run, directory)
+        with stopping.collected() as pending:
+            with compile_timer(compile_s):
+                run = agreed(comm, lambda: prepare(config, comm, directory if saved else None))
+            directory = directory or run_directory.create(config, _name(args, config), comm)
+            if run.restarted:
+                _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
+            asked = prediction(run)
+            if comm.rank == 0 and not args.json:
+                print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}")
+                if compile_s:
+                    print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
+                print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
+            result = train(run, directory, pending)
         if comm.rank == 0:
             _draw(directory)
-    else:
-        directory = args.resume
     if comm.rank == 0:
         _report(directory, result, comm.size, args.json)
     return int(result.get("exit_code", 0))
@@ -278,33 +282,8 @@ def _gradients(as_json: bool) -> int:
 # ---- files and words of a run
 
 
-def _new_directory(args: argparse.Namespace, config: Config, comm: Communicator) -> Path:
-    """A new run directory with its config.json, named and made by rank 0."""
-    name = f"{args.preset or args.config.stem}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-    def make() -> str:
-        if comm.rank:
-            return ""
-        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-            directory = Path(config.train.directory) / (name + suffix)
-            try:
-                directory.mkdir(parents=True)
-            except FileExistsError:
-                if not directory.is_dir():
-                    raise
-                continue
-            tensorfile.replace(directory / "config.json", configuration.save(config).encode())
-            return str(directory)
-        raise UserError(f"cannot find a free name for a run in {config.train.directory}: remove old runs")
-
-    return Path(allgather_bytes(comm, agreed(comm, make).encode())[0].decode())
-
-
-def _complete(directory: Path) -> dict[str, Any] | None:
-    """The result of a run that is complete already."""
-    path = directory / "result.json"
-    result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return result
+def _name(args: argparse.Namespace, config: Config) -> str:
+    return f"{args.preset or args.config.stem}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:

@@ -70,6 +70,11 @@ class Qpu(Stage):
     spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
     spsa_samples: Positive = Field(1, description="SPSA: random directions averaged in one gradient")
     shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
+    replicas: Positive = Field(
+        1,
+        description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
+        "torch their circuits run as one batch",
+    )
     per_rank: tuple[dict[str, Any], ...] = Field(
         (), description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length"
     )
@@ -82,7 +87,7 @@ class Qpu(Stage):
     @model_validator(mode="after")
     def _ranks_are_valid(self) -> "Qpu":
         for rank, own in enumerate(self.per_rank):
-            odd = sorted({"per_rank", "shift"} & own.keys())
+            odd = sorted({"per_rank", "shift", "replicas"} & own.keys())
             if odd:
                 raise ValueError(f"entry {rank}: {odd[0]} is the same on every rank")
             self.of_rank(rank)
@@ -176,14 +181,22 @@ class Algorithm(Stage):
 class Allreduce(Stage):
     """How ranks agree."""
 
-    reduction: Literal["ordered", "fast"] = Field(
-        "ordered", description="sum in rank order (bitwise on any MPI), or the MPI's own Allreduce"
+    reduction: Literal["ordered", "tree", "fast"] = Field(
+        "ordered",
+        description="sum in rank order, or along a fixed tree for hundreds of ranks (both bitwise on any MPI), or the "
+        "MPI's own Allreduce",
     )
     aggregation: Literal["mean", "sum", "average"] = Field(
         "mean", description="of gradients: mean or sum over ranks; average = parameters, every average_every updates"
     )
     average_every: Positive = Field(1, description="updates between two parameter averages")
     check_every: Positive = Field(10, description="updates between two comparisons of the replicas' hashes")
+    timeout_s: Rate | None = Field(
+        1800.0, description="a rank that waits longer than this for the others ends the job; none = it waits for ever"
+    )
+    lost_rank: Literal["abort", "shrink"] = Field(
+        "abort", description="shrink = the others go on without it (Open MPI 5: mpirun --with-ft ulfm)"
+    )
 
 
 class Evaluate(Stage):
@@ -237,6 +250,10 @@ class Config(BaseModel):
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
+            )
+        if self.qpu.replicas > 1 and self.allreduce.lost_rank == "shrink":
+            raise ValueError(
+                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its own"
             )
         if a.normalize_over == "episode" and a.rollout == "steps":
             raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")

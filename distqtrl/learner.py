@@ -55,12 +55,22 @@ class Samples:
 
 
 class Learner:
-    """Everything that is trained on this rank. Equal configurations give equal replicas."""
+    """Everything that is trained on this rank. Equal configurations give equal replicas.
+
+    num_environments: of all ranks that share a gradient; the losses of ``algorithm.loss = sum`` are divided by it.
+    """
 
     def __init__(
-        self, config: Config, architecture: Architecture, head: Head, comm: Communicator, profile: Profile
+        self,
+        config: Config,
+        architecture: Architecture,
+        head: Head,
+        comm: Communicator,
+        profile: Profile,
+        num_environments: int,
     ) -> None:
         self.config, self.architecture, self.head = config, architecture, head
+        self.num_environments = num_environments
         self.comm, self.profile = comm, profile
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
         ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
@@ -129,7 +139,7 @@ class Learner:
         count = len(samples.adv_N) if averaging else global_count
         divisor = float(count)
         if self.config.algorithm.loss == "sum":
-            divisor = self.config.environment.local_num * (1 if averaging else self.comm.size)
+            divisor = self.num_environments
         statistics = self._backward(samples, divisor) * (divisor / count)
         with self.profile("allreduce"):
             flat = np.concatenate([*(_flat(p) for p in self.parameters), statistics])

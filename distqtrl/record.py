@@ -3,6 +3,7 @@
 Only rank 0 writes; the decision is made in here, so no caller asks for its rank.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from distqtrl.config import UserError
 
 PACKAGES = (
     "distqtrl",
@@ -60,6 +63,10 @@ class Profile:
             if communicates:
                 self._not_counted_s += time.process_time() - cpu_start
 
+    def seconds(self, phase: str) -> float:
+        """Of one phase since the last ``take``."""
+        return self._seconds[phase]
+
     def busy_s(self) -> float:
         """CPU seconds of this process since the last call, without the phase allreduce."""
         before, self._not_counted_s = self._not_counted_s, time.process_time()
@@ -71,7 +78,10 @@ class Profile:
 
 
 class Recorder:
-    """Writes one line of metrics per update. On ranks other than 0 every method does nothing."""
+    """Writes one line of metrics per update. On ranks other than 0 every method does nothing.
+
+    Raises UserError when another process has a recorder in this directory.
+    """
 
     def __init__(self, run: Path, rank: int, first_update: int) -> None:
         self._active = rank == 0
@@ -80,6 +90,7 @@ class Recorder:
         from tensorboard.summary import Writer  # only where it is used: it is slow to import
 
         path = run / "metrics.jsonl"
+        self._lock = _locked(run / "lock")
         keep_updates(path, first_update)
         self._file = path.open("a")
         self._events = Writer(str(run / "tensorboard"))
@@ -138,14 +149,42 @@ class Recorder:
             left_s = m["wall_s"] * (1 - min(done, 1.0)) / max(done, 1e-9)
             self._console.print(f"{text}  {left_s:.0f} s left at most", highlight=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """One line for people."""
+        if self._active:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
     def close(self) -> None:
+        """Once is enough, more do no harm."""
         if not self._active:
             return
+        self._active = False
         if self._bar is not None:
             self._bar.stop()
-        with self._named_errors(), closing(self._file):
+        with closing(self._lock), self._named_errors(), closing(self._file):
             self._write_events()
             self._events.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file with a lock on it, which is the kernel's: it is gone with this process, however that ends, and a
+    network filesystem tells other hosts of it."""
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise UserError(f"{path.parent} is being written by {holder}: wait for its end, or stop it") from None
+        remedy = "put train.directory on a filesystem with locks"
+        raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}") from None
+    file.truncate(0)
+    job = f", job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    file.write(f"process {os.getpid()} on host {platform.node()}{job}\n")
+    file.flush()
+    return file
 
 
 def keep_updates(path: Path, first_update: int) -> None:

@@ -7,26 +7,27 @@ One update = one rollout of every environment of every rank, and the optimizer s
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
 from distqtrl import checkpoint, sampling, tensorfile
-from distqtrl.allreduce.communicator import Communicator, agreed, check_equal
-from distqtrl.config import Algorithm, Config
+from distqtrl.allreduce.communicator import Communicator, RankLost, agreed, check_equal
+from distqtrl.checkpoint import State
+from distqtrl.config import Algorithm, Config, UserError
 from distqtrl.environment.rollout import summary
 from distqtrl.environment.vector import Environments, make, spaces
 from distqtrl.learner import STATISTICS, DeviceLost, Learner, Samples, finite_sum, minibatches
 from distqtrl.record import Profile, Recorder, versions
+from distqtrl.stopping import EXIT_CODES
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
-GRACE_S = 5
+SURVIVING = "needs Open MPI 5 and mpirun --with-ft ulfm"
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Run:
     learner: Learner
     environments: Environments
     counters: Counters
+    num_environments: int  # of all ranks
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
+    lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
 
     @property
@@ -72,56 +75,136 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     checkpoint that cannot be used.
     """
     began = time.perf_counter()
+    _check_ranks(config, comm)
     torch.set_num_threads(config.train.threads)
-    env = make(config.environment)
-    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
-    env.close()
-    learner = Learner(config, architecture, head, comm, Profile())
-    num = config.environment.local_num
-    indices = range(comm.rank * num, (comm.rank + 1) * num)
-    environments = Environments(config.environment, indices, config.train.seed, "episode")
-    run = Run(config, comm, learner, environments, Counters())
-    if resume is not None:
-        about, tensors = checkpoint.load(resume, config, comm)
-        run.counters = Counters(**{f.name: about[f.name] for f in fields(Counters)})
-        learner.load({name: torch.from_numpy(t) for name, t in _below(tensors, "learner/").items()})
-        learner.set_ledger(tensors["qpu/ledger"])
-        run.restarted = environments.restore(_below(tensors, "environment/"))
+    state = None if resume is None else checkpoint.load(resume, config, comm)
+    every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
+    own = np.array_split(every, comm.size)[comm.rank].tolist()
+    run = _built(config, comm, own, len(every), state)
+    comm.limit(config.allreduce.timeout_s)
     run.setup_s = time.perf_counter() - began
     return run
 
 
-def train(run: Run, directory: Path) -> dict[str, Any]:
-    """Train until the target, the budget or a signal; returns (and, unless stopped, writes) the result.
+def _check_ranks(config: Config, comm: Communicator) -> None:
+    """Raise UserError unless this job's ranks can do what the configuration asks."""
+    if len(config.qpu.per_rank) > comm.size:
+        raise UserError(
+            f"qpu.per_rank has {len(config.qpu.per_rank)} entries, this job has {comm.size} "
+            f"rank{'s' if comm.size > 1 else ''}: remove entries or start more ranks"
+        )
+    if config.allreduce.lost_rank == "shrink" and not comm.survives:
+        raise UserError(f"allreduce.lost_rank = shrink {SURVIVING}, this is {comm.describe()['mpi']}: use abort")
+
+
+def _built(config: Config, comm: Communicator, own: Sequence[int], num_environments: int, state: State | None) -> Run:
+    """A run of the environments ``own`` on this rank, fresh or as state says."""
+    env = make(config.environment)
+    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
+    env.close()
+    shared = len(own) if config.allreduce.aggregation == "average" else num_environments
+    learner = Learner(config, architecture, head, comm, Profile(), shared)
+    environments = Environments(config.environment, own, config.train.seed, "episode")
+    run = Run(config, comm, learner, environments, Counters(), num_environments)
+    if state is not None:
+        run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
+        learner.load({name: torch.from_numpy(t) for name, t in state.learner.items()})
+        learner.set_ledger(state.ledger)
+        run.restarted = environments.restore(state.environments)
+    return run
+
+
+def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
+    """Train until the target, the budget or a pending signal; returns (and, unless stopped, writes) the result.
 
     The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
-    complete. Raises Refused on every rank for divergence, DeviceLost for a device that failed (after a checkpoint of
-    the last whole update), OSError on rank 0 for a full disk.
+    complete. Raises Refused on every rank for divergence and for a directory that another job writes, DeviceLost for
+    a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
     """
-    config, comm = run.config, run.comm
-    recorder = agreed(comm, lambda: Recorder(directory, comm.rank, run.counters.update))
-    reached, stop, began = False, None, time.perf_counter() - run.counters.train_s
-    run.learner.profile.busy_s()  # what came before is setup
-    with closing(recorder), _signals() as pending:
-        while not (run.finished or reached or stop):
-            with _saved_when_a_device_fails(run, directory):
-                metrics, stop = _update(run, pending)
-                _synchronise(run)
-                if _due(run, config.evaluate.every):
-                    metrics["validation_return"] = _validation(run)
-            reached = _reached(config, metrics)
-            elapsed_s = time.perf_counter() - began - run.counters.train_s  # the last update's writing included
-            run.counters.train_s += elapsed_s
-            metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
-            metrics["profile_s"] = run.learner.profile.take()
-            with run.learner.profile("write"):
-                recorder.write(metrics, run.done)
-                if stop or reached or _due(run, config.train.checkpoint_every):
-                    recorder.sync()
-                    _save(run, directory, _state(run))
-    if stop:
-        return {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop], **asdict(run.counters)}
-    return _conclude(run, directory, reached)
+    config = run.config
+    clock, recorder = _Clock(run), _recorder(run, directory)
+    before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
+    reached = False
+    try:
+        while True:
+            try:
+                if run.finished or reached:
+                    recorder.close()
+                    return _conclude(run, directory, reached)
+                if config.allreduce.lost_rank == "shrink":
+                    before.append(_copy(_state(run)))
+                reached, stop = _cycle(run, directory, recorder, clock, pending)
+                if stop:
+                    stopped = {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop]}
+                    return {**stopped, **asdict(run.counters)}
+            except RankLost:
+                recorder.close()
+                _recover(run, before)
+                clock, recorder, reached = _Clock(run), _recorder(run, directory), False
+                recorder.say(
+                    f"lost rank {', '.join(map(str, run.lost))}: {run.comm.size} ranks and {run.num_environments} "
+                    f"environments go on from update {run.counters.update}"
+                )
+    finally:
+        recorder.close()
+
+
+def _recorder(run: Run, directory: Path) -> Recorder:
+    return agreed(run.comm, lambda: Recorder(directory, run.comm.rank, run.counters.update))
+
+
+def _cycle(
+    run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
+) -> tuple[bool, signal.Signals | None]:
+    """One update with everything around it; returns whether the target is reached, and the signal to stop on."""
+    config, profile = run.config, run.learner.profile
+    with _saved_when_a_device_fails(run, directory):
+        metrics, stop = _update(run, pending)
+        _synchronise(run)
+        if _due(run, config.evaluate.every):
+            metrics["validation_return"] = _validation(run)
+    reached, elapsed_s = _reached(config, metrics), clock.lap_s()
+    run.counters.train_s += elapsed_s
+    metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
+    metrics["profile_s"] = profile.take()
+    with profile("write"):
+        recorder.write(metrics, run.done)
+        if stop or reached or _due(run, config.train.checkpoint_every):
+            recorder.sync()
+            checkpoint.save(directory, config, run.comm, _state(run))
+    return reached, stop
+
+
+def _recover(run: Run, before: Sequence[State]) -> None:
+    """Go on without the ranks that are lost: back to the newest update that the others all have seen the start of.
+
+    No rank is more than one reduction ahead of another, so that start is among the last two of every rank.
+    """
+    while True:
+        run.lost = sorted([*run.lost, *run.comm.shrink()])
+        try:
+            own = np.array([before[-1].counters["update"], run.environments.num])
+            update_R, num_R = run.comm.allgather(own).T
+            break
+        except RankLost:
+            continue
+    state = next(state for state in before if state.counters["update"] == update_R.min())
+    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
+    run.environments.close()
+    run.learner, run.environments, run.counters = again.learner, again.environments, again.counters
+    run.num_environments, run.restarted = again.num_environments, again.restarted
+
+
+class _Clock:
+    """Seconds of training since the last lap, writing included."""
+
+    def __init__(self, run: Run) -> None:
+        self._last = time.perf_counter()
+        run.learner.profile.busy_s()  # what came before is setup
+
+    def lap_s(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
 
 
 @contextmanager
@@ -130,14 +213,13 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
     if not run.learner.external:
         yield
         return
-    tensors, counters = _state(run)
-    before = {name: t.copy() for name, t in tensors.items()}, counters
+    before = _copy(_state(run))
     try:
         yield
     except DeviceLost as error:
-        _save(run, directory, before)
+        checkpoint.save(directory, run.config, run.comm, before)
         raise DeviceLost(
-            f"{error}; {counters['update']} updates are saved, go on with: distqtrl train --resume {directory} "
+            f"{error}; {before.counters['update']} updates are saved, go on with: distqtrl train --resume {directory} "
             f"on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
         ) from None
 
@@ -156,7 +238,7 @@ def prediction(run: Run) -> dict[str, Any]:
         shots = circuits * (qpu.settings.shots or 0)
     updates, steps = run.config.train.updates, run.config.train.steps
     if steps is not None:
-        by_steps = -(-steps // (run.comm.size * run.config.environment.local_num * a.rollout_steps))
+        by_steps = -(-steps // (run.num_environments * a.rollout_steps))
         updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
     used, left = run.learner.ledger(), (updates or 0) - run.counters.update
     return {
@@ -173,9 +255,9 @@ def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
     return {"circuits": int(circuits_R.sum()), "shots": int(shots_R.sum()), "qpu_s": float(seconds_R.max())}
 
 
-def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
+def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
     """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
-    config, learner, counters = run.config, run.learner, run.counters
+    config, learner, counters, received = run.config, run.learner, run.counters, run.comm.received
     learner.set_progress(run.done)
     rollout = sampling.rollout(learner, run.environments, counters.update)
     samples = sampling.samples(learner, rollout)
@@ -215,6 +297,7 @@ def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], si
     used = learner.ledger()
     with learner.profile("allreduce"):
         qpu = _over_ranks(run, used[0], used[2])
+        wait_R = run.comm.allgather(np.array([learner.profile.seconds("allreduce")]))[:, 0]
     metrics = {
         "update": counters.update - 1,
         "ranks": run.comm.size,
@@ -228,6 +311,9 @@ def _update(run: Run, pending: list[signal.Signals]) -> tuple[dict[str, Any], si
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
         **qpu,
         "cpu_s": counters.cpu_s,
+        "wait_s": [round(wait_s, 6) for wait_s in wait_R.tolist()],
+        "received_bytes": run.comm.received - received,
+        **({"lost_ranks": run.lost} if run.lost else {}),
         "new_steps": int(total["steps"][0]),
     }
     stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
@@ -285,17 +371,14 @@ def _validation(run: Run) -> float:
     return float(returns.mean())
 
 
-def _state(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What a checkpoint holds of this rank, and the counters; replicas that are equal are saved once."""
-    tensors = {f"environment/{name}": t for name, t in run.environments.state().items()}
-    if run.comm.rank == 0 or run.config.allreduce.aggregation == "average":
-        tensors |= {f"learner/{name}": t.numpy() for name, t in run.learner.tensors().items()}
-    return tensors | {"qpu/ledger": run.learner.ledger()}, asdict(run.counters)
+def _state(run: Run) -> State:
+    """What a checkpoint holds of this rank; tensors may change with the run."""
+    learner = {name: t.numpy() for name, t in run.learner.tensors().items()}
+    return State(asdict(run.counters), learner, run.environments.state(), run.learner.ledger())
 
 
-def _save(run: Run, directory: Path, state: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
-    tensors, counters = state
-    checkpoint.save(directory, run.config, run.comm, counters, tensors)
+def _copy(state: State) -> State:
+    return State(state.counters, {n: t.copy() for n, t in state.learner.items()}, state.environments, state.ledger)
 
 
 def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
@@ -308,6 +391,7 @@ def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
         "target_reached": reached,
         "evaluation": summary(returns),
         "ranks": run.comm.size,
+        "lost_ranks": run.lost,
         "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
         "setup_s": run.setup_s,
         "versions": versions(),
@@ -317,33 +401,3 @@ def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
         policy.save(directory / "policy.safetensors")
         tensorfile.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
-
-
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collect the stop signals that arrive; they are acted upon at the end of an update, by all ranks together.
-
-    Somebody waits behind INT and TERM: when the update does not end within GRACE_S, it is given up.
-    """
-    pending: list[signal.Signals] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        pending.append(signal.Signals(number))
-        if number != signal.SIGUSR1:
-            signal.alarm(GRACE_S)
-
-    def give_up(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"{pending[0].name}, and the update did not end within {GRACE_S} s")
-
-    handlers = {**dict.fromkeys(EXIT_CODES, note), signal.SIGALRM: give_up}
-    old = {s: signal.signal(s, handler) for s, handler in handlers.items()}
-    try:
-        yield pending
-    finally:
-        signal.alarm(0)
-        for s, previous in old.items():
-            signal.signal(s, previous)
-
-
-def _below(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

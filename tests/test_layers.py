@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "distqtrl"
 LAYERS = [
     {"__init__", "__version__"},
-    {"config"},
+    {"config", "stopping"},
     {"seeding", "record", "tensorfile"},
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce", "quantize"},
-    {"generator", "checkpoint"},
+    {"generator", "checkpoint", "run_directory"},
     {"learner"},
     {"sampling"},
     {"train", "report", "export"},

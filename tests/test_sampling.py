@@ -54,7 +54,9 @@ def learner(algorithm, **environment):
         }
     )
     env = make(config.environment)
-    return Learner(config, *sampling.policy_for(config, spaces(env, "")), Serial(), Profile())
+    return Learner(
+        config, *sampling.policy_for(config, spaces(env, "")), Serial(), Profile(), config.environment.local_num
+    )
 
 
 def environments(replica, indices):

@@ -1,10 +1,13 @@
-"""What a rank can say to the others: a protocol of four methods, its serial form, and what is built on them.
+"""What a rank can say to the others: a small protocol, its serial form, and what is built on it.
 
 One rank is the same program with the serial communicator; mpi4py is needed only when a launcher started us.
 """
 
 import hashlib
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
@@ -16,9 +19,9 @@ from distqtrl.config import UserError
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 LAUNCHERS = (  # what they tell every process they start, MPICH and Intel, Open MPI, srun
-    {"size": "PMI_SIZE", "rank": "PMI_RANK"},
-    {"size": "OMPI_COMM_WORLD_SIZE", "rank": "OMPI_COMM_WORLD_RANK"},
-    {"size": "SLURM_STEP_NUM_TASKS", "rank": "SLURM_PROCID"},
+    {"size": "PMI_SIZE", "rank": "PMI_RANK", "on_host": "MPI_LOCALNRANKS"},
+    {"size": "OMPI_COMM_WORLD_SIZE", "rank": "OMPI_COMM_WORLD_RANK", "on_host": "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    {"size": "SLURM_STEP_NUM_TASKS", "rank": "SLURM_PROCID", "on_host": "SLURM_STEP_TASKS_PER_NODE"},
 )
 
 
@@ -27,6 +30,8 @@ class Communicator(Protocol):
 
     rank: int
     size: int
+    survives: bool  # whether a rank that is lost raises RankLost on the others, which can ``shrink`` then
+    received: int  # bytes that this rank was sent so far
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         """Every rank's x (same shape and dtype everywhere), stacked in rank order: (R, *x.shape)."""
@@ -34,8 +39,20 @@ class Communicator(Protocol):
     def allreduce_sum(self, x_N: Array) -> Array:
         """Sum over ranks in whatever order the MPI likes."""
 
+    def exchange(self, x_N: Array, partner: int) -> Array:
+        """The partner's x_N, which gets ours; all ranks call this, those without a partner name themselves."""
+
+    def limit(self, timeout_s: float | None) -> None:
+        """End this process when it waits longer than this for the others, from now on."""
+
+    def shrink(self) -> list[int]:
+        """Go on without the ranks that are lost, and return their numbers at the start of the job."""
+
     def abort(self, code: int) -> NoReturn:
         """End every rank of the job, now."""
+
+    def finish(self, code: int) -> None:
+        """Leave; ends the process where the library cannot end after a loss."""
 
     def describe(self) -> dict[str, str]:
         """The library behind it, for people."""
@@ -44,7 +61,7 @@ class Communicator(Protocol):
 class Serial:
     """The one rank of a job without MPI."""
 
-    rank, size = 0, 1
+    rank, size, survives, received = 0, 1, True, 0
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         return x[np.newaxis]
@@ -52,11 +69,27 @@ class Serial:
     def allreduce_sum(self, x_N: Array) -> Array:
         return x_N
 
+    def exchange(self, x_N: Array, partner: int) -> Array:
+        return x_N
+
+    def limit(self, timeout_s: float | None) -> None:
+        pass
+
+    def shrink(self) -> list[int]:
+        return []
+
     def abort(self, code: int) -> NoReturn:
         raise SystemExit(code)
 
+    def finish(self, code: int) -> None:
+        pass
+
     def describe(self) -> dict[str, str]:
         return {"mpi": "none (one rank, serial communicator)"}
+
+
+class RankLost(Exception):
+    """Another rank is gone; only a communicator that ``survives`` raises it."""
 
 
 class Refused(UserError):
@@ -66,9 +99,42 @@ class Refused(UserError):
 
 
 def announced(what: str, without: int) -> int:
-    """The "size" or "rank" that the launcher gave this process, known before (or without) MPI."""
-    values = (os.environ.get(launcher[what], "") for launcher in LAUNCHERS)
-    return next((int(value) for value in values if value.isdigit()), without)
+    """The "size", "rank" or ranks "on_host" that the launcher gave this process, known before (or without) MPI.
+
+    srun writes its ranks on every host in one variable, such as 2(x3),1: the most of them count.
+    """
+    for launcher in LAUNCHERS:
+        numbers = re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get(launcher[what], ""))
+        if numbers:
+            return max(int(number) for number in numbers)
+    return without
+
+
+def yield_when_oversubscribed() -> bool:
+    """Let the MPI that is loaded next give up its core while it waits, if more ranks than cores are on this host.
+
+    MPI waits by polling, which starves the ranks that still work. MPICH's heavy yield costs latency otherwise, so
+    it is set only then; Open MPI's costs nothing. What the user has set stays. A launcher that binds its ranks
+    shows each of them its own cores only, its own process still has them all.
+    """
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    oversubscribed = announced("on_host", without=1) > max(_cores(0), _cores(os.getppid()))
+    if oversubscribed:
+        os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    return oversubscribed
+
+
+def _cores(pid: int) -> int:
+    try:
+        return len(os.sched_getaffinity(pid))
+    except (AttributeError, OSError):  # macOS has none; a launcher of another user
+        return os.cpu_count() or 1
+
+
+def library() -> str:
+    """Version line of the MPI library that mpi4py finds, without starting MPI; empty when there is none."""
+    code = "import mpi4py; mpi4py.rc.initialize = False; from distqtrl.allreduce.mpi import library; print(library())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def connect() -> Communicator:
@@ -80,6 +146,7 @@ def connect() -> Communicator:
     size = announced("size", without=1)
     if size == 1:
         return Serial()
+    yield_when_oversubscribed()
     try:
         from distqtrl.allreduce.mpi import Mpi
     except (ImportError, RuntimeError) as error:
@@ -105,8 +172,33 @@ def ordered_sum(comm: Communicator, x_N: Array) -> Array:
     return total
 
 
+def tree_sum(comm: Communicator, x_N: Array) -> Array:
+    """Sum over ranks along a binary tree, float64: as reproducible as ``ordered_sum``, in about log2(R) messages.
+
+    Recursive doubling: partners add the same two numbers, so all ranks hold the same bits after every round. Ranks
+    beyond the largest power of two hand their part to a partner below it first, and take the sum from it at the end.
+    """
+    power = 1 << (comm.size.bit_length() - 1)
+    below, fold = comm.rank < power, comm.rank ^ power
+    fold = fold if fold < comm.size else comm.rank
+    total = x_N.copy()
+    if power < comm.size:
+        other = comm.exchange(total, fold)
+        total = total + other if fold != comm.rank else total
+    distance = 1
+    while distance < power:
+        other = comm.exchange(total, comm.rank ^ distance if below else comm.rank)
+        total = total + other if below else total
+        distance *= 2
+    if power < comm.size:
+        other = comm.exchange(total, fold)
+        total = total if below else other
+    return total
+
+
 REDUCTIONS: dict[str, Callable[[Communicator, Array], Array]] = {
     "ordered": ordered_sum,
+    "tree": tree_sum,
     "fast": lambda comm, x_N: comm.allreduce_sum(x_N),
 }
 

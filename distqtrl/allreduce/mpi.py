@@ -1,43 +1,104 @@
 """The communicator over MPI; the only file that imports mpi4py. Buffers only, nothing is pickled."""
 
 import fcntl
+import os
 import sys
 import termios
 import time
 from array import array
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
+from distqtrl.allreduce.communicator import RankLost
+from distqtrl.allreduce.watchdog import Watchdog
+
+Array = npt.NDArray[np.float64]
+
 
 class Mpi:
-    """All ranks of COMM_WORLD."""
+    """All ranks of COMM_WORLD; where the MPI has User Level Failure Mitigation (ULFM), those that are left."""
 
     def __init__(self) -> None:
-        self._world = MPI.COMM_WORLD
-        self.rank, self.size = self._world.rank, self._world.size
+        self._comm: MPI.Comm = MPI.COMM_WORLD
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self.received = 0
+        self._number, self._alive = self.rank, list(range(self.size))  # as ranks were numbered at the start
+        self._watchdog = Watchdog(self.rank)
+        told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
+        self.survives = told in ("1", "true") and library().startswith("Open MPI")
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         gathered = np.empty((self.size, *x.shape), dtype=x.dtype)
-        self._world.Allgather(np.ascontiguousarray(x), gathered)
+        with self._waiting(gathered.nbytes):
+            self._comm.Allgather(np.ascontiguousarray(x), gathered)
         return gathered
 
-    def allreduce_sum(self, x_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def allreduce_sum(self, x_N: Array) -> Array:
         total = np.empty_like(x_N)
-        self._world.Allreduce(x_N, total)
+        with self._waiting(total.nbytes):
+            self._comm.Allreduce(x_N, total)
         return total
+
+    def exchange(self, x_N: Array, partner: int) -> Array:
+        if partner == self.rank:
+            return x_N
+        other = np.empty_like(x_N)
+        with self._waiting(other.nbytes):
+            self._comm.Sendrecv(x_N, partner, recvbuf=other, source=partner)
+        return other
+
+    def limit(self, timeout_s: float | None) -> None:
+        self._watchdog.limit(timeout_s)
+
+    @contextmanager
+    def _waiting(self, num_bytes: int) -> Iterator[None]:
+        self.received += num_bytes
+        try:
+            with self._watchdog():
+                yield
+        except MPI.Exception as error:
+            lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+            if self.survives and error.Get_error_class() in lost:
+                raise RankLost from None
+            raise
+
+    def shrink(self) -> list[int]:
+        while True:
+            with suppress(MPI.Exception):
+                self._comm.Revoke()
+            self._comm = self._comm.Shrink()  # a new communicator, of those that are left
+            self.rank, self.size = self._comm.rank, self._comm.size
+            try:
+                alive = self.allgather(np.array([self._number]))[:, 0].tolist()
+            except RankLost:  # another one, meanwhile
+                continue
+            lost, self._alive = [rank for rank in self._alive if rank not in alive], alive
+            return lost
 
     def abort(self, code: int) -> NoReturn:
         _until_read(sys.stderr.fileno())
-        self._world.Abort(code)
+        self._comm.Abort(code)
         raise SystemExit(code)
 
+    def finish(self, code: int) -> None:
+        if self._comm != MPI.COMM_WORLD:  # MPI_Finalize may wait for the dead
+            with suppress(MPI.Exception):
+                self._comm.Barrier()
+            sys.stdout.flush()
+            os._exit(code)
+
     def describe(self) -> dict[str, str]:
-        version = MPI.Get_library_version().splitlines()[0].rstrip("\x00").replace("\t", " ")
-        return {"mpi": version, "host": MPI.Get_processor_name()}
+        return {"mpi": library(), "host": MPI.Get_processor_name()}
+
+
+def library() -> str:
+    """Its version line."""
+    return MPI.Get_library_version().splitlines()[0].rstrip("\x00").replace("\t", " ")
 
 
 def _until_read(fd: int) -> None:

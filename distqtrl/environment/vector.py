@@ -44,6 +44,13 @@ class Step:
     truncated_B: npt.NDArray[np.bool_]
 
 
+def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One state of all the environments whose states these are."""
+    rows = {name: [state[name] for state in states] for name in states[0]}
+    rows["actions"] = [actions for actions in rows["actions"] if len(actions)] or rows["actions"][:1]  # [] has no dtype
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
 def make(config: configuration.Environment) -> gymnasium.Env:
     """One environment with flat observations; raises UserError for an unknown id, arguments or spaces."""
     try:
@@ -148,6 +155,7 @@ class Environments:
         """Everything ``restore`` needs, as flat arrays."""
         every = [action for history in self.actions for action in history]
         return {
+            "index_B": np.array(self.indices),
             "episode_B": self.episode_B.copy(),
             "length_B": np.array([len(history) for history in self.actions]),
             "actions": np.array(every) if every else np.zeros(0),
@@ -155,23 +163,25 @@ class Environments:
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> list[int]:
-        """Replay to a saved state; returns the global indices of environments that had to restart."""
-        self.episode_B[:] = state["episode_B"]
+        """Replay to a saved state, of these environments or more; returns the indices of those that had to restart."""
         histories = np.split(state["actions"], np.cumsum(state["length_B"])[:-1])
+        row = {index: i for i, index in enumerate(state["index_B"].tolist())}
         restarted = []
-        for b, (env, history) in enumerate(zip(self.envs, histories, strict=True)):
+        for b, (env, index) in enumerate(zip(self.envs, self.indices, strict=True)):
+            saved = row[index]
+            self.episode_B[b] = state["episode_B"][saved]
             self.obs_BO[b] = self._reset(b)
-            for action in history:
+            for action in histories[saved]:
                 self.obs_BO[b], reward, terminated, truncated, _ = env.step(action)
                 self.actions[b].append(action)
                 self.return_B[b] += float(reward)
                 if terminated or truncated:  # no saved episode has ended, so this is another one
                     self.obs_BO[b] = np.nan
                     break
-            if (self.obs_BO[b] != state["obs_BO"][b]).any():
+            if (self.obs_BO[b] != state["obs_BO"][saved]).any():
                 self.episode_B[b] += 1
                 self.obs_BO[b] = self._reset(b)
-                restarted.append(self.indices[b])
+                restarted.append(index)
         return restarted
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The communicator at 1 (serial), 2 and 3 ranks: the same bodies, in programs/communicator.py."""
+"""The communicator at 1 (serial) to 4 ranks, with MPICH and Open MPI: the same bodies, in programs/communicator.py."""
 
 from pathlib import Path
 
@@ -7,13 +7,15 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "communicator.py"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_bodies(mpirun, ranks):
-    code, out, err = mpirun(ranks, [PROGRAM, ranks], timeout=30)
+@pytest.mark.parametrize("launcher", ["mpirun", "openmpi"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_bodies(request, launcher, ranks):
+    code, out, err = request.getfixturevalue(launcher)(ranks, [PROGRAM, ranks], timeout=30)
     assert (code, err) == (0, "")
     assert out.split() == [
         "allgather",
         "ordered",
+        "tree",
         "fast",
         "bytes_of_any_length",
         "agreed_result",

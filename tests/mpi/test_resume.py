@@ -13,7 +13,7 @@ from distqtrl.policy import policy_file
 PROGRAM = Path(__file__).parent / "programs" / "several.py"
 STEPS = 16
 UPDATES = 8
-TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s")
+TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s")
 COMMON = f"""
     --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
     --algorithm.rollout_steps {STEPS} --environment.local_num 2 --algorithm.anneal true

@@ -15,6 +15,7 @@ from distqtrl.allreduce.communicator import (
     check_equal,
     connect,
     ordered_sum,
+    tree_sum,
 )
 from distqtrl.config import UserError
 
@@ -58,6 +59,18 @@ def ordered(comm):
         expected += part
     mine = parts[comm.rank].copy()
     assert ordered_sum(comm, mine).tobytes() == expected.tobytes()
+    assert mine.tobytes() == parts[comm.rank].tobytes()
+
+
+def tree(comm):
+    """The tree that its docstring describes, built here from every rank's part."""
+    parts = vectors(comm)
+    power = 1 << (comm.size.bit_length() - 1)
+    level = [parts[r] + parts[r + power] if r + power < comm.size else parts[r] for r in range(power)]
+    while len(level) > 1:
+        level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
+    mine = parts[comm.rank].copy()
+    assert tree_sum(comm, mine).tobytes() == level[0].tobytes()
     assert mine.tobytes() == parts[comm.rank].tobytes()
 
 
@@ -109,6 +122,7 @@ def equal(comm):
 BODIES = (
     allgather,
     ordered,
+    tree,
     fast,
     bytes_of_any_length,
     agreed_result,

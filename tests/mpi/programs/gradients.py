@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl import train
+from distqtrl import checkpoint, train
 from distqtrl.allreduce.communicator import connect
 from distqtrl.config import Config, with_flags
 
@@ -35,7 +35,7 @@ def case(comm, directory, updates, flags):
         result["norm"].append(metrics["gradient_norm"])
         train._synchronise(run)
         result["agreed"].append(parameters(run))
-        train._save(run, directory, train._state(run))
+        checkpoint.save(directory, config, comm, train._state(run))
     n = run.learner.normalizer
     return {**result, "normalizer": np.concatenate([[n.count], n.mean_O, n.m2_O])}
 

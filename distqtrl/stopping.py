@@ -1,0 +1,51 @@
+"""Signals that ask a run to stop. They are noted here and acted upon at the end of an update, by all ranks together."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
+GRACE_S = 5
+
+_pending: list[signal.Signals] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody waited for the end of an update in vain."""
+
+    def __init__(self, cause: signal.Signals) -> None:
+        super().__init__(f"{cause.name}, and the update did not end within {GRACE_S} s")
+        self.exit_code = EXIT_CODES[cause]
+
+
+def note_requeue() -> None:
+    """From here on SIGUSR1 is noted in place of ending the process: it may come while libraries are still loading."""
+    signal.signal(signal.SIGUSR1, _note)
+
+
+@contextmanager
+def collected() -> Iterator[list[signal.Signals]]:
+    """The stop signals that arrived, SIGUSR1 since ``note_requeue``.
+
+    Somebody waits behind INT and TERM: when the work does not end within GRACE_S, it is given up by Interrupted.
+    """
+    handlers = {**dict.fromkeys(EXIT_CODES, _note), signal.SIGALRM: _give_up}
+    old = {s: signal.signal(s, handler) for s, handler in handlers.items()}
+    try:
+        yield _pending
+    finally:
+        signal.alarm(0)
+        _pending.clear()
+        for s, previous in old.items():
+            signal.signal(s, previous)
+
+
+def _note(number: int, _: FrameType | None) -> None:
+    _pending.append(signal.Signals(number))
+    if number != signal.SIGUSR1:
+        signal.alarm(GRACE_S)
+
+
+def _give_up(number: int, _: FrameType | None) -> None:
+    raise Interrupted(_pending[0] if _pending else signal.SIGINT)
