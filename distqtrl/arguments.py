@@ -8,7 +8,7 @@ from distqtrl import __version__
 from distqtrl import config as configuration
 from distqtrl.config import Config, UserError, nearest
 
-COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor")
+COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor", "slurm")
 TARGETS = "c,onnx,cuda,verilog"
 Flags = dict[str, list[str]]
 
@@ -24,7 +24,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The command and the fields given as flags; raises UserError for anything else."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    takes_flags = args.command in ("train", "describe")
+    takes_flags = args.command in ("train", "describe", "slurm")
     flags: Flags = {}
     if takes_flags:
         flags = {key: vars(args)[key] for key in configuration.field_names() if vars(args)[key] is not None}
@@ -99,6 +99,9 @@ def _parser() -> Parser:
     sub.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
     )
+    _add_slurm(
+        command("slurm", "Write and submit a SLURM job that trains, and goes on by itself after its time limit.")
+    )
     sub = command("doctor", "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank.")
     text = "compare every installed QPU backend and gradient method on random circuits (about a minute)"
     sub.add_argument("--gradients", action="store_true", help=text)
@@ -108,6 +111,30 @@ def _parser() -> Parser:
 def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vectors", type=_positive, default=1_000_000, metavar="N", help="to compare [1000000]")
     parser.add_argument("--episodes", type=_positive, default=100, metavar="N", help="to drive with the C code [100]")
+
+
+def _add_slurm(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("preset", nargs="?", metavar="PRESET", help="as of train")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
+    sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="default 1")
+    sub.add_argument("--ranks-per-node", type=_positive, default=4, metavar="N", help="default 4")
+    sub.add_argument("--time", default="60", metavar="LIMIT", help="minutes, h:m:s or d-h:m:s [60]")
+    text = "SIGUSR1 comes so many seconds before the time limit: the run saves, and is requeued [120]"
+    sub.add_argument("--notice", type=_positive, default=120, metavar="S", help=text)
+    sub.add_argument("--memory", default="2G", metavar="SIZE", help="of one rank [2G]")
+    sub.add_argument("--array-seeds", metavar="LIST", help="a job array over seeds, such as 0-9")
+    text = "a job array over numbers of ranks, such as 1,2,4,8; every task is given the largest allocation"
+    sub.add_argument("--array-ranks", metavar="LIST", help=text)
+    text = "auto = srun where it speaks with the MPI that is installed, else its mpirun"
+    sub.add_argument("--launcher", choices=("auto", "srun", "mpirun"), default="auto", help=text)
+    text = "without, a run that the time limit stopped waits for you"
+    sub.add_argument("--requeue", action=argparse.BooleanOptionalAction, default=True, help=text)
+    sub.add_argument("--partition", metavar="NAME", help="default: the cluster's")
+    sub.add_argument("--nodelist", metavar="LIST", help="hosts, as SLURM writes them: n[1-4]")
+    text = "a further flag of sbatch, such as --sbatch=--account=abc; may be given several times"
+    sub.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=text)
+    sub.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+    _add_fields(sub)
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:
@@ -127,12 +154,13 @@ def _positive(text: str) -> int:
 
 
 def resolve(args: argparse.Namespace, flags: Flags) -> Config:
-    """The configuration that a train command asks for."""
-    given = [name for name in ("preset", "config", "resume") if getattr(args, name) is not None]
+    """The configuration that a train or slurm command asks for."""
+    ways = {"preset": "PRESET", "config": "--config FILE"} | ({"resume": "--resume RUN"} if "resume" in args else {})
+    given = [name for name in ways if getattr(args, name) is not None]
     if len(given) != 1:
         known = ", ".join(configuration.presets())
-        raise UserError(f"train takes one of PRESET, --config FILE, --resume RUN; presets: {known}")
-    if args.resume is not None:
+        raise UserError(f"{args.command} takes one of {', '.join(ways.values())}; presets: {known}")
+    if given == ["resume"]:
         if args.run is not None:
             raise UserError("--resume RUN goes on with RUN: remove --run")
         if flags:

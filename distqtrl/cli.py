@@ -30,6 +30,7 @@ from distqtrl.allreduce.communicator import (
 )
 from distqtrl.arguments import Flags, parse, resolve
 from distqtrl.config import Config, UserError
+from distqtrl.rendezvous import Rendezvous
 
 
 def main(argv: list[str]) -> int:
@@ -99,6 +100,7 @@ def _run(argv: list[str], comm: Communicator) -> int:
         "export": _export,
         "verify": _verify,
         "report": _report_page,
+        "slurm": _slurm,
     }
     result: int = agreed(comm, lambda: commands[args.command](args, flags, comm))
     return result
@@ -120,28 +122,49 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         saved = run_directory.claim(args.run, config, comm)
     result = agreed(comm, lambda: run_directory.complete(directory)) if directory else None
     if result is None:
-        from distqtrl.circuit.statevector import compile_timer
-        from distqtrl.train import prediction, prepare, train
+        directory, result = _trained(args, config, comm, directory, directory if saved else None)
+        if comm.rank == 0:
+            _draw(directory)
+    elif comm.rank == 0 and not (directory / "learning_curve.png").exists():  # killed just before its end
+        _draw(directory)
+    if comm.rank == 0:
+        _report(directory, result, comm.size, args.json)
+    agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
+    return int(result.get("exit_code", 0))
 
-        compile_s: list[float] = []
-        with stopping.collected() as pending:
-            with compile_timer(compile_s):
-                run = agreed(comm, lambda: prepare(config, comm, directory if saved else None))
-            directory = directory or run_directory.create(config, _name(args, config), comm)
+
+def _trained(
+    args: argparse.Namespace, config: Config, comm: Communicator, directory: Path | None, resume: Path | None
+) -> tuple[Path, dict[str, Any]]:
+    """The run directory and the result of the training that this process takes part in, with all its replicas."""
+    from distqtrl.allreduce import replicas
+    from distqtrl.circuit import shared
+    from distqtrl.circuit.statevector import compile_timer
+    from distqtrl.train import Run, prediction, prepare, train
+
+    meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
+    members, compile_s = replicas.members(comm, meet), list[float]()
+    with stopping.collected() as pending:
+        with compile_timer(compile_s):
+            runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        directory = made = directory or run_directory.create(config, _name(args, config), comm)
+        qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
+        batched = len(qpus) > 1 and shared.share(qpus, circuits)
+
+        def trained(run: Run) -> dict[str, Any]:
             if run.restarted:
                 _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
             asked = prediction(run)
-            if comm.rank == 0 and not args.json:
-                print(f"run directory {directory}, {comm.size} rank{'s' if comm.size > 1 else ''}")
+            if run.comm.rank == 0 and not args.json:
+                print(f"run directory {made}, {comm.size} rank{'s' if comm.size > 1 else ''}")
+                if len(runs) > 1:
+                    print(f"{len(runs)} replicas per rank, circuits {'as one batch' if batched else 'one by one'}")
                 if compile_s:
                     print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
                 print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
-            result = train(run, directory, pending)
-        if comm.rank == 0:
-            _draw(directory)
-    if comm.rank == 0:
-        _report(directory, result, comm.size, args.json)
-    return int(result.get("exit_code", 0))
+            return train(run, made, pending)
+
+        return directory, replicas.each(runs, trained, [meet, circuits])[0]
 
 
 def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
@@ -241,6 +264,47 @@ def _report_page(args: argparse.Namespace, flags: Flags, comm: Communicator) -> 
     files = [str(path) for path in report(args.runs, args.output)]
     print(json.dumps({"files": files}) if args.json else "\n".join(files))
     return 0
+
+
+def _slurm(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    from distqtrl import slurm
+
+    if comm.rank:
+        return 0
+    config = resolve(args, flags)
+    named = {"partition": args.partition, "nodelist": args.nodelist}
+    job = slurm.checked(
+        slurm.Job(
+            name=args.preset or args.config.stem,
+            words=(*([args.preset] if args.preset else ["--config", str(args.config)]), *_words(flags)),
+            directory=config.train.directory,
+            nodes=args.nodes,
+            ranks_per_node=args.ranks_per_node,
+            threads=config.train.threads,
+            time=args.time,
+            memory=args.memory,
+            notice_s=args.notice,
+            seeds=slurm.numbers(args.array_seeds) if args.array_seeds else (),
+            ranks=slurm.numbers(args.array_ranks) if args.array_ranks else (),
+            requeue=args.requeue,
+            sbatch=(*(f"--{flag}={value}" for flag, value in named.items() if value), *args.sbatch),
+        ),
+        config,
+    )
+    text = slurm.script(job, slurm.launcher(args.launcher), sys.executable)
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    path, number = slurm.submit(job, text, args.nodelist, args.partition)
+    if args.json:
+        print(json.dumps({"job": number, "script": str(path)}))
+    else:
+        print(f"submitted job {number} ({path}); watch it with: squeue --job {number}")
+    return 0
+
+
+def _words(flags: Flags) -> list[str]:
+    return [word for key, values in flags.items() for word in (f"--{key}", *values)]
 
 
 def _doctor(args: argparse.Namespace, comm: Communicator) -> int:

@@ -251,6 +251,8 @@ class Config(BaseModel):
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
             )
+        if self.qpu.replicas > 1 and self.qpu.shift == "distributed":
+            raise ValueError("qpu.shift distributed shares one gradient's circuits over ranks: use qpu.replicas 1")
         if self.qpu.replicas > 1 and self.allreduce.lost_rank == "shrink":
             raise ValueError(
                 "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its own"

@@ -24,6 +24,16 @@ def note_requeue() -> None:
     signal.signal(signal.SIGUSR1, _note)
 
 
+def ignore(code: int) -> None:
+    """Nothing is left to save: no signal may replace this exit code any more.
+
+    srun ends a step when its first rank leaves, and the time limit's notice may come while Python ends.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if code == EXIT_CODES[signal.SIGUSR1]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def collected() -> Iterator[list[signal.Signals]]:
     """The stop signals that arrived, SIGUSR1 since ``note_requeue``.

@@ -103,7 +103,7 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
     env.close()
     shared = len(own) if config.allreduce.aggregation == "average" else num_environments
-    learner = Learner(config, architecture, head, comm, Profile(), shared)
+    learner = Learner(config, architecture, head, comm, Profile(config.qpu.replicas), shared)
     environments = Environments(config.environment, own, config.train.seed, "episode")
     run = Run(config, comm, learner, environments, Counters(), num_environments)
     if state is not None:

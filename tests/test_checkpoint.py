@@ -169,6 +169,24 @@ def test_the_remedy_for_a_damaged_checkpoint_works(run, complete_run, capfd):
     assert all(again[name].tobytes() == first[name].tobytes() for name in first)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "size", "what"),
+    [
+        ("mean", 5, "has 4 environments, too few for 5 ranks: use fewer ranks"),
+        ("sum", 2, "was written by 1 ranks, this job has 2, and allreduce.aggregation sum depends on their number"),
+        ("average", 2, "use mpirun -n 1"),
+    ],
+)
+def test_other_ranks_that_cannot_go_on_are_refused(tmp_path, aggregation, size, what):
+    settings = config.Config(allreduce=config.Allreduce(aggregation=aggregation))
+    rows = {"index_B": np.arange(4), "actions": np.zeros(0)}
+    checkpoint.save(tmp_path, settings, Serial(), checkpoint.State({"update": 1}, TENSORS, rows, np.zeros(3)))
+    comm = Serial()
+    comm.size = size
+    with pytest.raises(config.UserError, match=what):
+        checkpoint.load(tmp_path, settings, comm)
+
+
 def test_the_newest_checkpoints_stay(complete_run):
     names = sorted(path.name for path in (complete_run / "checkpoints").iterdir())
     assert names == ["update-000002.safetensors", "update-000003.safetensors"]

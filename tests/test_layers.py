@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "distqtrl"
 LAYERS = [
     {"__init__", "__version__"},
-    {"config", "stopping"},
+    {"config", "stopping", "rendezvous"},
     {"seeding", "record", "tensorfile"},
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce", "quantize"},
     {"generator", "checkpoint", "run_directory"},
     {"learner"},
     {"sampling"},
-    {"train", "report", "export"},
+    {"train", "report", "export", "slurm"},
     {"arguments"},
     {"cli"},
     {"__main__"},

@@ -31,7 +31,10 @@ class Communicator(Protocol):
     rank: int
     size: int
     survives: bool  # whether a rank that is lost raises RankLost on the others, which can ``shrink`` then
-    received: int  # bytes that this rank was sent so far
+
+    @property
+    def received(self) -> int:
+        """Bytes that this rank was sent so far."""
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         """Every rank's x (same shape and dtype everywhere), stacked in rank order: (R, *x.shape)."""

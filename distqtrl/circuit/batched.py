@@ -53,7 +53,7 @@ class Batched:
         self.program, self.shots, self.dtype = program, settings.shots, DTYPES[settings.precision]
         self.device = _device(settings.device or "cpu")
         self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
-        needed = STATES * 2 * self.dtype.itemsize * 2.0**program.num_qubits
+        needed = settings.replicas * STATES * 2 * self.dtype.itemsize * 2.0**program.num_qubits
         refuse_memory(program, needed, f"qpu.backend torch on {self.device}", _available(self.device))
 
     def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
@@ -65,13 +65,18 @@ class Batched:
 
     def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Callable[[Array], Array]]:
         """p_S, and the function v_S -> d(v.p)/d theta_P; there is one method."""
-        theta_PK = self._tensor(theta_P[:, None])
+        p_KS, gradients = self.differentiable_batch(theta_P[None])
+        return p_KS[0], lambda v_S: gradients(v_S[None])[0]
+
+    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """p_KS of K parameter sets, and the function v_KS -> d(v.p)/d theta_KP; K states stay in memory."""
+        theta_PK = self._tensor(theta_KP.T.copy())
         psi_SK = _state(self.program, theta_PK)
 
-        def gradient(v_S: Array) -> Array:
-            return _array(_gradient(self.program, theta_PK, psi_SK, self._tensor(v_S[:, None]))[:, 0])
+        def gradients(v_KS: Array) -> Array:
+            return _array(_gradient(self.program, theta_PK, psi_SK, self._tensor(v_KS.T.copy()))).T.copy()
 
-        return _array(_squares(psi_SK)[:, 0]), gradient
+        return _array(_squares(psi_SK)).T.copy(), gradients
 
     def _tensor(self, values: Array) -> Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.device)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,48 @@ def test_a_killed_rank(mpirun, tmp_path):
     code, out, _ = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 9
     assert "Killed (signal 9)" in out  # mpirun says it; which process it names is not reliable
+
+
+@pytest.mark.parametrize("fault", ["exception", "kill"])
+def test_the_same_under_open_mpi(openmpi, tmp_path, fault):
+    argv, env, when = breaking(tmp_path, fault)
+    code, out, err = openmpi(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code != 0
+    if fault == "exception":
+        (line,) = lines(err)
+        assert line.startswith("distqtrl: rank 1: RuntimeError: the motor is on fire")
+
+
+def test_a_rank_that_hangs(mpirun, tmp_path):
+    argv, env, when = breaking(tmp_path, "hang", "--allreduce.timeout_s", "2")
+    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    assert code != 0
+    (line,) = lines(err)
+    assert line.startswith("distqtrl: rank 0: no word from the other ranks for 2 s (allreduce.timeout_s)")
+
+
+def test_a_rank_that_does_not_see_the_run_directory(mpirun, tmp_path):
+    """As on hosts that share no filesystem: every rank has a folder of its own."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    program = "from distqtrl import run_directory; run_directory.VISIBLE_WITHIN_S = 0.5"
+    run = {"argv": [*training(tmp_path), "--train.directory", "runs"], "folder": f"{tmp_path}/{{rank}}"}
+    code, _, err = mpirun(2, ["-c", f"{program}; import runpy, sys; sys.argv = ['', {json.dumps(json.dumps([run]))}]; "
+                              f"runpy.run_path({str(SEVERAL)!r}, run_name='__main__')"])  # fmt: skip
+    assert code == 2
+    (line,) = lines(err)
+    assert "rank 1: host " in line
+    assert "put train.directory on a filesystem that all hosts share" in line
+
+
+def test_a_requeue_signal_while_libraries_load(tmp_path):
+    command = [sys.executable, "-m", "distqtrl", *training(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.6)  # importing takes more than a second
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped by SIGUSR1 after 1 updates" in out
 
 
 def test_a_nan_gradient_while_ranks_average_parameters(mpirun, tmp_path):

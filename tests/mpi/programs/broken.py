@@ -13,7 +13,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-CHOSEN = os.environ.get("PMI_SIZE", "1") == "1" or os.environ.get("PMI_RANK") == "1"
+from distqtrl.allreduce.communicator import announced
+
+CHOSEN = announced("size", without=1) == 1 or announced("rank", without=0) == 1
 
 
 class Broken(gymnasium.Env):

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from distqtrl import cli
+from distqtrl.allreduce.communicator import announced
 from distqtrl.circuit import statevector
 from distqtrl.circuit.ansatz import program
 from distqtrl.config import Qpu
 
-RANK = int(os.environ.get("PMI_RANK", "0"))
+RANK = announced("rank", without=0)
 
 
 def wrapped(original, spec):
@@ -46,7 +47,7 @@ def wrapped(original, spec):
 
 
 def limit_files(size):
-    if os.environ.get("PMI_SIZE", "1") != "1":
+    if announced("size", without=1) > 1:
         from mpi4py import MPI  # noqa: F401 (its shared memory is a file, too)
     statevector.StateVector(program(1, []), Qpu())  # the engine's compiled code is on disk from here on
     if RANK == 0:

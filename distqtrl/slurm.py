@@ -1,0 +1,222 @@
+"""A training run as a SLURM job: the batch script, and its submission by sbatch.
+
+The script goes on with its run directory after every requeue (``train --run``). What it believes is
+``result.json``, not the launcher's exit status, and it asks to be requeued on exit code 75 alone, which SIGUSR1
+leads to; a cancelled job gets SIGTERM, ends with 143 and stays cancelled.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from distqtrl.allreduce.communicator import library
+from distqtrl.config import Config, UserError
+
+TIME = re.compile(r"(?:(?P<d>\d+)-)?(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<last>\d+)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of SLURM. ``words`` follow ``distqtrl train``; ``time`` is SLURM's (minutes, h:m:s, d-h:m:s)."""
+
+    name: str
+    words: tuple[str, ...]
+    directory: str  # where the run directories are
+    nodes: int = 1
+    ranks_per_node: int = 4
+    threads: int = 1
+    time: str = "60"
+    memory: str = "2G"  # of one rank
+    notice_s: int = 120  # SIGUSR1 comes so long before the time limit
+    seeds: tuple[int, ...] = ()  # a job array
+    ranks: tuple[int, ...] = ()  # a job array, too
+    requeue: bool = True
+    sbatch: tuple[str, ...] = ()  # further flags
+
+    @property
+    def size(self) -> int:
+        """Ranks of the whole allocation."""
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How ranks are started inside a job: srun with this MPI plugin, or (none) the mpirun."""
+
+    plugin: str | None
+    mpirun: str = "mpirun"
+
+
+def checked(job: Job, config: Config) -> Job:
+    """The job; raises UserError for numbers that do not fit one another or the configuration."""
+    if TIME.fullmatch(job.time) is None:
+        raise UserError(f"--time {job.time}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+    if job.notice_s >= seconds(job.time):
+        raise UserError(f"--notice {job.notice_s}: the signal comes so many seconds before --time {job.time}: less")
+    for count in job.ranks:
+        if not 1 <= count <= job.size:
+            raise UserError(f"--array-ranks {count}: {job.nodes} nodes x {job.ranks_per_node} ranks are {job.size}")
+    fewest = min(job.ranks, default=job.size)
+    if len(config.qpu.per_rank) > fewest:
+        raise UserError(
+            f"qpu.per_rank has {len(config.qpu.per_rank)} entries, the job has {fewest} ranks: remove entries, or "
+            f"raise --nodes or --ranks-per-node"
+        )
+    return job
+
+
+def seconds(time: str) -> int:
+    """Of a time limit as SLURM writes it: one number is minutes, two are m:s, or hours after days.
+
+    >>> seconds("90"), seconds("1:30:00"), seconds("2-12"), seconds("2-12:30")
+    (5400, 5400, 216000, 217800)
+    """
+    days, _, rest = time.rpartition("-")
+    numbers = [int(part) for part in rest.split(":")]
+    if days:
+        hours, minutes, secs = [*numbers, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + secs
+    hours, minutes, secs = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
+    return (hours * 60 + minutes) * 60 + secs
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a list of ranges.
+
+    >>> numbers("0-3,8")
+    (0, 1, 2, 3, 8)
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"'{text}' is no list of numbers: write such as 0-9 or 1,2,4")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(found)) < len(found):
+        raise UserError(f"'{text}' names a number twice")
+    return tuple(found)
+
+
+def launcher(wanted: str) -> Launcher:
+    """What starts ranks of the MPI that is installed here: srun where it speaks with that MPI, else its mpirun.
+
+    MPICH and Intel MPI speak PMI-2. Open MPI needs SLURM's PMIx plugin of its own version: ``auto`` leaves that to
+    its mpirun, which asks SLURM by itself.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    mpirun, mpi = str(beside if beside.exists() else "mpirun"), library()
+    if wanted == "mpirun" or (wanted == "auto" and mpi.startswith("Open MPI")):
+        return Launcher(None, mpirun)
+    plugin = "pmix" if mpi.startswith("Open MPI") else "pmi2"
+    if shutil.which("srun"):
+        listed = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, check=False)
+        if listed.returncode == 0 and plugin not in (listed.stdout + listed.stderr).split():
+            if wanted == "srun":
+                raise UserError(f"srun has no plugin {plugin}, which {mpi} needs (srun --mpi=list): --launcher mpirun")
+            return Launcher(None, mpirun)
+    return Launcher(plugin, mpirun)
+
+
+def script(job: Job, launch: Launcher, python: str) -> str:
+    """The text of the batch script."""
+    array = len(job.seeds or (0,)) * len(job.ranks or (0,)) if job.seeds or job.ranks else 0
+    by_step = launch.plugin is not None
+    directives = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        f"--ntasks-per-node={job.ranks_per_node}",
+        f"--cpus-per-task={job.threads}",
+        f"--mem-per-cpu={job.memory}",
+        f"--time={job.time}",
+        f"--output={'%x-%A_%a' if array else '%x-%j'}.out",
+        "--open-mode=append",
+        f"--signal={'' if by_step else 'B:'}USR1@{job.notice_s}",
+        "--requeue" if job.requeue else "--no-requeue",
+        *([f"--array=0-{array - 1}"] if array else []),
+        *job.sbatch,
+    ]
+    lines = ["#!/usr/bin/env bash", *(f"#SBATCH {flag}" for flag in directives), "set -uo pipefail"]
+    lines += [f"export OMP_NUM_THREADS={job.threads}"]
+    run, n, own = f"{job.directory}/{job.name}", str(job.size), ""
+    if array:
+        lines += [
+            f"seeds=({' '.join(map(str, job.seeds or ('',)))})",
+            f"ranks=({' '.join(map(str, job.ranks or (job.size,)))})",
+            "n=${ranks[SLURM_ARRAY_TASK_ID % ${#ranks[@]}]}",
+        ]
+        n, run = '"$n"', f"{run}-job$SLURM_ARRAY_JOB_ID"
+        if job.seeds:
+            lines += ["seed=${seeds[SLURM_ARRAY_TASK_ID / ${#ranks[@]}]}"]
+            own = ' --train.seed "$seed"'
+            run += "-seed$seed"
+        if job.ranks:
+            run += "-n$n"
+    else:
+        run += "-job$SLURM_JOB_ID"
+    command = f'{shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
+    lines += [f'run="{run}"', ""]
+    if by_step:
+        lines += [f"srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}", "code=$?"]
+    else:
+        lines += [*MPIRUN_BEFORE, f"{shlex.quote(launch.mpirun)} -n {n} {command} &", *MPIRUN_AFTER]
+    return "\n".join([*lines, *DONE, *(REQUEUE if job.requeue else []), *END]) + "\n"
+
+
+MPIRUN_BEFORE = [
+    "# mpirun hands SIGUSR1 on to its ranks; Open MPI's must not bind more ranks than it thinks there are cores",
+    "export PRTE_MCA_hwloc_default_binding_policy=none",
+    "launched='' signalled=''",
+    """trap 'signalled=1; kill -USR1 "$launched"' USR1""",
+]
+MPIRUN_AFTER = [
+    "launched=$!",
+    "while true; do",
+    '    wait "$launched"',
+    "    code=$?",
+    '    [ -n "$signalled" ] || break  # the signal ended the wait, not the ranks',
+    "    signalled=''",
+    "done",
+]
+DONE = ['[ ! -e "$run/result.json" ] || exit 0  # the mark of a complete training, whatever the launcher says']
+REQUEUE = ['[ "$code" != 75 ] || scontrol requeue "$SLURM_JOB_ID"  # stopped by SIGUSR1, and saved']
+END = [
+    'if [ "$code" = 0 ]; then',
+    '    echo "the launcher says 0, but $run has no result.json: the training is not complete" >&2',
+    "    code=1",
+    "fi",
+    'exit "$code"',
+]
+
+
+def submit(job: Job, text: str, nodelist: str | None, partition: str | None) -> tuple[Path, str]:
+    """Write the script below ``directory`` and hand it to sbatch; returns its path and the job's number.
+
+    Raises UserError for what SLURM refuses, and for a job that asks for more nodes than there are.
+    """
+    if not shutil.which("sbatch"):
+        raise UserError("there is no sbatch here: go to a host of the cluster, or print the script with --dry-run")
+    if nodelist is not None:
+        hosts = _said("scontrol", "show", "hostnames", nodelist).split()
+        if len(hosts) > job.nodes:
+            raise UserError(f"--nodelist {nodelist} names {len(hosts)} nodes, --nodes are {job.nodes}: name fewer")
+    where = ("--partition", partition) if partition else ()
+    counts = _said("sinfo", "--noheader", "--format=%P %D", *where).split()
+    available = max((int(count) for count in counts[1::2]), default=0)
+    if job.nodes > available:
+        raise UserError(f"--nodes {job.nodes}: the largest partition{' asked for' * bool(partition)} has {available}")
+    folder = Path(job.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{job.name}.sbatch"
+    path.write_text(text)
+    return path, _said("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+
+
+def _said(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {' '.join((done.stderr or done.stdout).split())}")
+    return done.stdout

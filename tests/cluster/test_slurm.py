@@ -1,0 +1,191 @@
+"""Training on a real SLURM: job scripts, arrays, time limits, requeues, cancellation, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hosts
+import private_slurm
+import pytest
+
+from distqtrl import cli
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+PROGRAMS = Path(__file__).parents[1] / "mpi" / "programs"
+TINY = """--environment.id paced:Paced-v0 --environment.local_num 2 --mapping.kind mlp --mapping.chunk 4
+    --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
+    --evaluate.target none --evaluate.episodes 2 --train.steps none"""
+TIMES = {"wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s"}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    hosts.need(private_slurm.missing())
+    with private_slurm.cluster(tmp_path_factory.mktemp("slurm")) as up:
+        yield up
+
+
+@pytest.fixture
+def submitted(slurm, tmp_path, mpirun):
+    """submitted(*words, pace=0.0): the number of the job that ``distqtrl slurm cartpole`` with these words makes."""
+
+    def submit(*words, pace=0.0):
+        command = [sys.executable, "-m", "distqtrl", "slurm", "cartpole", "--json", *words, *TINY.split()]
+        done = slurm.run(*command, env={"PYTHONPATH": str(PROGRAMS), "PACE_S": str(pace)}, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return int(json.loads(done.stdout)["job"])
+
+    return submit
+
+
+def until(condition, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def output(folder):
+    return "\n".join(path.read_text() for path in folder.glob("*.out"))
+
+
+def rows(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in lines]
+
+
+def has_trained(folder):
+    """Whether a run below has metrics already."""
+    return lambda: any(path.stat().st_size for path in folder.glob("runs/*/metrics.jsonl"))
+
+
+def test_short_time_limits_change_no_bit(slurm, submitted, mpirun, tmp_path):
+    """A limit of a minute with notice of 50 s gives sessions of 10 to 20 s; 500 updates need four of them or more."""
+    words = ["--train.updates", "500", "--train.checkpoint_every", "1000"]
+    flags = ["--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun", "--time", "1", "--notice", "50"]
+    job = slurm.wait(submitted(*flags, *words, pace=0.006), timeout=240)
+    assert job["JobState"] == "COMPLETED", output(tmp_path)
+    assert int(job["Restarts"]) >= 3
+    assert output(tmp_path).count("stopped by SIGUSR1 after") == int(job["Restarts"])
+    (run,) = (tmp_path / "runs").glob("cartpole-job*")
+
+    whole = ["train", "cartpole", "--run", str(tmp_path / "whole"), *words, *TINY.split()]
+    code, _, err = mpirun(2, ["-m", "distqtrl", *whole], env={"PYTHONPATH": str(PROGRAMS)})
+    assert code == 0, err
+    assert len(rows(run)) == 500
+    assert rows(run) == rows(tmp_path / "whole")
+    assert (run / "policy.safetensors").read_bytes() == (tmp_path / "whole" / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_the_signal_saves_and_requeues(slurm, submitted, tmp_path, launcher):
+    job_id = submitted(
+        "--nodes", "2", "--ranks-per-node", "2", "--launcher", launcher, "--train.updates", "30", pace=0.008
+    )
+    until(has_trained(tmp_path))
+    slurm.cancel(job_id, "--signal=USR1", *(["--batch"] if launcher == "mpirun" else []))
+    job = slurm.wait(job_id, "COMPLETED", "FAILED", "CANCELLED", timeout=60)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
+    assert "stopped by SIGUSR1 after" in output(tmp_path)
+    (run,) = (tmp_path / "runs").glob("cartpole-job*")
+    assert [row["update"] for row in rows(run)] == list(range(30))
+    assert {row["ranks"] for row in rows(run)} == {4}
+
+
+def test_without_requeue_the_job_ends_with_75(slurm, submitted, tmp_path):
+    job_id = submitted("--no-requeue", "--ranks-per-node", "2", "--train.updates", "5000", pace=0.01)
+    until(has_trained(tmp_path))
+    slurm.cancel(job_id, "--signal=USR1")
+    job = slurm.wait(job_id, timeout=30)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "75:0", "0"), output(tmp_path)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm, submitted, tmp_path):
+    job_id = submitted(
+        "--ranks-per-node", "2", "--train.updates", "5000", "--train.checkpoint_every", "5000", pace=0.01
+    )
+    until(has_trained(tmp_path))
+    slurm.cancel(job_id)
+    assert slurm.wait(job_id, timeout=20)["JobState"] == "CANCELLED"
+    until(lambda: "stopped by SIGTERM after" in output(tmp_path))
+    (run,) = (tmp_path / "runs").glob("cartpole-job*")
+    assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1
+    time.sleep(6)  # a requeued job may start again after cred_expire, 5 s
+    assert slurm.job(job_id)["JobState"] == "CANCELLED"
+
+
+def test_an_array_over_seeds_and_ranks(slurm, submitted, tmp_path):
+    job_id = submitted("--array-seeds", "3-4", "--array-ranks", "1,2", "--ranks-per-node", "2", "--train.updates", "3")
+    slurm.wait(job_id, timeout=90)
+    assert {task["JobState"] for task in slurm.tasks(job_id)} == {"COMPLETED"}, output(tmp_path)
+    for seed in (3, 4):
+        for ranks in (1, 2):
+            run = tmp_path / "runs" / f"cartpole-job{job_id}-seed{seed}-n{ranks}"
+            result = json.loads((run / "result.json").read_text())
+            assert result["ranks"] == ranks
+            assert json.loads((run / "config.json").read_text())["train"]["seed"] == seed
+
+
+def test_a_launcher_that_does_not_know_the_mpi_is_refused(slurm, tmp_path, mpirun):
+    """srun without PMI starts singletons: each would train alone, and the job would look fine."""
+    command = ["srun", "--mpi=none", "-n2", sys.executable, "-m", "distqtrl", "doctor"]
+    done = slurm.run(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("distqtrl: ")]
+    assert "the launcher started 2 ranks, but MPI sees 1" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "3"], "--nodes 3: the largest partition has 2"),
+        (["--partition", "nowhere"], "--nodes 1: the largest partition asked for has 0"),
+        (["--nodelist", "n[1-2]"], "--nodelist n[1-2] names 2 nodes, --nodes are 1"),
+        (["--sbatch=--qos=no,such,thing", "--sbatch=--mem=x"], "sbatch --parsable"),
+    ],
+)
+def test_what_slurm_cannot_give_is_refused_in_one_line(slurm, tmp_path, words, said):
+    done = slurm.run(sys.executable, "-m", "distqtrl", "slurm", "cartpole", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("distqtrl: ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--array-ranks", "2,16"], "--array-ranks 16: 1 nodes x 4 ranks are 4"),
+        (["--array-seeds", "5-2"], "'5-2' is no list of numbers"),
+        (["--time", "1:2:3:4"], "--time 1:2:3:4: write minutes"),
+        (["--time", "2"], "--notice 120"),
+        (["--array-ranks", "1,2", "--qpu.per_rank", '[{"shots": 9}, {}]'], "qpu.per_rank has 2 entries, the job has 1"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_without_slurm(capfd, words, said):
+    assert cli.main(["slurm", "cartpole", "--dry-run", *words]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("distqtrl: ")
+    assert said in line
+
+
+def test_without_slurm_it_says_so(capfd, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert cli.main(["slurm", "cartpole"]) == 2
+    assert "there is no sbatch here" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--launcher", "mpirun"], ["--array-seeds", "0-9", "--array-ranks", "2,4"]])
+def test_scripts_are_clean(capfd, words):
+    if shutil.which("shellcheck") is None:
+        hosts.need("there is no shellcheck: apt-get install shellcheck")
+    assert cli.main(["slurm", "cartpole", "--dry-run", *words]) == 0
+    text = capfd.readouterr().out
+    done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
