@@ -323,8 +323,8 @@ def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
                 print(f"{name:<18} {version}")
             for r in ranks:
                 print(
-                    f"rank {r['rank']} of {comm.size}: host {r['host']}, pid {r['pid']}, cores {r['cores']}, "
-                    f"threads {r['threads']}, {r['mpi']}"
+                    f"rank {r['rank']} of {comm.size}: host {r['host']} with {r['on_host']}, pid {r['pid']}, "
+                    f"cores {r['cores']}, threads {r['threads']}, waits {r['waits']}, {r['mpi']}"
                 )
     return 0
 

@@ -40,7 +40,8 @@ launched=$!
 if [ -n "${HOSTS:-}" ]; then # a daemon per host below mpirun: when one has left, the others have 15 s
     (
         most=0
-        while count=$(pgrep -c -P "$launched"); do
+        while kill -0 "$launched" 2>/dev/null; do
+            count=$(pgrep -c -P "$launched" || true)
             [ "$count" -ge "$most" ] && most=$count && left=15
             [ "$count" -lt "$most" ] && left=$((left - 1))
             [ "$left" -gt 0 ] || { echo "local.sh: a host does not answer, mpirun is ended" >&2; kill -KILL "$launched"; break; }

@@ -117,6 +117,7 @@ def hosts(folder: Path, num: int = 2) -> Iterator[Hosts]:
     up = None
     try:
         _ip(f"addr add {here}/24 dev {bridge}", f"link set {bridge} up")
+        folder.mkdir(exist_ok=True)
         file = folder / "hosts"
         lines = ["127.0.0.1 localhost", f"{here} {platform.node()}", *(f"{a} {name}" for name, a in addresses.items())]
         file.write_text("\n".join(lines) + "\n")

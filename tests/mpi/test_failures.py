@@ -75,7 +75,7 @@ def test_a_killed_rank(mpirun, tmp_path):
 @pytest.mark.parametrize("fault", ["exception", "kill"])
 def test_the_same_under_open_mpi(openmpi, tmp_path, fault):
     argv, env, when = breaking(tmp_path, fault)
-    code, out, err = openmpi(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = openmpi(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code != 0
     if fault == "exception":
         (line,) = lines(err)

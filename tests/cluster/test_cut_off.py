@@ -1,0 +1,134 @@
+"""Hosts that go away: namespaces as hosts on one machine, a link that is cut while ranks train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import hosts
+import private_slurm
+import psutil
+import pytest
+
+from distqtrl import tensorfile
+from distqtrl.checkpoint import FORMAT
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ROOT / "tests" / "mpi" / "programs"
+TINY = """train cartpole --environment.id paced:Paced-v0 --environment.local_num 2 --mapping.kind mlp --mapping.chunk 4
+    --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
+    --evaluate.target none --evaluate.episodes 2 --train.steps none"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS), "BIN": str(Path(sys.executable).parent)}
+
+
+@pytest.fixture
+def two(tmp_path, mpirun):
+    hosts.need(hosts.missing())
+    with hosts.hosts(tmp_path / "hosts") as up:
+        yield up
+
+
+@pytest.fixture
+def ended():
+    """What is entered here has ended when the test has."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def until(condition, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def rows(run):
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def launched(ended, two, run, *words):
+    """launch/local.sh with a rank on each of the two hosts."""
+    env = ENVIRONMENT | {
+        "HOSTS": "h1:1,h2:1",
+        "MPIRUN_FLAGS": f"-launcher ssh -launcher-exec {two.launcher} -iface {two.bridge}",
+        "PACE_S": "0.002",
+    }
+    command = [ROOT / "launch" / "local.sh", "2", *TINY.split(), "--run", run, *words]
+    return ended.enter_context(_process(command, env))
+
+
+@contextmanager
+def _process(command, env):
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for one in [*below, process]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+def test_ranks_on_two_hosts_train(two, ended, tmp_path):
+    process = launched(ended, two, tmp_path / "run", "--train.updates", "3")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert rows(tmp_path / "run") == 3
+
+
+def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "3"]
+    process = launched(ended, two, run, *flags)
+    until(lambda: rows(run) > 10)
+    two.cut("h2")
+    began = time.monotonic()
+    ranks = [p for name in two.names for p in two.processes(name)]
+    assert len(ranks) >= 2
+    gone, alive = psutil.wait_procs([p for p in ranks if "distqtrl" in p.cmdline()], timeout=3 + 5)
+    assert (len(gone), alive) == (2, [])
+    out, _ = process.communicate(timeout=60)
+    print(f"ranks and mpirun were gone {time.monotonic() - began:.0f} s after the cut")
+    assert process.returncode != 0
+    assert out.count("no word from the other ranks for 3 s (allreduce.timeout_s)") >= 1
+    for path in (run / "checkpoints").iterdir():
+        tensorfile.read(path, FORMAT, "")
+
+    two.mend("h2")
+    process = launched(ended, two, run, *flags)
+    before = rows(run)
+    until(lambda: rows(run) > before + 5)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, out
+    assert "stopped by SIGUSR1 after" in out
+
+
+def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
+    hosts.need(hosts.missing() or private_slurm.missing())
+    with (
+        hosts.hosts(tmp_path / "hosts", num=3) as three,
+        private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "5"}) as slurm,
+    ):
+        words = ["slurm", *TINY.split()[1:], "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
+        words += ["--train.updates", "150", "--train.checkpoint_every", "5"]
+        env = {"PYTHONPATH": str(PROGRAMS), "PACE_S": "0.004"}
+        done = slurm.run(sys.executable, "-m", "distqtrl", *words, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        job_id = int(json.loads(done.stdout)["job"])
+        until(lambda: any(rows(run) > 10 for run in tmp_path.glob("runs/cartpole-job*")))
+        victim = slurm.job(job_id)["BatchHost"]
+        lost = next(name for name in three.names[:2] if name != victim)
+        three.cut(lost)
+        three.kill(lost)
+        job = slurm.wait(job_id, timeout=150)
+        assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+        (run,) = tmp_path.glob("runs/cartpole-job*")
+        assert rows(run) == 150
