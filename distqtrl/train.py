@@ -121,36 +121,40 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
     complete. Raises Refused on every rank for divergence and for a directory that another job writes, DeviceLost for
     a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
     """
-    config = run.config
-    clock, recorder = _Clock(run), _recorder(run, directory)
     before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
-    reached = False
+    reached, recorder = False, None
     try:
         while True:
             try:
+                if run.config.allreduce.lost_rank == "shrink":
+                    before.append(_copy(_state(run)))
+                if recorder is None:
+                    clock = _Clock(run)
+                    recorder = agreed(run.comm, lambda: Recorder(directory, run.comm.rank, run.counters.update))
+                    if run.lost:
+                        recorder.say(_loss(run))
                 if run.finished or reached:
                     recorder.close()
                     return _conclude(run, directory, reached)
-                if config.allreduce.lost_rank == "shrink":
-                    before.append(_copy(_state(run)))
                 reached, stop = _cycle(run, directory, recorder, clock, pending)
                 if stop:
                     stopped = {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop]}
                     return {**stopped, **asdict(run.counters)}
             except RankLost:
-                recorder.close()
+                if recorder is not None:
+                    recorder.close()
                 _recover(run, before)
-                clock, recorder, reached = _Clock(run), _recorder(run, directory), False
-                recorder.say(
-                    f"lost rank {', '.join(map(str, run.lost))}: {run.comm.size} ranks and {run.num_environments} "
-                    f"environments go on from update {run.counters.update}"
-                )
+                reached, recorder = False, None
     finally:
-        recorder.close()
+        if recorder is not None:
+            recorder.close()
 
 
-def _recorder(run: Run, directory: Path) -> Recorder:
-    return agreed(run.comm, lambda: Recorder(directory, run.comm.rank, run.counters.update))
+def _loss(run: Run) -> str:
+    return (
+        f"lost rank {', '.join(map(str, run.lost))}: {run.comm.size} ranks and {run.num_environments} environments "
+        f"go on from update {run.counters.update}"
+    )
 
 
 def _cycle(

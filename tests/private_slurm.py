@@ -184,6 +184,7 @@ def _settings(folder: Path, short: Path, port: int, in_hosts: Hosts | None) -> d
         "ReturnToService": "2",
         "JobRequeue": "1",
         "KillWait": "5",
+        "FirstJobId": os.getpid() % 60_000 + 1,  # MPICH names its shared memory by it, and killed ranks leave theirs
         "MinJobAge": "86400",  # scontrol shows a job for a day after its end
         "InactiveLimit": "0",
         "SlurmctldDebug": "info",

@@ -137,3 +137,12 @@ def test_export(quick):
     assert all(r["lut"] <= r["lut_with_carries"] for row in results["layers"] for r in row["ours"].values())
     assert {check["status"] for check in results["cartpole"]["checks"]} <= {"equal", "built", "skipped"}
     assert "## Layers alone" in written("export.md")
+
+
+def test_crashes(quick, mpirun):
+    written = quick("crashes")
+    results = json.loads(written("crashes.json"))
+    assert len(results["kills"]) == 4
+    assert not any(results["findings"].values())
+    assert results["ends"] >= 1
+    assert "4 kills" in written("crashes.md") or "| kills |" in written("crashes.md")

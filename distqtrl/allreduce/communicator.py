@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from distqtrl.allreduce import leftovers
 from distqtrl.config import UserError
 
 Array = npt.NDArray[np.float64]
@@ -150,6 +151,7 @@ def connect() -> Communicator:
     if size == 1:
         return Serial()
     yield_when_oversubscribed()
+    leftovers.remove()
     try:
         from distqtrl.allreduce.mpi import Mpi
     except (ImportError, RuntimeError) as error:

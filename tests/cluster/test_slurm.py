@@ -42,7 +42,7 @@ def submitted(slurm, tmp_path, mpirun):
     return submit
 
 
-def until(condition, timeout=60):
+def until(condition, timeout=120):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -67,7 +67,7 @@ def test_short_time_limits_change_no_bit(slurm, submitted, mpirun, tmp_path):
     """A limit of a minute with notice of 50 s gives sessions of 10 to 20 s; 500 updates need four of them or more."""
     words = ["--train.updates", "500", "--train.checkpoint_every", "1000"]
     flags = ["--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun", "--time", "1", "--notice", "50"]
-    job = slurm.wait(submitted(*flags, *words, pace=0.006), timeout=240)
+    job = slurm.wait(submitted(*flags, *words, pace=0.006), timeout=400)
     assert job["JobState"] == "COMPLETED", output(tmp_path)
     assert int(job["Restarts"]) >= 3
     assert output(tmp_path).count("stopped by SIGUSR1 after") == int(job["Restarts"])
@@ -88,7 +88,7 @@ def test_the_signal_saves_and_requeues(slurm, submitted, tmp_path, launcher):
     )
     until(has_trained(tmp_path))
     slurm.cancel(job_id, "--signal=USR1", *(["--batch"] if launcher == "mpirun" else []))
-    job = slurm.wait(job_id, "COMPLETED", "FAILED", "CANCELLED", timeout=60)
+    job = slurm.wait(job_id, "COMPLETED", "FAILED", "CANCELLED", timeout=120)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
     assert "stopped by SIGUSR1 after" in output(tmp_path)
     (run,) = (tmp_path / "runs").glob("cartpole-job*")
@@ -100,7 +100,7 @@ def test_without_requeue_the_job_ends_with_75(slurm, submitted, tmp_path):
     job_id = submitted("--no-requeue", "--ranks-per-node", "2", "--train.updates", "5000", pace=0.01)
     until(has_trained(tmp_path))
     slurm.cancel(job_id, "--signal=USR1")
-    job = slurm.wait(job_id, timeout=30)
+    job = slurm.wait(job_id, timeout=60)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "75:0", "0"), output(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, submitted, tmp_path):
     )
     until(has_trained(tmp_path))
     slurm.cancel(job_id)
-    assert slurm.wait(job_id, timeout=20)["JobState"] == "CANCELLED"
+    assert slurm.wait(job_id, timeout=60)["JobState"] == "CANCELLED"
     until(lambda: "stopped by SIGTERM after" in output(tmp_path))
     (run,) = (tmp_path / "runs").glob("cartpole-job*")
     assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1
@@ -120,7 +120,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, submitted, tmp_path):
 
 def test_an_array_over_seeds_and_ranks(slurm, submitted, tmp_path):
     job_id = submitted("--array-seeds", "3-4", "--array-ranks", "1,2", "--ranks-per-node", "2", "--train.updates", "3")
-    slurm.wait(job_id, timeout=90)
+    slurm.wait(job_id, timeout=180)
     assert {task["JobState"] for task in slurm.tasks(job_id)} == {"COMPLETED"}, output(tmp_path)
     for seed in (3, 4):
         for ranks in (1, 2):
