@@ -145,4 +145,16 @@ def test_crashes(quick, mpirun):
     assert len(results["kills"]) == 4
     assert not any(results["findings"].values())
     assert results["ends"] >= 1
-    assert "4 kills" in written("crashes.md") or "| kills |" in written("crashes.md")
+    assert written("crashes.md").startswith("# 4 ranks killed: nothing found")
+
+
+def test_scaling(quick, mpirun, tmp_path):
+    written = quick("scaling")
+    results = json.loads(written("scaling.json"))
+    assert [(r["case"], r["ranks"]) for r in results["runs"]][:2] == [("weak", 1), ("weak", 2)]
+    assert {"ordered", "tree", "fast"} == results["reductions"]["2"].keys()
+    rows = {r["ranks"]: r["efficiency"] for r in results["prediction"]["rows"]}
+    assert rows[4096]["ordered"] < rows[4096]["tree"] < 1
+    assert not {"pennylane", "qiskit"} & set(results["traced"]["loaded"])
+    assert "Goal: at most 2 %" in written("scaling.md")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000

@@ -118,7 +118,7 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
         private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "5"}) as slurm,
     ):
         words = ["slurm", *TINY.split()[1:], "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
-        words += ["--train.updates", "150", "--train.checkpoint_every", "5"]
+        words += ["--train.updates", "80", "--train.checkpoint_every", "5"]
         env = {"PYTHONPATH": str(PROGRAMS), "PACE_S": "0.004"}
         done = slurm.run(sys.executable, "-m", "distqtrl", *words, env=env, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -131,4 +131,4 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
         job = slurm.wait(job_id, timeout=150)
         assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
         (run,) = tmp_path.glob("runs/cartpole-job*")
-        assert rows(run) == 150
+        assert rows(run) == 80
