@@ -120,7 +120,11 @@ def run(case: Case, args: Namespace, folder: Path, into: Measured) -> None:
         env = {**os.environ, **dict(case.env), TAG: tag}
         job = subprocess.Popen([*case.launcher, *words], env=env, stdout=subprocess.DEVNULL, stderr=errors)
         try:
-            while job.poll() is None and not (path.exists() and path.stat().st_size):
+            while (
+                job.poll() is None
+                and time.perf_counter() < began + LIMIT_S
+                and not (path.exists() and path.stat().st_size)
+            ):
                 time.sleep(0.005)
             first_s = time.perf_counter() - began
             if job.poll() is None:
@@ -130,7 +134,7 @@ def run(case: Case, args: Namespace, folder: Path, into: Measured) -> None:
                 raise RuntimeError(f"{case} failed: {errors.seek(0) or errors.read()}")
         finally:
             job.terminate()
-    rows = [json.loads(line) for line in path.read_text().splitlines()][args.skip - 1 :]
+    rows = [json.loads(line) for line in path.read_text().splitlines()][max(args.skip - 1, 0) :]
     wall_s, cpu_s = (np.diff([row[key] for row in rows]) for key in ("wall_s", "cpu_s"))
     into.rates.append((rows[-1]["env_steps"] - rows[0]["env_steps"]) / wall_s.sum())
     into.update_ms += (1e3 * wall_s).tolist()

@@ -129,8 +129,8 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                 if run.config.allreduce.lost_rank == "shrink":
                     before.append(_copy(_state(run)))
                 if recorder is None:
-                    clock = _Clock(run)
                     recorder = agreed(run.comm, lambda: Recorder(directory, run.comm.rank, run.counters.update))
+                    clock = _Clock(run)
                     if run.lost:
                         recorder.say(_loss(run))
                 if run.finished or reached:

@@ -64,10 +64,11 @@ def has_trained(folder):
 
 
 def test_short_time_limits_change_no_bit(slurm, submitted, mpirun, tmp_path):
-    """A limit of a minute with notice of 50 s gives sessions of 10 to 20 s; 500 updates need four of them or more."""
+    """A limit of a minute with notice of 40 s gives sessions of 20 to 30 s, of which loading takes 4 to 15; 500 updates
+    take 100 s."""
     words = ["--train.updates", "500", "--train.checkpoint_every", "1000"]
-    flags = ["--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun", "--time", "1", "--notice", "50"]
-    job = slurm.wait(submitted(*flags, *words, pace=0.006), timeout=400)
+    flags = ["--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun", "--time", "1", "--notice", "40"]
+    job = slurm.wait(submitted(*flags, *words, pace=0.01), timeout=700)
     assert job["JobState"] == "COMPLETED", output(tmp_path)
     assert int(job["Restarts"]) >= 3
     assert output(tmp_path).count("stopped by SIGUSR1 after") == int(job["Restarts"])
