@@ -160,7 +160,13 @@ def script(job: Job, launch: Launcher, python: str) -> str:
     command = f'{shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
     lines += [f'run="{run}"', ""]
     if by_step:
-        lines += [f"srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}", "code=$?"]
+        lines += [
+            "for _ in 1 2; do",
+            f"    srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}",
+            "    code=$?",
+            '    if [ "$code" != 134 ] || [ "$SECONDS" -ge 60 ]; then break; fi  # MPI aborted while it started: once more',
+            "done",
+        ]
     else:
         lines += [*MPIRUN_BEFORE, f"{shlex.quote(launch.mpirun)} -n {n} {command} &", *MPIRUN_AFTER]
     return "\n".join([*lines, *DONE, *(REQUEUE if job.requeue else []), *END]) + "\n"
