@@ -164,7 +164,7 @@ def script(job: Job, launch: Launcher, python: str) -> str:
             "for _ in 1 2; do",
             f"    srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}",
             "    code=$?",
-            '    if [ "$code" != 134 ] || [ "$SECONDS" -ge 60 ]; then break; fi  # MPI aborted while it started: once more',
+            '    if [ "$code" != 134 ] || [ "$SECONDS" -ge 60 ]; then break; fi  # MPI aborted at the start',
             "done",
         ]
     else:
