@@ -160,13 +160,9 @@ def script(job: Job, launch: Launcher, python: str) -> str:
     command = f'{shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
     lines += [f'run="{run}"', ""]
     if by_step:
-        lines += [
-            "for _ in 1 2; do",
-            f"    srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}",
-            "    code=$?",
-            '    if [ "$code" != 134 ] || [ "$SECONDS" -ge 60 ]; then break; fi  # MPI aborted at the start',
-            "done",
-        ]
+        # MPICH's UCX puts addresses that SLURM's PMI-2 was seen to garble, in the second start of a requeued job
+        lines += ['export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD-ofi}"'] if launch.plugin == "pmi2" else []
+        lines += [f"srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}", "code=$?"]
     else:
         lines += [*MPIRUN_BEFORE, f"{shlex.quote(launch.mpirun)} -n {n} {command} &", *MPIRUN_AFTER]
     return "\n".join([*lines, *DONE, *(REQUEUE if job.requeue else []), *END]) + "\n"

@@ -33,25 +33,6 @@ def test_batch_scripts_are_the_commands_own(name):
     assert (LAUNCH / name).read_text() == script(*SCRIPTS[name], PYTHON)
 
 
-@pytest.mark.parametrize(
-    ("codes", "starts", "code"), [([134, 0], 2, 0), ([134, 134], 2, 134), ([1], 1, 1), ([143], 1, 143), ([0], 1, 1)]
-)
-def test_ranks_that_abort_while_they_start_get_a_second_start(tmp_path, codes, starts, code):
-    """With an srun that ends with these codes; a second 0 is that of a complete training."""
-    run = tmp_path / "runs" / "cartpole-job7"
-    run.mkdir(parents=True)
-    lines = [f'[ "$n" != {i} ] || exit {c}' for i, c in enumerate(codes)]
-    done = f"[ $n != 1 ] || [ {codes[-1]} != 0 ] || touch {run}/result.json"
-    (tmp_path / "srun").write_text("\n".join(["#!/bin/sh", "n=$(wc -l <calls)", "echo >>calls", done, *lines]) + "\n")
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "calls").write_text("")
-    text = script(*SCRIPTS["slurm.sbatch"], PYTHON)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    ended = subprocess.run(["bash", "-c", text], env=env, cwd=tmp_path, capture_output=True, check=False)
-    assert len((tmp_path / "calls").read_text()) == starts
-    assert ended.returncode == code
-
-
 def local(*words, **env):
     env = {**os.environ, "BIN": str(Path(sys.executable).parent), **env}
     return subprocess.Popen([LAUNCH / "local.sh", *words], env=env, stdout=subprocess.PIPE, text=True)
