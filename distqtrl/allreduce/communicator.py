@@ -114,18 +114,23 @@ def announced(what: str, without: int) -> int:
     return without
 
 
-def yield_when_oversubscribed() -> bool:
+def oversubscribed() -> bool:
+    """Whether more ranks than cores are on this host.
+
+    A launcher that binds its ranks shows each of them its own cores only, its own process still has them all.
+    """
+    return announced("on_host", without=1) > max(_cores(0), _cores(os.getppid()))
+
+
+def _let_waiting_yield() -> None:
     """Let the MPI that is loaded next give up its core while it waits, if more ranks than cores are on this host.
 
     MPI waits by polling, which starves the ranks that still work. MPICH's heavy yield costs latency otherwise, so
-    it is set only then; Open MPI's costs nothing. What the user has set stays. A launcher that binds its ranks
-    shows each of them its own cores only, its own process still has them all.
+    it is set only then. What the user has set stays.
     """
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    oversubscribed = announced("on_host", without=1) > max(_cores(0), _cores(os.getppid()))
-    if oversubscribed:
+    if oversubscribed():
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
-    return oversubscribed
 
 
 def _cores(pid: int) -> int:
@@ -150,7 +155,7 @@ def connect() -> Communicator:
     size = announced("size", without=1)
     if size == 1:
         return Serial()
-    yield_when_oversubscribed()
+    _let_waiting_yield()
     leftovers.remove()
     try:
         from distqtrl.allreduce.mpi import Mpi

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from distqtrl.allreduce.communicator import announced, yield_when_oversubscribed
+from distqtrl.allreduce.communicator import announced, oversubscribed
 
 
 def rank_facts() -> dict[str, Any]:
@@ -18,6 +18,6 @@ def rank_facts() -> dict[str, Any]:
         "pid": os.getpid(),
         "cores": ",".join(str(c) for c in cores),
         "on_host": announced("on_host", without=1),
-        "waits": "yielding its core" if yield_when_oversubscribed() else "polling",
+        "waits": "yielding its core" if oversubscribed() else "polling",
         "threads": f"torch {torch.get_num_threads()}, OMP_NUM_THREADS {caps}",
     }

@@ -13,6 +13,7 @@ import hosts
 import private_slurm
 import psutil
 import pytest
+from needs import need, soon
 
 from distqtrl import tensorfile
 from distqtrl.checkpoint import FORMAT
@@ -29,7 +30,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS), "BIN": str(Path(sys.ex
 
 @pytest.fixture
 def two(tmp_path, mpirun):
-    hosts.need(hosts.missing())
+    need(hosts.missing())
     with hosts.hosts(tmp_path / "hosts") as up:
         yield up
 
@@ -39,13 +40,6 @@ def ended():
     """What is entered here has ended when the test has."""
     with ExitStack() as stack:
         yield stack
-
-
-def until(condition, timeout=120):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def rows(run):
@@ -87,7 +81,7 @@ def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     run = tmp_path / "run"
     flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "3"]
     process = launched(ended, two, run, *flags)
-    until(lambda: rows(run) > 10)
+    assert soon(lambda: rows(run) > 10, 120)
     two.cut("h2")
     began = time.monotonic()
     ranks = [p for name in two.names for p in two.processes(name)]
@@ -104,7 +98,7 @@ def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     two.mend("h2")
     process = launched(ended, two, run, *flags)
     before = rows(run)
-    until(lambda: rows(run) > before + 5)
+    assert soon(lambda: rows(run) > before + 5, 120)
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 75, out
@@ -112,7 +106,7 @@ def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
 
 
 def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
-    hosts.need(hosts.missing() or private_slurm.missing())
+    need(hosts.missing() or private_slurm.missing())
     with (
         hosts.hosts(tmp_path / "hosts", num=3) as three,
         private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "5"}) as slurm,
@@ -123,7 +117,7 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
         done = slurm.run(sys.executable, "-m", "distqtrl", *words, env=env, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         job_id = int(json.loads(done.stdout)["job"])
-        until(lambda: any(rows(run) > 10 for run in tmp_path.glob("runs/cartpole-job*")))
+        assert soon(lambda: any(rows(run) > 10 for run in tmp_path.glob("runs/cartpole-job*")), 120)
         victim = slurm.job(job_id)["BatchHost"]
         lost = next(name for name in three.names[:2] if name != victim)
         three.cut(lost)

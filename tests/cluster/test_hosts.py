@@ -8,6 +8,7 @@ from pathlib import Path
 import hosts
 import psutil
 import pytest
+from needs import need
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -32,7 +33,7 @@ CLIENT = "import socket, sys; socket.create_connection((sys.argv[1], 2000), time
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    hosts.need(hosts.missing())
+    need(hosts.missing())
     with hosts.hosts(tmp_path_factory.mktemp("hosts")) as up:
         yield up
 
@@ -116,7 +117,7 @@ def test_kill_ends_everything_on_one_host(two, start):
 
 
 def test_nothing_is_left_after_an_exception(tmp_path):
-    hosts.need(hosts.missing())
+    need(hosts.missing())
     with suppress(ZeroDivisionError), hosts.hosts(tmp_path, num=3) as three:
         assert three.names == ["h1", "h2", "h3"]
         links = [Path("/sys/class/net", three.bridge), *Path("/sys/class/net").glob(f"{three.bridge}h*")]

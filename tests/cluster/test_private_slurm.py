@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,17 +7,11 @@ import hosts
 import private_slurm
 import psutil
 import pytest
+from needs import need, soon
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
 SIZE = "from mpi4py import MPI; import platform; print(f'{platform.node()} {MPI.COMM_WORLD.size}')"
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    hosts.need(private_slurm.missing())
-    with private_slurm.cluster(tmp_path_factory.mktemp("slurm")) as up:
-        yield up
 
 
 @pytest.fixture
@@ -31,13 +24,6 @@ def script(tmp_path):
         return path
 
     return _script
-
-
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_srun_starts_ranks_of_one_world(slurm):
@@ -70,9 +56,9 @@ def test_a_job_is_signalled_and_cancelled(slurm, script):
     job_id = slurm.submit(script("trap 'echo signal' USR1; echo up; while :; do sleep 0.1; done"), "--output=trap.txt")
     out = slurm.folder / "trap.txt"
     slurm.wait(job_id, "RUNNING", timeout=10)
-    until(lambda: out.exists() and out.read_text() == "up\n")
+    assert soon(lambda: out.exists() and out.read_text() == "up\n", 10)
     slurm.cancel(job_id, "--batch", "--signal=USR1")
-    until(lambda: out.read_text() == "up\nsignal\n")
+    assert soon(lambda: out.read_text() == "up\nsignal\n", 10)
     with pytest.raises(AssertionError, match=r"(?s)not over in 0 s:\nJobId=.* JobState=RUNNING .*-- slurmctld.log\n"):
         slurm.wait(job_id, timeout=0)
     slurm.cancel(job_id)
@@ -88,8 +74,8 @@ def test_nothing_is_left_of_a_second_cluster_after_an_exception(slurm, script, t
         text = "trap '' TERM; env -i setsid sh -c 'touch started; sleep 60' & sleep 60; sleep 60"
         second.submit(script(text), "--output=/dev/null")
         waits = subprocess.Popen(["srun", "-n1", "sleep", "60"], env=second.env, cwd=folder)
-        until((folder / "started").exists)
-        until(lambda: [p.info["name"] for p in private_slurm.processes(folder)].count("sleep") == 3)
+        assert soon((folder / "started").exists, 10)
+        assert soon(lambda: [p.info["name"] for p in private_slurm.processes(folder)].count("sleep") == 3, 10)
         left = private_slurm.processes(folder)
         raise ZeroDivisionError
     assert waits.wait(timeout=5) == -9
@@ -102,8 +88,8 @@ def test_nothing_is_left_of_a_second_cluster_after_an_exception(slurm, script, t
 
 
 def test_every_node_can_be_a_host(tmp_path):
-    hosts.need(private_slurm.missing())
-    hosts.need(hosts.missing())
+    need(private_slurm.missing())
+    need(hosts.missing())
     with hosts.hosts(tmp_path) as two, private_slurm.cluster(tmp_path / "slurm", in_hosts=two) as slurm:
         assert slurm.nodes == ["h1", "h2"]
         command = ["srun", "--mpi=pmi2", "-N2", "-n4", "--ntasks-per-node=2", sys.executable, "-c", SIZE]

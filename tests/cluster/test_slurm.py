@@ -7,9 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import hosts
-import private_slurm
 import pytest
+from needs import need, soon
 
 from distqtrl import cli
 
@@ -20,13 +19,6 @@ TINY = """--environment.id paced:Paced-v0 --environment.local_num 2 --mapping.ki
     --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
     --evaluate.target none --evaluate.episodes 2 --train.steps none"""
 TIMES = {"wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s"}
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    hosts.need(private_slurm.missing())
-    with private_slurm.cluster(tmp_path_factory.mktemp("slurm")) as up:
-        yield up
 
 
 @pytest.fixture
@@ -40,13 +32,6 @@ def submitted(slurm, tmp_path, mpirun):
         return int(json.loads(done.stdout)["job"])
 
     return submit
-
-
-def until(condition, timeout=120):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def output(folder):
@@ -87,7 +72,7 @@ def test_the_signal_saves_and_requeues(slurm, submitted, tmp_path, launcher):
     job_id = submitted(
         "--nodes", "2", "--ranks-per-node", "1", "--launcher", launcher, "--train.updates", "30", pace=0.008
     )
-    until(has_trained(tmp_path))
+    assert soon(has_trained(tmp_path), 120)
     slurm.cancel(job_id, "--signal=USR1", *(["--batch"] if launcher == "mpirun" else []))
     job = slurm.wait(job_id, "COMPLETED", "FAILED", "CANCELLED", timeout=120)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
@@ -99,7 +84,7 @@ def test_the_signal_saves_and_requeues(slurm, submitted, tmp_path, launcher):
 
 def test_without_requeue_the_job_ends_with_75(slurm, submitted, tmp_path):
     job_id = submitted("--no-requeue", "--ranks-per-node", "2", "--train.updates", "5000", pace=0.01)
-    until(has_trained(tmp_path))
+    assert soon(has_trained(tmp_path), 120)
     slurm.cancel(job_id, "--signal=USR1")
     job = slurm.wait(job_id, timeout=60)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "75:0", "0"), output(tmp_path)
@@ -109,10 +94,10 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, submitted, tmp_path):
     job_id = submitted(
         "--ranks-per-node", "2", "--train.updates", "5000", "--train.checkpoint_every", "5000", pace=0.01
     )
-    until(has_trained(tmp_path))
+    assert soon(has_trained(tmp_path), 120)
     slurm.cancel(job_id)
     assert slurm.wait(job_id, timeout=60)["JobState"] == "CANCELLED"
-    until(lambda: "stopped by SIGTERM after" in output(tmp_path))
+    assert soon(lambda: "stopped by SIGTERM after" in output(tmp_path), 120)
     (run,) = (tmp_path / "runs").glob("cartpole-job*")
     assert len(list((run / "checkpoints").glob("*.safetensors"))) == 1
     time.sleep(6)  # a requeued job may start again after cred_expire, 5 s
@@ -185,7 +170,7 @@ def test_without_slurm_it_says_so(capfd, monkeypatch):
 @pytest.mark.parametrize("words", [[], ["--launcher", "mpirun"], ["--array-seeds", "0-9", "--array-ranks", "2,4"]])
 def test_scripts_are_clean(capfd, words):
     if shutil.which("shellcheck") is None:
-        hosts.need("there is no shellcheck: apt-get install shellcheck")
+        need("there is no shellcheck: apt-get install shellcheck")
     assert cli.main(["slurm", "cartpole", "--dry-run", *words]) == 0
     text = capfd.readouterr().out
     done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, check=False)
