@@ -144,7 +144,9 @@ class Environment(Stage):
 class Algorithm(Stage):
     """The loss, its rollout and its optimizer."""
 
-    name: Literal["ppo", "reinforce"] = Field("ppo", description="PPO-clip (1707.06347) or REINFORCE")
+    name: Literal["ppo", "reinforce", "sac"] = Field(
+        "ppo", description="PPO-clip (1707.06347), REINFORCE, or soft actor-critic (1812.05905; bounded Box actions)"
+    )
     rollout: Literal["steps", "episodes"] = Field(
         "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
     )
@@ -165,11 +167,26 @@ class Algorithm(Stage):
     clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_weight: Rate = Field(0.5, description="weight of the value loss")
-    value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network")
+    value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
-    value_learning_rate: Rate = Field(3e-3, description="Adam, value network")
+    value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
     anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
     adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")
+    batch_size: Positive = Field(256, description="SAC: samples of all ranks in one gradient step")
+    replay: Positive = Field(1_000_000, description="SAC: transitions that are kept, of all ranks")
+    learning_starts: int = Field(
+        5000, ge=0, description="SAC: steps of all ranks with uniform actions before the first gradient step"
+    )
+    train_every: Positive = Field(
+        1, description="SAC: steps of every environment between two rounds of gradient steps (divides rollout_steps)"
+    )
+    gradient_steps: Positive = Field(1, description="SAC: gradient steps per step of every environment")
+    policy_every: Positive = Field(
+        2, description="SAC: steps of the critics between two rounds of as many of the policy"
+    )
+    tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
+    deviation_hidden: tuple[Positive, ...] = Field((64,), description="SAC: widths of the deviation's network")
+    target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 
     @property
@@ -247,6 +264,8 @@ class Config(BaseModel):
                 "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
                 "is bootstrapped by the value network"
             )
+        if a.name == "sac":
+            self._fits_sac()
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
@@ -264,6 +283,16 @@ class Config(BaseModel):
         if self.evaluate.target is not None and self.evaluate.every is None:
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         return self
+
+    def _fits_sac(self) -> None:
+        a = self.algorithm
+        if a.rollout != "steps" or a.rollout_steps % a.train_every:
+            raise ValueError(
+                "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
+                f"algorithm.train_every ({a.rollout_steps} is none of {a.train_every})"
+            )
+        if self.allreduce.aggregation != "mean":
+            raise ValueError("algorithm.name sac needs allreduce.aggregation mean: its ranks share every gradient step")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,29 +10,39 @@ from distqtrl import config as configuration
 from distqtrl import seeding
 from distqtrl.algorithm.advantage import advantages
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
-from distqtrl.config import Config, Qpu
+from distqtrl.config import Algorithm, Config, Qpu, UserError
 from distqtrl.environment.rollout import Rollout, collect, play
 from distqtrl.environment.vector import Environments, Spaces
 from distqtrl.generator import Generator
-from distqtrl.learner import Learner, Samples
-from distqtrl.policy import network
-from distqtrl.policy.distribution import Categorical, Gaussian, Head
+from distqtrl.learner import STATISTICS, Learner, Samples, minibatches
+from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.policy_file import Policy
+from distqtrl.replica import Replica
+
+Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
 
 
 def policy_for(config: Config, spaces: Spaces) -> tuple[Architecture, Head]:
     """The network and head that fit an environment; ``equal_mlp`` gets the hidden width that trains as many numbers."""
-    head: Head = (
-        Gaussian(spaces.low, spaces.high)
-        if spaces.num_actions is None
-        else Categorical(spaces.num_actions, spaces.action_start)
-    )
+    head = _head(config, spaces)
     p = config.policy
     architecture = Architecture(spaces.num_observations, p.hidden, head.num_outputs, p.activation)
     if config.generator.source == "equal_mlp":
         architecture = _equal_mlp(config, architecture)
     return architecture, head
+
+
+def _head(config: Config, spaces: Spaces) -> Head:
+    sac = config.algorithm.name == "sac"
+    if spaces.num_actions is None:
+        return SquashedGaussian(spaces.low, spaces.high) if sac else Gaussian(spaces.low, spaces.high)
+    if sac:
+        raise UserError(
+            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {spaces.num_actions} discrete "
+            "ones: use algorithm.name ppo"
+        )
+    return Categorical(spaces.num_actions, spaces.action_start)
 
 
 def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
@@ -48,7 +58,7 @@ def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
 def rollout(learner: Learner, environments: Environments, update: int) -> Rollout:
     """One update's rollout under the weights of the present parameters."""
     a, head, seed = learner.config.algorithm, learner.head, learner.config.train.seed
-    outputs = network.acting(learner.architecture, learner.weights())
+    outputs = learner.acting()
     std, dtype = learner.log_std.detach().exp().numpy(), learner.log_std.detach().numpy().dtype
     streams = [seeding.stream(seed, "action", index, update) for index in environments.indices]
 
@@ -56,8 +66,8 @@ def rollout(learner: Learner, environments: Environments, update: int) -> Rollou
         return np.stack([head.noise(stream, steps) for stream in streams], axis=1)
 
     def act(obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        obs_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)
-        actions = head.sample(outputs(obs_BO), noise_B.astype(dtype, copy=False), std)
+        normal_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)
+        actions = head.sample(outputs(obs_BO, normal_BO), noise_B.astype(dtype, copy=False), std)
         return actions, head.to_environment(actions)
 
     with learner.profile("rollout"):
@@ -74,12 +84,54 @@ def samples(learner: Learner, rollout: Rollout) -> Samples:
         ends = (rollout.terminated_TB, rollout.truncated_TB)
         adv_TB = torch.from_numpy(advantages(rollout.rewards_TB, values_TB, next_values_TB, *ends, a.gamma, lam))
         valid_TB = torch.from_numpy(rollout.valid_TB)
+        raw_NO = torch.from_numpy(rollout.obs_TBO)[valid_TB]
         obs_NO, actions = obs_TBO[valid_TB], torch.from_numpy(rollout.actions)[valid_TB]
-        layers = network.unpack(learner.architecture, learner.weights().detach())
-        outputs = network.outputs(learner.architecture, layers, obs_NO)
+        outputs = learner.outputs(learner.weights().detach(), raw_NO, obs_NO)
         log_prob_N = learner.head.log_prob(outputs, actions, learner.log_std)
         returns_N = (adv_TB + torch.from_numpy(values_TB))[valid_TB].to(learner.dtype)
-        return Samples(obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N)
+        return Samples(raw_NO, obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N)
+
+
+def update(learner: Learner, environments: Environments, number: int, totals: Totals) -> dict[str, float | None]:
+    """One update, the number-th: a rollout and the optimizer steps on it; returns metrics.
+
+    ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
+    """
+    config = learner.config
+    found = rollout(learner, environments, number)
+    batch = samples(learner, found)
+    if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
+        normalise_episodes(batch, found, config.algorithm.normalize_epsilon)
+    epochs = list(minibatches(config, environments.indices, found.valid_TB, number))
+    adv_N, obs_NO = batch.adv_N.numpy(), found.obs_TBO[found.valid_TB].astype(np.float64)
+    normalizes = config.policy.normalize_observations
+    total = totals(
+        {
+            "counts": [len(part) for part in epochs[0]],
+            "steps": [found.rewards_TB.size],
+            "adv": [adv_N.sum(), (adv_N**2).sum()],
+            "obs": np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)]) if normalizes else [],
+        }
+    )
+    _normalise(batch, total, config.algorithm)
+    sums, steps, norm = np.zeros(len(STATISTICS)), 0, 0.0
+    for epoch in epochs:
+        for index, count in zip(epoch, total["counts"], strict=True):
+            part = batch if len(epoch) == 1 else batch.at(index)
+            statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
+            sums, steps = sums + statistics, steps + 1
+    if normalizes:
+        learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
+    return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, "gradient_norm": norm}
+
+
+def _normalise(samples: Samples, total: dict[str, np.ndarray], a: Algorithm) -> None:
+    """Advantages to zero mean and unit deviation over all ranks' samples, in the networks' precision."""
+    if a.normalize_advantages and a.normalize_over == "update":
+        count, (adv_sum, squares) = total["counts"].sum(), total["adv"]
+        deviation = max(squares / count - (adv_sum / count) ** 2, 0.0) ** 0.5
+        samples.adv_N = (samples.adv_N - adv_sum / count) / (deviation + a.normalize_epsilon)
+    samples.adv_N = samples.adv_N.to(samples.returns_N.dtype)
 
 
 def normalise_episodes(samples: Samples, rollout: Rollout, epsilon: float) -> None:
@@ -108,7 +160,7 @@ def _values(learner: Learner, rollout: Rollout, obs_TBO: torch.Tensor) -> tuple[
     return values_TB, next_values_TB
 
 
-def policy(learner: Learner, env_steps: int) -> Policy:
+def policy(learner: Replica, env_steps: int) -> Policy:
     """The policy of the present parameters, as it is deployed."""
     config = learner.config
     origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}

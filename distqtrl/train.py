@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
-from distqtrl import checkpoint, sampling, tensorfile
+from distqtrl import checkpoint, off_policy, sampling, tensorfile
+from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator, RankLost, agreed, check_equal
 from distqtrl.checkpoint import State
-from distqtrl.config import Algorithm, Config, UserError
+from distqtrl.config import Config, UserError
 from distqtrl.environment.rollout import summary
 from distqtrl.environment.vector import Environments, make, spaces
-from distqtrl.learner import STATISTICS, DeviceLost, Learner, Samples, finite_sum, minibatches
+from distqtrl.learner import Learner
 from distqtrl.record import Profile, Recorder, versions
+from distqtrl.replica import DeviceLost, finite_sum
+from distqtrl.soft_actor_critic import SoftActorCritic
 from distqtrl.stopping import EXIT_CODES
 
 SURVIVING = "needs Open MPI 5 and mpirun --with-ft ulfm"
@@ -49,8 +53,9 @@ class Run:
 
     config: Config
     comm: Communicator
-    learner: Learner
+    learner: Learner | SoftActorCritic
     environments: Environments
+    replay: Replay | None  # of these environments, where the algorithm has one
     counters: Counters
     num_environments: int  # of all ranks
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
@@ -77,6 +82,7 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     began = time.perf_counter()
     _check_ranks(config, comm)
     torch.set_num_threads(config.train.threads)
+    threadpool_limits(config.train.threads)  # NumPy's BLAS: its idle threads spin, on cores that belong to other ranks
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
     own = np.array_split(every, comm.size)[comm.rank].tolist()
@@ -103,14 +109,22 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
     env.close()
     shared = len(own) if config.allreduce.aggregation == "average" else num_environments
-    learner = Learner(config, architecture, head, comm, Profile(config.qpu.replicas), shared)
+    a, replay = config.algorithm, None
+    if a.name == "sac":
+        capacity = max(a.replay // num_environments, a.rollout_steps)
+        replay = Replay(len(own), capacity, architecture.num_inputs, head.num_outputs)
+    kind = Learner if replay is None else SoftActorCritic
+    learner = kind(config, architecture, head, comm, Profile(config.qpu.replicas), shared)
     environments = Environments(config.environment, own, config.train.seed, "episode")
-    run = Run(config, comm, learner, environments, Counters(), num_environments)
+    run = Run(config, comm, learner, environments, replay, Counters(), num_environments)
     if state is not None:
         run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
         learner.load({name: torch.from_numpy(t) for name, t in state.learner.items()})
         learner.set_ledger(state.ledger)
         run.restarted = environments.restore(state.environments)
+        if replay is not None:
+            rows = state.environments["index_B"].tolist()
+            replay.restore(state.environments, [rows.index(index) for index in own])
     return run
 
 
@@ -196,6 +210,7 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
     run.environments.close()
     run.learner, run.environments, run.counters = again.learner, again.environments, again.counters
+    run.replay = again.replay
     run.num_environments, run.restarted = again.num_environments, again.restarted
 
 
@@ -235,7 +250,10 @@ def prediction(run: Run) -> dict[str, Any]:
     (and totals) are None then.
     """
     a, qpu = run.config.algorithm, run.learner.generator.qpu
-    num_steps = a.epochs * a.minibatches if a.name == "ppo" else 1
+    num_steps, silent = (a.epochs * a.minibatches if a.name == "ppo" else 1), 0  # updates before anything is learned
+    if a.name == "sac":
+        num_steps = a.rollout_steps * a.gradient_steps // a.policy_every * a.policy_every
+        silent = -(-a.learning_starts // (run.num_environments * a.rollout_steps))
     circuits = shots = 0
     if qpu is not None and run.config.generator.source == "circuit":
         circuits = num_steps * (1 + qpu.circuits_per_gradient)
@@ -244,7 +262,7 @@ def prediction(run: Run) -> dict[str, Any]:
     if steps is not None:
         by_steps = -(-steps // (run.num_environments * a.rollout_steps))
         updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
-    used, left = run.learner.ledger(), (updates or 0) - run.counters.update
+    used, left = run.learner.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
     return {
         "updates": updates,
         "update": _over_ranks(run, circuits, shots),
@@ -263,34 +281,26 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
     config, learner, counters, received = run.config, run.learner, run.counters, run.comm.received
     learner.set_progress(run.done)
-    rollout = sampling.rollout(learner, run.environments, counters.update)
-    samples = sampling.samples(learner, rollout)
-    if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
-        sampling.normalise_episodes(samples, rollout, config.algorithm.normalize_epsilon)
-    epochs = list(minibatches(config, run.environments.indices, rollout.valid_TB, counters.update))
-    finished, run.environments.finished = run.environments.finished, []
-    busy_s = learner.profile.busy_s()
-    with learner.profile("allreduce"):
-        adv_N, obs_NO = samples.adv_N.numpy(), rollout.obs_TBO[rollout.valid_TB].astype(np.float64)
-        parts = {
-            "counts": [len(part) for part in epochs[0]],
-            "steps": [rollout.rewards_TB.size],
-            "episodes": [len(finished), sum(r for r, _ in finished), sum(n for _, n in finished)],
-            "adv": [adv_N.sum(), (adv_N**2).sum()],
-            "obs": np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)]) if config.policy.normalize_observations else [],
-            "signals": [pending.count(s) for s in EXIT_CODES],
-            "busy": [busy_s],
-        }
-        total = _summed(run, parts, f"rollout of update {counters.update}")
-    _normalise(samples, total, config.algorithm)
-    sums, steps = np.zeros(len(STATISTICS)), 0
-    for epoch in epochs:
-        for index, count in zip(epoch, total["counts"], strict=True):
-            part = samples if len(epoch) == 1 else samples.at(index)
-            statistics, norm = learner.step(part, float(count), f"update {counters.update}, optimizer step {steps}")
-            sums, steps = sums + statistics, steps + 1
-    if config.policy.normalize_observations:
-        learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
+    total: dict[str, np.ndarray] = {}
+
+    def totals(parts: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The parts, and what the loop asks for, summed over ranks in one reduction."""
+        finished, run.environments.finished = run.environments.finished, []
+        busy_s = learner.profile.busy_s()
+        with learner.profile("allreduce"):
+            own = {
+                "episodes": [len(finished), sum(r for r, _ in finished), sum(n for _, n in finished)],
+                "signals": [pending.count(s) for s in EXIT_CODES],
+                "busy": [busy_s],
+            }
+            total.update(_summed(run, parts | own, f"rollout of update {counters.update}"))
+        return total
+
+    if isinstance(learner, SoftActorCritic):
+        assert run.replay is not None
+        learned = off_policy.update(learner, run.environments, run.replay, counters.update, counters.env_steps, totals)
+    else:
+        learned = sampling.update(learner, run.environments, counters.update, totals)
     episodes, return_sum, length_sum = (float(x) for x in total["episodes"])
     counters.update += 1
     counters.env_steps += int(total["steps"][0])
@@ -310,8 +320,7 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
         "return_mean": return_sum / episodes if episodes else None,
         "return_smoothed": sum(counters.recent) / len(counters.recent) if counters.recent else None,
         "length_mean": length_sum / episodes if episodes else None,
-        **{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)},
-        "gradient_norm": norm,
+        **learned,
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
         **qpu,
         "cpu_s": counters.cpu_s,
@@ -330,15 +339,6 @@ def _summed(run: Run, parts: dict[str, Any], what: str) -> dict[str, np.ndarray]
     total = finite_sum(run.comm, run.config.allreduce.reduction, flat, what)
     ends = np.cumsum([len(part) for part in parts.values()])
     return dict(zip(parts, np.split(total, ends[:-1]), strict=True))
-
-
-def _normalise(samples: Samples, total: dict[str, np.ndarray], a: Algorithm) -> None:
-    """Advantages to zero mean and unit deviation over all ranks' samples, in the networks' precision."""
-    if a.normalize_advantages and a.normalize_over == "update":
-        count, (adv_sum, squares) = total["counts"].sum(), total["adv"]
-        deviation = max(squares / count - (adv_sum / count) ** 2, 0.0) ** 0.5
-        samples.adv_N = (samples.adv_N - adv_sum / count) / (deviation + a.normalize_epsilon)
-    samples.adv_N = samples.adv_N.to(samples.returns_N.dtype)
 
 
 def _synchronise(run: Run) -> None:
@@ -378,7 +378,8 @@ def _validation(run: Run) -> float:
 def _state(run: Run) -> State:
     """What a checkpoint holds of this rank; tensors may change with the run."""
     learner = {name: t.numpy() for name, t in run.learner.tensors().items()}
-    return State(asdict(run.counters), learner, run.environments.state(), run.learner.ledger())
+    replay = {} if run.replay is None else run.replay.state()
+    return State(asdict(run.counters), learner, run.environments.state() | replay, run.learner.ledger())
 
 
 def _copy(state: State) -> State:

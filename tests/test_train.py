@@ -11,6 +11,7 @@ from distqtrl.allreduce.communicator import Serial
 from distqtrl.train import prepare, train
 
 SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
+SOON = {"algorithm.learning_starts": "0", "algorithm.batch_size": "32"}  # SAC
 STEPS = {"environment.local_num": "4", "algorithm.rollout_steps": "16", "mapping.kind": "mlp"}
 
 
@@ -54,7 +55,7 @@ def test_controls(tmp_path, source):
 
 @pytest.mark.parametrize("preset", sorted(config.presets()))
 def test_presets_start(tmp_path, preset):
-    trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "64"})
+    trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "32", **SOON})
 
 
 def test_weights_are_generated_once_per_optimizer_step(tmp_path):

@@ -86,4 +86,13 @@ class Gaussian:
         return (low + (np.clip(actions_BA, -1, 1) + 1) / 2 * (high - low)).astype(np.float32)
 
 
-Head = Categorical | Gaussian
+@dataclass(frozen=True)
+class SquashedGaussian(Gaussian):
+    def sample(self, mean_BA: Array, noise_BA: Array, std_A: Array) -> Array:
+        return np.tanh(mean_BA + std_A * noise_BA)
+
+    def greedy(self, mean_BA: Array) -> Array:
+        return np.tanh(mean_BA)
+
+
+Head = Categorical | Gaussian | SquashedGaussian

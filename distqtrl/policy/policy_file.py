@@ -12,12 +12,12 @@ import torch
 
 from distqtrl import tensorfile
 from distqtrl.policy import network
-from distqtrl.policy.distribution import Categorical, Gaussian, Head
+from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 
 FORMAT = "distqtrl policy 1"
-HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian}
+HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """Write the policy file, whole or not at all."""
-        head = next(name for name, kind in HEADS.items() if isinstance(self.head, kind))
+        head = next(name for name, kind in HEADS.items() if type(self.head) is kind)
         about = {
             "format": FORMAT,
             "architecture": asdict(self.architecture),
