@@ -29,12 +29,13 @@ import numpy as np
 import setting
 import torch
 
-from distqtrl.export import c, folded, lower, readme, simulate, synthesis, unrolled, verify
+from distqtrl.export import c, folded, readme, simulate, synthesis, unrolled, verify
 from distqtrl.export.folded import Folding
-from distqtrl.export.program import Matmul, Program, Scale
+from distqtrl.policy import lower
 from distqtrl.policy.distribution import Gaussian
-from distqtrl.quantize.calibrate import Network, quantized
+from distqtrl.quantize.calibrate import CLIPPED, Network, quantized
 from distqtrl.quantize.formats import Bits
+from distqtrl.quantize.program import Matmul, Program, Scale
 
 PART = "xc7a15t"
 TINY = ((4, 3, 2), Bits(3, 4, 8), 1000, Folding(2, 2))
@@ -79,7 +80,7 @@ def random_policy(sizes: tuple[int, ...], bits: Bits, seed: int = 0) -> tuple[Ne
     """A float network with a Gaussian head and its integer program."""
     rng = np.random.default_rng(seed)
     made = tuple((rng.normal(size=(n, k)) / k**0.5, rng.normal(size=n) / 4) for k, n in pairwise(sizes))
-    net = Network(made, "relu", np.zeros(sizes[0]), np.ones(sizes[0]), 10.0, bounded=True)
+    net = Network(made, "relu", np.zeros(sizes[0]), np.ones(sizes[0]), 10.0, CLIPPED)
     head = Gaussian((-1.0,) * sizes[-1], (1.0,) * sizes[-1])
     return net, lower.pruned(lower.program(quantized(net, rng.normal(size=(4000, sizes[0])), bits), head))
 

@@ -73,10 +73,8 @@ def _parser() -> Parser:
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
     sub.add_argument("--target", default=TARGETS, metavar="LIST", help=f"default {TARGETS}")
     text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
-    sub.add_argument("--bits", default="core=4", metavar="LIST", help=text)
-    sub.add_argument(
-        "--per", choices=("channel", "tensor"), default="channel", help="whose scales are its own [channel]"
-    )
+    sub.add_argument("--bits", metavar="LIST", help=text)
+    sub.add_argument("--per", choices=("channel", "tensor"), help="whose scales are its own [channel]")
     text = "recorded observations (N, O) to calibrate on; without it the policy plays 20 episodes"
     sub.add_argument("--calibration", type=Path, metavar="FILE.npy", help=text)
     text = "multiply-accumulates per clock of the folded core, such as 32x4 [from the widest layer]"

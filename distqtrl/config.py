@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+BitWidth = Annotated[int, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Item = TypeVar("Item")
 MANY = 20
@@ -128,6 +129,21 @@ class Policy(Stage):
     activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
     normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
     log_std: float = Field(-0.5, description="initial log deviation of a Gaussian head, in units of half the range")
+
+
+class Quantize(Stage):
+    """Training with the quantization of the exported policy (arXiv 2511.07046)."""
+
+    aware: bool = Field(False, description="train the policy on integers; false = quantize after training, at export")
+    input_bits: BitWidth = Field(8, description="of observations")
+    core_bits: tuple[BitWidth, ...] = Field(
+        (4,), min_length=1, description="of weights and the activation they write: one number, or one per layer"
+    )
+    output_bits: BitWidth = Field(8, description="of what the head reads")
+    per: Literal["tensor", "channel"] = Field("tensor", description="scales of weights, hidden activations and inputs")
+    narrow: bool = Field(True, description="weights symmetric, so 2 bits = -1, 0, 1; false = one more negative weight")
+    percentile: float = Field(99.999, gt=0, le=100, description="of absolute values, what activation scales start at")
+    warmup: int = Field(300, ge=0, description="optimizer steps until activation scales are learned by gradient")
 
 
 class Environment(Stage):
@@ -251,6 +267,7 @@ class Config(BaseModel):
     generator: Generator = Generator()
     mapping: MappingModel = MappingModel()
     policy: Policy = Policy()
+    quantize: Quantize = Quantize()
     environment: Environment = Environment()
     algorithm: Algorithm = Algorithm()
     allreduce: Allreduce = Allreduce()

@@ -8,7 +8,7 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass
 
-from distqtrl.export.program import Ints
+from distqtrl.quantize.program import Ints
 
 Term = tuple[int, int]  # variable, left shift
 Pair = tuple[int, int, int, int]  # variables a and b, shift of b over a (negative: of a), sign of b relative to a

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, within
+from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, within
 
 VECTOR = 8  # outputs are padded to a multiple
 SIGNED = ("int8_t", "int16_t", "int32_t", "int64_t")

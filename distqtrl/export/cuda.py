@@ -2,7 +2,7 @@
 
 import torch
 
-from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
+from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 SOURCE = """\
 /* A policy as integers, exported by distqtrl: one thread per action. Compile with nvcc. */

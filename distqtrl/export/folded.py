@@ -11,7 +11,7 @@ from importlib import resources
 
 import numpy as np
 
-from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
+from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,28 +15,30 @@ from distqtrl import record
 from distqtrl.config import Environment, UserError, nearest
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
-from distqtrl.export import c, cuda, folded, lower, readme, synthesis, tools, unrolled, verify
-from distqtrl.export import program as programs
+from distqtrl.export import c, cuda, folded, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
-from distqtrl.export.program import Program
-from distqtrl.policy import policy_file
+from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
+from distqtrl.quantize import program as programs
 from distqtrl.quantize.calibrate import QuantizedNetwork
 from distqtrl.quantize.formats import Bits, bits
+from distqtrl.quantize.program import Program
 
 RECORDED = 1000  # test vectors in the folder
 CALIBRATION_EPISODES = 20
+BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized after training, unless it is said
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export: targets, bits, recorded observations (none: the policy records its own), folding, part; vectors
-    and episodes of the proof; whether to simulate netlists, place and route; static watts and joules per toggle."""
+    """How to export: targets; bits, scales' sharing and recorded observations (none: BITS, PER, the policy records its
+    own) of a policy that was not trained with quantization; folding, part; vectors and episodes of the proof; whether
+    to simulate netlists, place and route; static watts and joules per toggle."""
 
     targets: tuple[str, ...]
-    bits: Bits
-    per: str
+    bits: Bits | None
+    per: str | None
     calibration: Path | None
     folding: Folding | None
     part: str | None
@@ -62,8 +64,8 @@ def options(args: Any) -> Options:
     if args.energy and not args.implement:
         raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
     return Options(
-        targets(args.target), bits(args.bits), args.per, args.calibration, folding, args.part,
-        args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
+        targets(args.target), None if args.bits is None else bits(args.bits), args.per, args.calibration, folding,
+        args.part, args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
     )  # fmt: skip
 
 
@@ -93,8 +95,10 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy = policy_file.load(path)
     environment = Environment(**policy.environment)
-    obs_BO, network = _observations(policy, environment, options.calibration), lower.floating(policy)
-    quantized = calibrate.quantized(network, obs_BO, options.bits, options.per)
+    if policy.trained is not None:
+        _refuse(path, options)
+    obs_BO = _observations(policy, environment, options.calibration)
+    quantized, settings = _quantized(policy, obs_BO, options)
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,10 +111,9 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             "program": programs.digest(program),
             "environment": policy.environment,
             "targets": list(options.targets),
-            "bits": asdict(options.bits),
-            "per": options.per,
+            **settings,
             "formats": formats(program),
-            "errors": errors(quantized, whole, network, obs_BO),
+            "errors": errors(quantized, whole, None if policy.trained else policy.floating(), obs_BO),
             "returns": returns(policy, program, environment, options.episodes),
             "versions": record.versions(),
         }
@@ -141,6 +144,26 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     return about
 
 
+def _refuse(path: Path, options: Options) -> None:
+    """Raise UserError for what would quantize a policy again that was trained with quantization."""
+    for name in ("bits", "per", "calibration"):
+        if (value := getattr(options, name)) is not None:
+            text = ",".join(f"{k}={v}" for k, v in asdict(value).items()) if isinstance(value, Bits) else value
+            raise UserError(f"--{name} {text}: {path} was trained with its quantization, which is exported: remove it")
+
+
+def _quantized(policy: Policy, obs_BO: np.ndarray, options: Options) -> tuple[QuantizedNetwork, dict[str, Any]]:
+    """The policy as integers, and what the manifest says about how it became so."""
+    if policy.trained is not None:
+        settings = policy.trained.settings
+        core = settings.core_bits[0] if len(set(settings.core_bits)) == 1 else list(settings.core_bits)
+        used = {"core": core, "input": settings.input_bits, "output": settings.output_bits}
+        return policy.quantized(), {"quantized": "while training", "bits": used, "per": settings.per}
+    chosen, per = options.bits or BITS, options.per or PER
+    quantized = calibrate.quantized(policy.floating(), obs_BO, chosen, per)
+    return quantized, {"quantized": "after training", "bits": asdict(chosen), "per": per}
+
+
 def _save(folder: Path, about: dict[str, Any]) -> None:
     (folder / verify.MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
 
@@ -165,36 +188,40 @@ def formats(program: Program) -> dict[str, Any]:
 
 
 def errors(
-    quantized: QuantizedNetwork, program: Program, network: calibrate.Network, obs_BO: np.ndarray
+    quantized: QuantizedNetwork, program: Program, network: calibrate.Network | None, obs_BO: np.ndarray
 ) -> list[dict[str, float]]:
     """Per layer, in its grid's levels: the worst that rounding can do inside the grid's range, over every input that
-    the program allows; and in its own units: the deviation from the float network over the recorded observations."""
+    the program allows; and in its own units: the deviation from the float network (none: the policy was trained as
+    integers, there is nothing to deviate from) over the recorded observations."""
     scales = [(op, x) for op, x, _ in program.steps() if isinstance(op, programs.Scale)][1 : len(quantized.layers) + 1]
-    x_BK, q_BK = network.clamped(obs_BO), quantized.inputs.levels(obs_BO)
     out = []
-    for number, ((weight_NK, bias_N), layer, (scale, sums)) in enumerate(
-        zip(calibrate.folded(network), quantized.layers, scales, strict=True)
-    ):
+    for layer, (scale, sums) in zip(quantized.layers, scales, strict=True):
         grid = layer.reads or layer.writes
         apart = [
             np.abs((end_N * scale.multiplier_N + scale.offset_N) / 2.0**scale.shift - 0.5
                    - (end_N * layer.step_N + layer.bias_N - grid.low_N) / grid.divisor_N)
             for end_N in (sums.low_N, sums.high_N)
         ]  # fmt: skip
+        out.append({"worst_levels": round(0.5 + float(np.max(apart)), 6)})
+    if network is not None:
+        for figures, deviation_BN in zip(out, _deviations(quantized, network, obs_BO), strict=True):
+            figures["recorded_max"] = float(np.abs(deviation_BN).max())
+            figures["recorded_rms"] = float(np.sqrt((deviation_BN**2).mean()))
+    return out
+
+
+def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO: np.ndarray) -> Iterator[np.ndarray]:
+    """What every layer's levels mean minus what the float network says."""
+    x_BK, q_BK = network.clamped(obs_BO), quantized.inputs.levels(obs_BO)
+    for number, ((weight_NK, bias_N), layer) in enumerate(
+        zip(calibrate.folded(network), quantized.layers, strict=True)
+    ):
         x_BK, q_BK = x_BK @ weight_NK.T + bias_N, layer.levels(q_BK)
         if number < len(quantized.layers) - 1:
             x_BK = np.maximum(x_BK, 0) if network.activation == "relu" else np.tanh(x_BK)
-        elif network.bounded:
+        elif network.outputs == calibrate.CLIPPED:
             x_BK = x_BK.clip(-1, 1)
-        deviation_BN = layer.writes.values(q_BK) - x_BK
-        out.append(
-            {
-                "worst_levels": round(0.5 + float(np.max(apart)), 6),
-                "recorded_max": float(np.abs(deviation_BN).max()),
-                "recorded_rms": float(np.sqrt((deviation_BN**2).mean())),
-            }
-        )
-    return out
+        yield layer.writes.values(q_BK) - x_BK
 
 
 def returns(policy: Policy, program: Program, environment: Environment, episodes: int) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from distqtrl.export import program as programs
 from distqtrl.export import verify
-from distqtrl.export.program import Program
+from distqtrl.quantize import program as programs
+from distqtrl.quantize.program import Program
 
 
 def line(check: verify.Check) -> str:
@@ -22,7 +22,7 @@ def page(about: dict[str, Any], program: Program) -> str:
         "Exported by distqtrl. Every file here computes the same integers as `program.json`, bit for bit;",
         "`distqtrl verify .` checks that again.",
         "",
-        f"Bits: {', '.join(f'{k} {v}' for k, v in about['bits'].items())}, per {about['per']}.",
+        f"Quantized {about['quantized']}. Bits: {bits(about['bits'])}, per {about['per']}.",
         f"Return over {r['episodes']} episodes: {r['float']:.2f} before, {r['integer']:.2f} after {difference(r)}.",
         "",
         "## Formats",
@@ -50,6 +50,11 @@ def page(about: dict[str, Any], program: Program) -> str:
     if "verilog" in about:
         lines += ["", "## Cores", "", *core_table(about["verilog"])]
     return "\n".join(lines) + "\n"
+
+
+def bits(named: dict[str, Any]) -> str:
+    """Every kind's bits in words; those of core may differ from layer to layer."""
+    return ", ".join(f"{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in named.items())
 
 
 def difference(returns: dict[str, Any]) -> str:

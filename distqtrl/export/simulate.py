@@ -9,7 +9,7 @@ import numpy as np
 
 from distqtrl.config import UserError
 from distqtrl.export import tools
-from distqtrl.export.program import Ints, Program
+from distqtrl.quantize.program import Ints, Program
 
 HARNESS = r"""
 #include "Vtop.h"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distqtrl.export import adders
-from distqtrl.export.program import Argmax, Ints, Lookup, Matmul, Op, Program, Range, Scale, signed_bits
+from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Op, Program, Range, Scale, signed_bits
 
 CONSTANTS = {"1'b0": "&", "1'b1": "|"}  # and what the majority of one and two other bits is
 COMPARED = 15  # levels, up to which thresholds are smaller than a multiplier

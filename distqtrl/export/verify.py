@@ -20,9 +20,9 @@ from distqtrl.config import Environment, UserError
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.export import cuda, simulate, synthesis, tools
-from distqtrl.export import program as programs
-from distqtrl.export.program import Argmax, Ints, Program, Scale
 from distqtrl.export.tools import Missing
+from distqtrl.quantize import program as programs
+from distqtrl.quantize.program import Argmax, Ints, Program, Scale
 
 MANIFEST = "manifest.json"
 FORMAT = "distqtrl export 1"

@@ -2,7 +2,7 @@
 
 Noise comes from outside (streams keyed by environment), so a head is deterministic: sample(outputs, noise, std).
 Acting (sample, greedy) is NumPy, which takes a few microseconds for one environment; what the loss needs is torch.
-Gaussian actions live in units of half the range around its middle; ``to_environment`` saturates and scales.
+Continuous actions live in units of half the range around its middle; ``to_environment`` saturates and scales.
 """
 
 import math
@@ -53,8 +53,8 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """Independent normal actions; outputs are means. low and high bound the environment's action (finite)."""
+class Bounded:
+    """What heads of continuous actions share: low and high bound the environment's action (finite)."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -67,19 +67,6 @@ class Gaussian:
         """Standard normal numbers (steps, A)."""
         return rng.standard_normal((steps, len(self.low)))
 
-    def sample(self, mean_BA: Array, noise_BA: Array, std_A: Array) -> Array:
-        return mean_BA + std_A * noise_BA
-
-    def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std_A: Tensor) -> Tensor:
-        z_BA = (actions_BA - mean_BA) * torch.exp(-log_std_A)
-        return (-0.5 * z_BA**2 - log_std_A - HALF_LOG_2PI).sum(-1)
-
-    def entropy(self, mean_BA: Tensor, log_std_A: Tensor) -> Tensor:
-        return (log_std_A + 0.5 + HALF_LOG_2PI).sum(-1).expand(mean_BA.shape[:-1])
-
-    def greedy(self, mean_BA: Array) -> Array:
-        return mean_BA
-
     def to_environment(self, actions_BA: np.ndarray) -> np.ndarray:
         """Saturate to [-1, 1], then scale to [low, high]."""
         low, high = np.asarray(self.low), np.asarray(self.high)
@@ -87,12 +74,49 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class SquashedGaussian(Gaussian):
+class Gaussian(Bounded):
+    """Independent normal actions; outputs are means."""
+
     def sample(self, mean_BA: Array, noise_BA: Array, std_A: Array) -> Array:
-        return np.tanh(mean_BA + std_A * noise_BA)
+        return mean_BA + std_A * noise_BA
+
+    def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std_A: Tensor) -> Tensor:
+        return _normal_log_prob(mean_BA, actions_BA, log_std_A)
+
+    def entropy(self, mean_BA: Tensor, log_std_A: Tensor) -> Tensor:
+        return (log_std_A + 0.5 + HALF_LOG_2PI).sum(-1).expand(mean_BA.shape[:-1])
 
     def greedy(self, mean_BA: Array) -> Array:
-        return np.tanh(mean_BA)
+        return mean_BA
+
+
+@dataclass(frozen=True)
+class SquashedGaussian(Bounded):
+    """tanh of independent normal numbers (SAC, arXiv 1801.01290); outputs are means before tanh, std (A,) or (B, A)."""
+
+    def sample(self, mean_BA: Array, noise_BA: Array, std: Array) -> Array:
+        out: Array = np.tanh(mean_BA + std * noise_BA)
+        return out
+
+    def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std: Tensor) -> Tensor:
+        """Of actions in (-1, 1), those at the very ends taken for the nearest inside; log_std (A,) or (B, A)."""
+        end = 1 - torch.finfo(actions_BA.dtype).eps
+        u_BA = torch.atanh(actions_BA.clamp(-end, end))
+        # log(1 - tanh(u)**2) without cancellation
+        slope_BA = 2 * (math.log(2) - u_BA - torch.nn.functional.softplus(-2 * u_BA))
+        return _normal_log_prob(mean_BA, u_BA, log_std) - slope_BA.sum(-1)
+
+    def entropy(self, mean_BA: Tensor, log_std: Tensor) -> Tensor:
+        raise NotImplementedError("a squashed normal distribution's entropy has no closed form: average -log_prob")
+
+    def greedy(self, mean_BA: Array) -> Array:
+        out: Array = np.tanh(mean_BA)
+        return out
+
+
+def _normal_log_prob(mean_BA: Tensor, x_BA: Tensor, log_std: Tensor) -> Tensor:
+    z_BA = (x_BA - mean_BA) * torch.exp(-log_std)
+    return (-0.5 * z_BA**2 - log_std - HALF_LOG_2PI).sum(-1)
 
 
 Head = Categorical | Gaussian | SquashedGaussian

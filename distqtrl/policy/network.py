@@ -26,9 +26,14 @@ class Architecture:
     activation: str
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all vectors, input first."""
+        return self.num_inputs, *self.hidden, self.num_outputs
+
+    @property
     def shapes(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of every layer."""
-        return [(o, i) for i, o in pairwise((self.num_inputs, *self.hidden, self.num_outputs))]
+        return [(o, i) for i, o in pairwise(self.widths)]
 
     @property
     def layers(self) -> list[tuple[int, int]]:

@@ -29,6 +29,13 @@ class Normalizer:
         """What deviations from the mean are multiplied by; only where something was seen."""
         return 1 / np.sqrt(self.m2_O / self.count + 1e-8)
 
+    @property
+    def affine(self) -> tuple[Array, Array, float]:
+        """mean_O, scale_O and the clamp with which (obs - mean) * scale is what ``apply`` says."""
+        if self.count == 0:
+            return np.zeros_like(self.mean_O), np.ones_like(self.mean_O), np.inf
+        return self.mean_O, self.scale_O, CLAMP
+
     def apply(self, obs: np.ndarray) -> np.ndarray:
         """Normalised observations, same shape, float32."""
         if self.count == 0:

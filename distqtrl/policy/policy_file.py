@@ -1,6 +1,7 @@
 """The border between the quantum, distributed side and everything else: the policy, and its file.
 
 Tensors ``w_M`` (float32), ``mean_O``, ``m2_O`` (float64); the description holds architecture, head and environment.
+A policy that was trained on integers also has ``scales_S`` (float64) and its settings under ``quantize``.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 
 from distqtrl import tensorfile
-from distqtrl.policy import network
+from distqtrl.config import Quantize
+from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
+from distqtrl.quantize.aware import Trained
+from distqtrl.quantize.calibrate import Network, QuantizedNetwork
 
 FORMAT = "distqtrl policy 1"
 HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
@@ -25,6 +29,7 @@ class Policy:
     """A policy as it acts: network, weights (float32), head, observation normalisation, and where it belongs.
 
     ``environment`` holds the stage of that name of a configuration; ``origin`` says how the weights came about.
+    With ``trained`` (a quantizer's settings and scales) it acts as the integer program that is exported.
     """
 
     architecture: Architecture
@@ -33,15 +38,32 @@ class Policy:
     normalizer: Normalizer
     environment: dict[str, Any]
     origin: dict[str, Any] = field(default_factory=dict)
+    trained: Trained | None = None
 
     def __post_init__(self) -> None:
         self.w_M = self.w_M.detach().float()
         self._outputs = network.acting(self.architecture, self.w_M)
+        self._program = lower.pruned(lower.program(self.quantized(), self.head)) if self.trained else None
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
         """The greedy actions for the environment: the most probable one, or the saturated mean."""
+        if self._program is not None:
+            return self._program.act(obs_BO)
         outputs = self._outputs(self.normalizer.apply(obs_BO).astype(np.float32, copy=False))
         return self.head.to_environment(self.head.greedy(outputs))
+
+    def floating(self) -> Network:
+        """What quantizing after training reads of a policy."""
+        layers = [(w.double().numpy(), b.double().numpy()) for w, b in network.unpack(self.architecture, self.w_M)]
+        mean_O, scale_O, clamp = self.normalizer.affine
+        kind = lower.OUTPUTS[type(self.head)]
+        return Network(tuple(layers), self.architecture.activation, mean_O, scale_O, clamp, kind)
+
+    def quantized(self) -> QuantizedNetwork:
+        """The integers and grids that it was trained with."""
+        assert self.trained is not None
+        quantizer = lower.quantizer(self.trained, self.architecture, self.head)
+        return quantizer.network(network.unpack(self.architecture, self.w_M), *self.normalizer.affine)
 
     def save(self, path: Path) -> None:
         """Write the policy file, whole or not at all."""
@@ -55,13 +77,19 @@ class Policy:
             "origin": self.origin,
         }
         n = self.normalizer
-        tensorfile.write(path, about, {"w_M": self.w_M.numpy(), "mean_O": n.mean_O, "m2_O": n.m2_O})
+        tensors = {"w_M": self.w_M.numpy(), "mean_O": n.mean_O, "m2_O": n.m2_O}
+        if self.trained is not None:
+            about["quantize"] = self.trained.settings.model_dump(mode="json")
+            tensors["scales_S"] = self.trained.scales_S
+        tensorfile.write(path, about, tensors)
 
 
 def load(path: Path) -> Policy:
     """The policy of a file; raises UserError when it is absent, truncated, foreign or changed."""
     about, tensors = tensorfile.read(path, FORMAT, "give a run's policy.safetensors, or train it again")
-    head = _tuples(about["head"])
+    head, trained = _tuples(about["head"]), None
+    if "quantize" in about:
+        trained = Trained(Quantize(**about["quantize"]), tensors["scales_S"])
     return Policy(
         Architecture(**_tuples(about["architecture"])),
         HEADS[head.pop("kind")](**head),
@@ -69,6 +97,7 @@ def load(path: Path) -> Policy:
         Normalizer(about["count"], tensors["mean_O"], tensors["m2_O"]),
         about["environment"],
         about["origin"],
+        trained,
     )
 
 

@@ -13,6 +13,8 @@ from distqtrl.config import UserError
 from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, spanning, weights
 
 CHANNEL = "channel"
+LOGITS, CLIPPED, SQUASHED = "logits", "clipped", "squashed"  # what the last layer's outputs are
+SATURATED = 4.0  # beyond it tanh moves an action by less than a thousandth of half its range
 TANH_EXTRA_BITS = 2  # a tanh table reads so many bits more than it writes
 
 
@@ -20,7 +22,8 @@ TANH_EXTRA_BITS = 2  # a tanh table reads so many bits more than it writes
 class Network:
     """A policy in floating point: layers (weight_NK, bias_N) over clip((obs - mean) * scale, -clamp, clamp).
 
-    ``bounded``: outputs saturate at -1 and 1 (a Gaussian's mean); else only their order counts (logits).
+    ``outputs``: logits, of which only the order counts; a Gaussian's mean, clipped to -1 and 1; or one that tanh
+    squashes after the network.
     """
 
     layers: tuple[tuple[Array, Array], ...]
@@ -28,7 +31,7 @@ class Network:
     mean_O: Array
     scale_O: Array
     clamp: float
-    bounded: bool
+    outputs: str
 
     def clamped(self, obs_BO: Array) -> Array:
         """Raw observations, as far as the network tells them apart."""
@@ -65,7 +68,6 @@ class QuantizedLayer:
 class QuantizedNetwork:
     """The network as levels; ``inputs`` is the grid of the raw observations."""
 
-    bits: Bits
     inputs: Grid
     layers: tuple[QuantizedLayer, ...]
 
@@ -96,10 +98,10 @@ def quantized(network: Network, obs_BO: Array, bits: Bits, per: str = CHANNEL) -
             layer = QuantizedLayer(ints_NK, step_N, bias_N, positive(x_BK, bits.core, per))
         else:
             x_BK = np.tanh(z_BN)
-            layer = QuantizedLayer(ints_NK, step_N, bias_N, *_tanh(len(bias_N), bits.core))
+            layer = QuantizedLayer(ints_NK, step_N, bias_N, *tanh_grids(len(bias_N), bits.core))
         q_BK, grid = layer.levels(q_BK), layer.writes
         made.append(layer)
-    return QuantizedNetwork(bits, inputs, tuple(made))
+    return QuantizedNetwork(inputs, tuple(made))
 
 
 def folded(network: Network) -> list[tuple[Array, Array]]:
@@ -107,7 +109,7 @@ def folded(network: Network) -> list[tuple[Array, Array]]:
     layers = list(network.layers)
     weight_NK, bias_N = layers[0]
     layers[0] = weight_NK * network.scale_O, bias_N - weight_NK @ (network.scale_O * network.mean_O)
-    if not network.bounded:
+    if network.outputs == LOGITS:
         weight_NK, bias_N = layers[-1]
         layers[-1] = weight_NK - weight_NK.mean(0), bias_N - bias_N.mean()
     return layers
@@ -122,7 +124,7 @@ def _observed(obs_BO: Array, network: Network, bits: int, per: str) -> Grid:
     return spanning(network.mean_O + low / network.scale_O, network.mean_O + high / network.scale_O, bits)
 
 
-def _tanh(num: int, bits: int) -> tuple[Grid, Grid]:
+def tanh_grids(num: int, bits: int) -> tuple[Grid, Grid]:
     """What the table writes, and what it reads: up to where tanh surely rounds to its last level."""
     writes = spanning(np.full(num, -1.0), np.full(num, 1.0), bits)
     end = np.arctanh(1 - writes.step_N / 4) if bits > 1 else np.full(num, 1.0)
@@ -130,7 +132,10 @@ def _tanh(num: int, bits: int) -> tuple[Grid, Grid]:
 
 
 def _head(network: Network, z_BN: Array, bits: int) -> Grid:
-    """One grid for all outputs: the recorded range of logits, or -1 to 1 where a Gaussian's mean saturates."""
-    num = z_BN.shape[1]
-    low, high = (-1.0, 1.0) if network.bounded else (z_BN.min(), max(z_BN.max(), z_BN.min() + 1e-9))
-    return spanning(np.full(num, low), np.full(num, high), bits)
+    """One grid for all outputs: the recorded range, or -1 to 1 where a Gaussian's mean saturates."""
+    num, low, high = z_BN.shape[1], z_BN.min(), z_BN.max()
+    if network.outputs == CLIPPED:
+        low, high = -1.0, 1.0
+    elif network.outputs == SQUASHED:
+        low, high = np.clip([low, high], -SATURATED, SATURATED)
+    return spanning(np.full(num, low), np.full(num, max(high, low + 1e-9)), bits)

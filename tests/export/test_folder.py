@@ -11,25 +11,32 @@ import pytest
 import torch
 
 from distqtrl.cli import main
+from distqtrl.config import Quantize
 from distqtrl.export import synthesis, tools, verify
 from distqtrl.export.verify import CORES
-from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.policy import lower, policy_file
+from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
+from distqtrl.quantize import program as programs
 
 FAST = ["--vectors", "2000", "--episodes", "3"]
 
 
 @pytest.fixture(scope="session")
 def policies(tmp_path_factory):
-    """A policy file with a categorical head and one with a Gaussian's and normalised observations."""
+    """Policy files: a categorical head, and Gaussian and squashed ones with normalised observations; trained ones were
+    trained with quantization."""
     folder, torch_rng = tmp_path_factory.mktemp("policies"), torch.Generator().manual_seed(0)
     made = {}
     cases = {
         "categorical": (Architecture(4, (16,), 2, "relu"), Categorical(2), "CartPole-v1"),
         "small": (Architecture(3, (4,), 1, "relu"), Gaussian((-2.0,), (2.0,)), "Pendulum-v1"),
         "gaussian": (Architecture(3, (16,), 1, "tanh"), Gaussian((-2.0,), (2.0,)), "Pendulum-v1"),
+        "squashed": (Architecture(3, (4,), 1, "relu"), SquashedGaussian((-2.0,), (2.0,)), "Pendulum-v1"),
+        "trained": (Architecture(3, (4,), 1, "relu"), SquashedGaussian((-2.0,), (2.0,)), "Pendulum-v1"),
+        "trained tanh": (Architecture(4, (6, 5), 2, "tanh"), Categorical(2), "CartPole-v1"),
     }
     for name, (architecture, head, environment) in cases.items():
         w_M = torch.randn(architecture.num_weights, generator=torch_rng) / 2
@@ -37,7 +44,9 @@ def policies(tmp_path_factory):
         if environment == "Pendulum-v1":
             normalizer.merge(100.0, np.full(3, 10.0), np.full(3, 60.0))
         made[name] = folder / f"{name}.safetensors"
-        Policy(architecture, head, w_M, normalizer, {"id": environment}).save(made[name])
+        settings = Quantize(core_bits=(2,) * (len(architecture.hidden) + 1), input_bits=4, output_bits=5)
+        trained = lower.quantizer(settings, architecture, head).trained() if name.startswith("trained") else None
+        Policy(architecture, head, w_M, normalizer, {"id": environment}, {}, trained).save(made[name])
     return made
 
 
@@ -66,6 +75,44 @@ def test_a_folder_holds_its_proof(exported, name, capfd):
     assert main(["verify", str(folder), *FAST]) == 0
     assert re.search(r"c +equal 2,000 vectors", capfd.readouterr().out)
     assert "policy_act" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["squashed", "trained", "trained tanh"])
+def test_every_target_takes_squashed_heads_and_trained_integers(policies, tmp_path, name, capfd):
+    folder = tmp_path / "out"
+    words = ["--bits", "core=2,input=4,output=4"] if name == "squashed" else []  # small cores are built sooner
+    words += ["--vectors", "400", "--episodes", "2"]
+    assert main(["export", str(policies[name]), "-o", str(folder), *words]) == 0
+    about = json.loads((folder / "manifest.json").read_text())
+    statuses = {check["target"]: check["status"] for check in about["checks"]}
+    assert {statuses[target] for target in ("c", "onnx", "torch", "closed loop")} == {"equal"}
+    assert {statuses[f"{tool} {core}"] for tool in ("verilog", "icarus") for core in CORES} <= {"equal", "skipped"}
+    assert all(0.5 <= error["worst_levels"] < 0.6 for error in about["errors"])
+    page = (folder / "README.md").read_text()
+    if name == "squashed":
+        assert "Quantized after training. Bits: core 2, input 4, output 4, per channel." in page
+        return
+    assert "Quantized while training. Bits: core 2, input 4, output 5, per tensor." in page
+    assert about["returns"]["difference"] == 0 == about["returns"]["float"] - about["returns"]["integer"]
+    assert about["program"] == programs.digest(policy_file.load(policies[name])._program)
+    assert "recorded_max" not in about["errors"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--bits", "core=3"], "--bits core=3,input=8,output=8: "),
+        (["--per", "channel"], "--per channel: "),
+        (["--calibration", "seen.npy"], "--calibration seen.npy: "),
+    ],
+)
+def test_what_was_trained_with_quantization_is_not_quantized_again(policies, tmp_path, words, says, capfd):
+    assert main(["export", str(policies["trained"]), "-o", str(tmp_path / "out"), *words]) == 2
+    error = capfd.readouterr().err
+    assert says in error
+    assert "was trained with its quantization" in error
+    assert len(error.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,17 @@
-"""C, ONNX and Verilog against the interpreter, over random programs; no tolerance."""
+"""C, ONNX, torch and Verilog against the interpreter, over random programs; no tolerance."""
 
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
-from export.programs import observations, program, programs
+import torch
 from hypothesis import given, settings
+from quantize.programs import observations, program, programs
 
 from distqtrl.export import c, cuda, folded, onnx, simulate, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
-from distqtrl.export.program import Argmax, Program, Scale
+from distqtrl.quantize.program import Argmax, Program, Scale
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]
 COMPILERS = ("gcc", "clang")
@@ -84,6 +85,13 @@ def test_onnx(program):
     session = runtime.InferenceSession(onnx.model(program), providers=["CPUExecutionProvider"])
     x_BO = observations(program, 500)
     np.testing.assert_equal(session.run(None, {"observation": x_BO.astype(np.int32)})[0], program.run(x_BO))
+
+
+@settings(max_examples=30, deadline=None)
+@given(programs)
+def test_torch(program):
+    x_BO = observations(program, 200)
+    np.testing.assert_equal(cuda.run(program, torch.from_numpy(x_BO)).numpy(), program.run(x_BO))
 
 
 @pytest.fixture

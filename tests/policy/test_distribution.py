@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions
 
-from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 
 NONE = torch.zeros(0)
 
@@ -32,6 +32,33 @@ def test_gaussian_equals_torch():
     torch.testing.assert_close(head.log_prob(mean_BA, actions_BA, log_std_A), expected.log_prob(actions_BA))
     torch.testing.assert_close(head.entropy(mean_BA, log_std_A), expected.entropy())
     np.testing.assert_array_equal(head.greedy(mean_BA.numpy()), mean_BA)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_squashed_gaussian_equals_torch(wide):
+    mean_BA, u_BA = normal(40, 3), normal(40, 3, seed=1)
+    log_std = normal(40, 3, seed=2) / 2 if wide else torch.tensor([-1.0, 0.0, 0.7]).double()
+    plain = distributions.Normal(mean_BA, log_std.exp())
+    expected = distributions.Independent(distributions.TransformedDistribution(plain, distributions.TanhTransform()), 1)
+    head, actions_BA = SquashedGaussian((-1.0,) * 3, (1.0,) * 3), torch.tanh(u_BA)
+    torch.testing.assert_close(head.log_prob(mean_BA, actions_BA, log_std), expected.log_prob(actions_BA))
+    noise_BA = normal(40, 3, seed=3).numpy()
+    sample_BA = head.sample(mean_BA.numpy(), noise_BA, log_std.exp().numpy())
+    np.testing.assert_allclose(sample_BA, np.tanh(mean_BA.numpy() + log_std.exp().numpy() * noise_BA))
+    np.testing.assert_array_equal(head.greedy(mean_BA.numpy()), np.tanh(mean_BA.numpy()))
+    with pytest.raises(NotImplementedError, match="no closed form"):
+        head.entropy(mean_BA, log_std)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squashed_actions_at_the_ends_have_finite_gradients(dtype):
+    mean_BA = torch.zeros(3, 1, dtype=dtype, requires_grad=True)
+    log_prob_B = SquashedGaussian((-1.0,), (1.0,)).log_prob(
+        mean_BA, torch.tensor([[1.0], [-1.0], [0.0]], dtype=dtype), torch.zeros(1, dtype=dtype)
+    )
+    log_prob_B.sum().backward()
+    assert log_prob_B.isfinite().all()
+    assert mean_BA.grad.isfinite().all()
 
 
 @settings(deadline=None, max_examples=30)

@@ -10,14 +10,15 @@ import torch
 
 from distqtrl import checkpoint, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Config, UserError
-from distqtrl.policy import policy_file
-from distqtrl.policy.distribution import Categorical, Gaussian
+from distqtrl.config import Config, Quantize, UserError
+from distqtrl.policy import lower, network, policy_file
+from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
+from distqtrl.quantize.aware import Trained
 
-HEADS = [Categorical(2, start=1), Gaussian((-2.0, 0.0), (2.0, 0.1))]
+HEADS = [Categorical(2, start=1), Gaussian((-2.0, 0.0), (2.0, 0.1)), SquashedGaussian((-2.0, 0.0), (2.0, 0.1))]
 
 
 def policy(head=HEADS[0], seed=0):
@@ -59,6 +60,36 @@ def test_round_trip_is_bitwise(head, tmp_path):
     actions = before.act(obs_BO)
     assert actions.tobytes() == after.act(obs_BO).tobytes()
     assert len(np.unique(actions)) > 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "settings", [Quantize(), Quantize(core_bits=(2, 3), input_bits=1, per="channel", narrow=False)]
+)
+def test_a_policy_trained_on_integers(head, settings, tmp_path):
+    """It is kept bitwise, acts as the program that is exported, and as the training graph says."""
+    plain, torch_rng = policy(head), torch.Generator().manual_seed(1)
+    quantizer = lower.quantizer(settings, plain.architecture, head)
+    quantizer.scales_S.data.mul_(0.5 + torch.rand(quantizer.scales_S.shape, generator=torch_rng))
+    before = Policy(plain.architecture, head, plain.w_M, plain.normalizer, {"id": "Toy-v0"}, {}, quantizer.trained())
+    before.save(tmp_path / "p")
+    after = policy_file.load(tmp_path / "p")
+    assert after.trained.settings == settings
+    assert after.trained.scales_S.tobytes() == before.trained.scales_S.tobytes()
+    obs_BO = np.random.default_rng(0).normal(size=(200, 3)) * [0.5, 1, 2] + [0.1, -2, 3]
+    actions = after.act(obs_BO)
+    assert actions.tobytes() == before.act(obs_BO).tobytes()
+    assert actions.tobytes() == lower.program(after.quantized(), head).act(obs_BO).tobytes()
+    layers = network.unpack(plain.architecture, plain.w_M)
+    out_BA = quantizer.outputs(layers, torch.from_numpy(obs_BO), *plain.normalizer.affine).detach().numpy()
+    np.testing.assert_allclose(actions, head.to_environment(head.greedy(out_BA)), atol=3e-4)
+    assert len(np.unique(actions)) > 1
+
+
+def test_scales_of_another_network_are_refused():
+    p = policy()
+    with pytest.raises(ValueError, match="scales"):
+        Policy(p.architecture, p.head, p.w_M, p.normalizer, {}, {}, Trained(Quantize(), np.ones(7)))
 
 
 def test_weights_of_another_precision_become_float32():

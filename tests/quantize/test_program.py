@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from export.programs import observations, programs
 from hypothesis import given, settings
+from quantize.programs import observations, programs
 
 from distqtrl.config import UserError
-from distqtrl.export import cuda
-from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale, dumps, loads
+from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale, dumps, loads
 
 
 def by_hand(program, x):
@@ -51,14 +50,6 @@ def test_a_text_is_the_same_program(program):
     assert dumps(again) == dumps(program)
     x_BO = observations(program, 50)
     np.testing.assert_equal(again.run(x_BO), program.run(x_BO))
-
-
-@settings(max_examples=30, deadline=None)
-@given(programs)
-def test_torch_agrees(program):
-    torch = pytest.importorskip("torch")
-    x_BO = observations(program, 200)
-    np.testing.assert_equal(cuda.run(program, torch.from_numpy(x_BO)).numpy(), program.run(x_BO))
 
 
 def test_observations_are_rounded_and_saturated():

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
+from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 
 def program(seed: int, most: int = 64) -> Program:

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from export.programs import observations, programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantize.programs import observations, programs
 
-from distqtrl.config import UserError
-from distqtrl.export import lower
-from distqtrl.export.program import Argmax, Lookup, Matmul, Program, Scale
-from distqtrl.policy.distribution import Categorical, Gaussian
-from distqtrl.quantize.calibrate import Network, quantized
+from distqtrl.policy import lower
+from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
+from distqtrl.quantize import integers
+from distqtrl.quantize.calibrate import LOGITS, SQUASHED, Network, quantized
 from distqtrl.quantize.formats import Bits
+from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -20,7 +20,7 @@ from distqtrl.quantize.formats import Bits
 def test_the_program_is_the_quantized_network(activation, per, b):
     rng = np.random.default_rng(b)
     layers = tuple((rng.normal(size=(n, k)), rng.normal(size=n)) for n, k in ((16, 4), (16, 16), (3, 16)))
-    net = Network(layers, activation, np.zeros(4), np.ones(4), np.inf, bounded=False)
+    net = Network(layers, activation, np.zeros(4), np.ones(4), np.inf, LOGITS)
     obs_BO = rng.normal(size=(3000, 4))
     q = quantized(net, obs_BO, Bits(b, 8, 8), per)
     program = lower.program(q, Categorical(3))
@@ -42,18 +42,33 @@ def is_levels(op, program):
 
 @given(
     st.lists(st.tuples(st.floats(-100, 100), st.floats(0.01, 100)), min_size=1, max_size=4),
-    st.integers(1, 8),
+    st.integers(1, 9),  # 9 stands for a head's tanh
 )
 def test_actions_stay_within_bounds(bounds, b):
     low = tuple(a for a, _ in bounds)
     high = tuple(a + w for a, w in bounds)
-    scale, fraction = lower._action(Gaussian(low, high), (1 << b) - 1)
-    ends = scale(np.array([[0] * len(low), [(1 << b) - 1] * len(low)])) * 2.0**-fraction
+    top = (1 << b) - 1 if b < 9 else 2 * lower.TANH_END
+    scale, fraction = lower._action(Gaussian(low, high), top)
+    ends = scale(np.array([[0] * len(low), [top] * len(low)])) * 2.0**-fraction
     assert (ends >= low).all()
     assert (ends <= high).all()
     step = 2.0**-fraction
     assert (ends[0] - low <= 2 * step).all()
     assert (np.array(high) - ends[1] <= 3 * step).all()
+
+
+@pytest.mark.parametrize("b", [1, 4, 8])
+def test_a_squashed_head_is_tanh_of_the_levels(b):
+    rng = np.random.default_rng(b)
+    layers = tuple((rng.normal(size=(n, k)), rng.normal(size=n)) for n, k in ((16, 4), (3, 16)))
+    net, obs_BO = Network(layers, "relu", np.zeros(4), np.ones(4), np.inf, SQUASHED), rng.normal(size=(500, 4))
+    q, head = quantized(net, obs_BO, Bits(4, 8, b)), SquashedGaussian((-1.0, -2.0, 0.0), (1.0, 2.0, 0.5))
+    program = lower.program(q, head)
+    means_BA = integers.acting(q)(obs_BO)
+    assert len(np.unique(means_BA)) <= 1 << b
+    expected_BA = head.to_environment(head.greedy(means_BA))
+    np.testing.assert_allclose(program.act(obs_BO), expected_BA, atol=4 * 2.0**-program.output_fraction)
+    assert (np.abs(program.act(obs_BO) - head.to_environment(np.zeros((1, 3)))) <= [1, 2, 0.25]).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -74,8 +89,3 @@ def test_silent_and_unread_neurons_go():
     smaller = lower.pruned(program)
     assert [op.weights_NK.tolist() for op in smaller.ops if isinstance(op, Matmul)] == [[[1, 0]], [[1], [2]]]
     assert smaller.ops[4].offset_N.tolist() == [7, -7]
-
-
-def test_a_factor_that_no_shift_expresses_is_refused():
-    with pytest.raises(UserError, match="cannot be written as multiplier"):
-        lower.dyadic(np.array([1e9]), np.array([0.0]))

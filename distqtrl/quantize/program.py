@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,14 @@ class Matmul:
 
     weights_NK: Ints
 
+    @cached_property
+    def _floating_KN(self) -> npt.NDArray[np.floating]:
+        """For a fast product: exact where sums stay below 2**24, or 2**53; takes() keeps them below 2**31."""
+        small = int(np.abs(self.weights_NK).sum(1).max(initial=0)) * 255 < 1 << 24
+        return self.weights_NK.T.astype(np.float32 if small else np.float64)
+
     def __call__(self, x_BK: Ints) -> Ints:
-        # in floating point, which is exact below 2**53 and has a fast product; takes() keeps sums below 2**31
-        y_BN: Ints = (x_BK.astype(np.float64) @ self.weights_NK.T.astype(np.float64)).astype(np.int64)
+        y_BN: Ints = (x_BK.astype(self._floating_KN.dtype) @ self._floating_KN).astype(np.int64)
         return y_BN
 
     def takes(self, x: Range) -> bool:
@@ -172,9 +178,7 @@ class Program:
 
     def convert(self, obs_BO: np.ndarray) -> Ints:
         """Observations as the program's integers; what is not a number becomes the lowest one."""
-        x_BO = np.floor(np.asarray(obs_BO, np.float64) * np.exp2(self.input_fraction_O) + 0.5)
-        low, high = -(1 << (self.input_bits - 1)), (1 << (self.input_bits - 1)) - 1
-        return np.nan_to_num(x_BO, nan=low, posinf=high, neginf=low).clip(low, high).astype(np.int64)
+        return converted(obs_BO, self.input_fraction_O, self.input_bits)
 
     def run(self, x_BO: Ints) -> Ints:
         """Actions of integer observations, (B, A): the definition of correct."""
@@ -194,6 +198,13 @@ class Program:
         if isinstance(self.ops[-1], Argmax):
             return y_BA[:, 0]
         return np.ldexp(y_BA, -self.output_fraction).astype(np.float32)
+
+
+def converted(obs_BO: np.ndarray, fraction_O: tuple[int, ...], bits: int) -> Ints:
+    """What ``Program.convert`` says."""
+    x_BO = np.floor(np.asarray(obs_BO, np.float64) * np.exp2(fraction_O) + 0.5)
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    return np.nan_to_num(x_BO, nan=low, posinf=high, neginf=low).clip(low, high).astype(np.int64)
 
 
 def dumps(program: Program) -> str:
