@@ -57,8 +57,8 @@ class Learner(Replica):
         a = config.algorithm
         self.log_std = nn.Parameter(torch.full((head.num_outputs,), config.policy.log_std, dtype=self.dtype))
         self.trained.register_parameter("log_std", self.log_std)
-        self.direct: list[Tensor] = [self.log_std]  # trained, and not through the generator
-        groups: list[tuple[list[Tensor], float]] = [([*self.generator.parameters(), self.log_std], a.learning_rate)]
+        self.direct: list[Tensor] = [self.log_std, *self.scales]  # trained, and not through the generator
+        groups: list[tuple[list[Tensor], float]] = [([*self.generator.parameters(), *self.direct], a.learning_rate)]
         self.value: nn.Module | None = None
         if a.uses_values:
             self.value = value_network(architecture.num_inputs, a.value_hidden, config.train.seed).to(self.dtype)
@@ -85,16 +85,14 @@ class Learner(Replica):
         if self.config.algorithm.loss == "sum":
             divisor = self.num_environments
         statistics = self._backward(samples, divisor) * (divisor / count)
-        found = self.descend(self.parameters, statistics, where)
-        self.changed()
-        return found
+        return self.descend_policy(self.parameters, statistics, len(samples.adv_N) / count, where)
 
     def _backward(self, samples: Samples, divisor: float) -> Array:
         """Gradients of sum/divisor on this rank's parameters; returns the statistics' sums/divisor."""
         w_M, a = self.weights(), self.config.algorithm
         with self.profile("loss"):
             leaf_M = w_M.detach().requires_grad_()
-            outputs = self.outputs(leaf_M, samples.raw_NO, samples.obs_NO)
+            outputs = self.outputs(leaf_M, samples.raw_NO, samples.obs_NO, collect=True)
             log_prob_N = self.head.log_prob(outputs, samples.actions, self.log_std)
             policy_loss = LOSSES[a.name](log_prob_N, samples.old_log_prob_N, samples.adv_N, a.clip)
             entropy = self.head.entropy(outputs, self.log_std).sum()

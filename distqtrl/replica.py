@@ -18,10 +18,12 @@ from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Config, UserError
 from distqtrl.generator import Generator
-from distqtrl.policy import network
+from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
+from distqtrl.quantize import integers
+from distqtrl.quantize.aware import Quantizer
 from distqtrl.record import Profile
 
 REMEDY = "lower the learning rates or check the environment"
@@ -53,6 +55,11 @@ class Replica:
         self.normalizer = Normalizer.fresh(architecture.num_inputs)
         self.trained = nn.Module()
         self.trained.add_module("generator", self.generator)
+        self.quantizer: Quantizer | None = None
+        if config.quantize.aware:
+            self.quantizer = lower.quantizer(config.quantize, architecture, head).to(self.dtype)
+            self.trained.add_module("quantizer", self.quantizer)
+        self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.num_steps = 0  # of the policy
         self.external = any(config.qpu.of_rank(r).backend != "statevector" for r in range(comm.size))
         self._w_M: Tensor | None = None
@@ -104,12 +111,22 @@ class Replica:
 
     def acting(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """raw and normalised observations (B, O) -> outputs (B, A), in NumPy, under the present weights."""
+        if self.quantizer is not None:
+            layers = network.unpack(self.architecture, self.weights().detach())
+            on_integers = integers.acting(self.quantizer.network(layers, *self.normalizer.affine))
+            return lambda raw_BO, obs_BO: on_integers(raw_BO)
         outputs = network.acting(self.architecture, self.weights())
         return lambda raw_BO, obs_BO: outputs(obs_BO)
 
-    def outputs(self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor) -> Tensor:
-        """The policy's outputs (N, A) with these weights; obs_NO are the normalised raw_NO."""
-        return network.outputs(self.architecture, network.unpack(self.architecture, w_M), obs_NO)
+    def outputs(self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor, collect: bool = False) -> Tensor:
+        """The policy's outputs (N, A) with these weights; obs_NO are the normalised raw_NO.
+
+        collect: keep what a quantizer that warms up wants to know of this batch.
+        """
+        layers = network.unpack(self.architecture, w_M)
+        if self.quantizer is not None:
+            return self.quantizer.outputs(layers, raw_NO, *self.normalizer.affine, collect=collect)
+        return network.outputs(self.architecture, layers, obs_NO)
 
     def differentiate(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """Gradients of a loss for these leaves, and no others; zeros where it does not depend on one."""
@@ -145,10 +162,19 @@ class Replica:
             self.optimizer.step()
         return total[total.size - num :], norm
 
-    def changed(self) -> None:
-        """The policy's parameters made a step: its weights are to be made anew."""
+    def descend_policy(
+        self, parameters: Sequence[Tensor], sums: Array, share: float, where: str
+    ) -> tuple[Array, float]:
+        """``descend`` for parameters that the policy is among; share is this rank's part of the step's samples."""
+        seen_S = np.zeros(0)
+        if self.quantizer is not None and self.quantizer.warming:
+            seen_S = self.quantizer.statistics() * share
+        total, norm = self.descend(parameters, np.concatenate([sums, seen_S]), where)
+        if self.quantizer is not None and len(seen_S):
+            self.quantizer.update_scales(total[len(sums) :])
         self.num_steps += 1
         self._w_M = None
+        return total[: len(sums)], norm
 
     def _reduced(self, flat: Array, where: str) -> Array:
         return finite_sum(self.comm, self.config.allreduce.reduction, flat, f"gradient or loss at {where}")

@@ -165,8 +165,9 @@ def policy(learner: Replica, env_steps: int) -> Policy:
     config = learner.config
     origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}
     environment = config.environment.model_dump(mode="json")
+    trained = None if learner.quantizer is None else learner.quantizer.trained()
     return Policy(
-        learner.architecture, learner.head, learner.deployed_weights(), learner.normalizer, environment, origin
+        learner.architecture, learner.head, learner.deployed_weights(), learner.normalizer, environment, origin, trained
     )
 
 

@@ -50,11 +50,15 @@ class SoftActorCritic(Replica):
         for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
         self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
-        self.direct: list[Tensor] = [self.deviation_M, self.log_temperature]  # of the policy, not through the generator
+        self.direct: list[Tensor] = [
+            self.deviation_M,
+            *self.scales,
+            self.log_temperature,
+        ]  # of the policy, beside the generator
         self.judges: list[Tensor] = list(self.critics.parameters())
         self.optimize(
             [
-                ([*self.generator.parameters(), self.deviation_M], a.learning_rate),
+                ([*self.generator.parameters(), self.deviation_M, *self.scales], a.learning_rate),
                 ([self.log_temperature, *self.judges], a.value_learning_rate),
             ]
         )
@@ -64,9 +68,11 @@ class SoftActorCritic(Replica):
         outputs = network.acting(self.deviates, self.deviation_M)
         return lambda obs_BO: sac.log_deviation(torch.from_numpy(outputs(obs_BO))).exp().numpy()
 
-    def _actions(self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor, noise_NA: Tensor) -> tuple[Tensor, Tensor]:
+    def _actions(
+        self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor, noise_NA: Tensor, collect: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Drawn actions in (-1, 1) and their log densities, differentiable in w_M and the deviation's weights."""
-        mean_NA = self.outputs(w_M, raw_NO, obs_NO)
+        mean_NA = self.outputs(w_M, raw_NO, obs_NO, collect)
         layers = network.unpack(self.deviates, self.deviation_M)
         log_std_NA = sac.log_deviation(network.outputs(self.deviates, layers, obs_NO))
         return sac.squashed(mean_NA, log_std_NA, noise_NA)
@@ -96,7 +102,7 @@ class SoftActorCritic(Replica):
         leaf_M = self.weights().detach().requires_grad_()
         with self.profile("loss"):
             raw_NO, obs_NO = torch.from_numpy(batch.obs_NO), self.observed(batch.obs_NO)
-            actions_NA, log_prob_N = self._actions(leaf_M, raw_NO, obs_NO, noise_NA)
+            actions_NA, log_prob_N = self._actions(leaf_M, raw_NO, obs_NO, noise_NA, collect=True)
             q_N = self.critics(obs_NO, actions_NA).min(0).values
             temperature = self.log_temperature.exp()
             policy_loss = (temperature.detach() * log_prob_N - q_N).sum() / count
@@ -107,6 +113,4 @@ class SoftActorCritic(Replica):
             sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
         assert leaf_M.grad is not None
         self.pull_back(leaf_M.grad)
-        found = self.descend([*self.generator.parameters(), *self.direct], sums, f"{where}, policy")
-        self.changed()
-        return found
+        return self.descend_policy([*self.generator.parameters(), *self.direct], sums, share, f"{where}, policy")
