@@ -321,6 +321,7 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
         "return_smoothed": sum(counters.recent) / len(counters.recent) if counters.recent else None,
         "length_mean": length_sum / episodes if episodes else None,
         **learned,
+        **_noise(run),
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
         **qpu,
         "cpu_s": counters.cpu_s,
@@ -331,6 +332,12 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     }
     stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
     return metrics, stops[0] if stops else None
+
+
+def _noise(run: Run) -> dict[str, float]:
+    """What the acting policy's noise was, where there is any."""
+    deviation, reached = run.learner.noise
+    return {} if run.config.rollout.noise == "none" else {"noise": deviation, "noisy_layers": reached}
 
 
 def _summed(run: Run, parts: dict[str, Any], what: str) -> dict[str, np.ndarray]:
