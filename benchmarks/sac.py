@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
     parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)  # train this seed with the peer, print the outcome
     args = parser.parse_args()
-    args.steps = args.steps or (300 if args.quick else TASKS[args.task][1])
+    args.steps = args.steps or (400 if args.quick else TASKS[args.task][1])
     if args.quick:
         args.seeds = 2
     if args.peer is not None:

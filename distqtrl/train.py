@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from distqtrl import checkpoint, off_policy, sampling, tensorfile
 from distqtrl.algorithm.replay import Replay
@@ -82,7 +81,6 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     began = time.perf_counter()
     _check_ranks(config, comm)
     torch.set_num_threads(config.train.threads)
-    threadpool_limits(config.train.threads)  # NumPy's BLAS: its idle threads spin, on cores that belong to other ranks
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
     own = np.array_split(every, comm.size)[comm.rank].tolist()
