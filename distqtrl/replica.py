@@ -142,7 +142,8 @@ class Replica:
         if self.quantizer is not None:
             layers = network.unpack(self.architecture, w_M)
             on_integers = integers.acting(self.quantizer.network(layers, *self.normalizer.affine))
-            return lambda raw_BO, obs_BO: on_integers(raw_BO)
+            dtype = w_M.numpy().dtype
+            return lambda raw_BO, obs_BO: on_integers(raw_BO).astype(dtype)
         outputs = network.acting(self.architecture, w_M)
         return lambda raw_BO, obs_BO: outputs(obs_BO)
 
