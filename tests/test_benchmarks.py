@@ -158,3 +158,18 @@ def test_scaling(quick, mpirun, tmp_path):
     assert not {"pennylane", "qiskit"} & set(results["traced"]["loaded"])
     assert "Goal: at most 2 %" in written("scaling.md")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_sac_beside_its_peer(quick, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    results = json.loads(quick("sac", "--runs", tmp_path / "runs")("sac-pendulum.json"))
+    assert {name: len(row["runs"]) for name, row in results["rows"].items()} == {"distqtrl": 2, "stable-baselines3": 2}
+    assert results["ratio"] > 0
+
+
+def test_exploration(quick, tmp_path):
+    written = quick("exploration", "--runs", tmp_path / "runs")
+    cases = json.loads(written("exploration-frozenlake.json"))["cases"]
+    assert {name: case["noisy_layers"] for name, case in cases.items()} == {"float": 0, "nvfp4 + noise": 2}
+    assert "Entropy: **nvfp4 + noise**" in written("exploration-frozenlake.md")
+    assert (tmp_path / "exploration-frozenlake.png").stat().st_size > 10_000
