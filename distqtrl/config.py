@@ -206,6 +206,9 @@ class Algorithm(Stage):
     epochs: Positive = Field(4, description="PPO: passes over the rollout")
     minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
     clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
+    target_kl: Rate | None = Field(
+        None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
+    )
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_weight: Rate = Field(0.5, description="weight of the value loss")
     value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network, or of SAC's critics")
@@ -310,6 +313,8 @@ class Config(BaseModel):
             )
         if a.name == "sac":
             self._fits_sac()
+        if a.target_kl is not None and self.allreduce.aggregation == "average":
+            raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
         if a.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
             raise ValueError(
                 "rollout.precision and rollout.noise need algorithm.name ppo or sac: REINFORCE has no importance ratio "

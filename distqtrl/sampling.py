@@ -115,12 +115,13 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
         }
     )
     _normalise(batch, total, config.algorithm)
-    sums, steps, norm = np.zeros(len(STATISTICS)), 0, 0.0
-    for epoch in epochs:
-        for index, count in zip(epoch, total["counts"], strict=True):
-            part = batch if len(epoch) == 1 else batch.at(index)
-            statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
-            sums, steps = sums + statistics, steps + 1
+    sums, steps, norm, most = np.zeros(len(STATISTICS)), 0, 0.0, config.algorithm.target_kl
+    for index, count in ((index, n) for epoch in epochs for index, n in zip(epoch, total["counts"], strict=True)):
+        part = batch if len(epochs[0]) == 1 else batch.at(index)
+        statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
+        sums, steps = sums + statistics, steps + 1
+        if most is not None and statistics[STATISTICS.index("approx_kl")] > most:
+            break
     if normalizes:
         learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
     return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, "gradient_norm": norm}
