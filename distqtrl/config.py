@@ -311,6 +311,11 @@ class Config(BaseModel):
                 "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
                 "is bootstrapped by the value network"
             )
+        if a.name == "ppo" and a.rollout == "steps" and a.minibatches > a.rollout_steps:
+            raise ValueError(
+                f"algorithm.minibatches = {a.minibatches} leaves minibatches empty: every environment's "
+                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them"
+            )
         if a.name == "sac":
             self._fits_sac()
         if a.target_kl is not None and self.allreduce.aggregation == "average":
