@@ -16,6 +16,7 @@ LAYERS = [
     {"learner"},
     {"sampling"},
     {"train", "report", "export", "slurm"},
+    {"search"},
     {"arguments"},
     {"cli"},
     {"__main__"},
