@@ -10,7 +10,7 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # ranks share the cores; train.threads raises torch's own
-    training = sys.argv[1:2] == ["train"]
+    training = sys.argv[1:2] in (["train"], ["search-bits"])
     if training:
         stopping.note_requeue()
     from distqtrl.cli import main as run

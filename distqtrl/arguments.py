@@ -8,7 +8,7 @@ from distqtrl import __version__
 from distqtrl import config as configuration
 from distqtrl.config import Config, UserError, nearest
 
-COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor", "slurm")
+COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor", "slurm", "search-bits")
 TARGETS = "c,onnx,cuda,verilog"
 Flags = dict[str, list[str]]
 
@@ -24,7 +24,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The command and the fields given as flags; raises UserError for anything else."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    takes_flags = args.command in ("train", "describe", "slurm")
+    takes_flags = args.command in ("train", "describe", "slurm", "search-bits")
     flags: Flags = {}
     if takes_flags:
         flags = {key: vars(args)[key] for key in configuration.field_names() if vars(args)[key] is not None}
@@ -100,6 +100,9 @@ def _parser() -> Parser:
     _add_slurm(
         command("slurm", "Write and submit a SLURM job that trains, and goes on by itself after its time limit.")
     )
+    _add_search(
+        command("search-bits", "Choose bit widths: train with quantization, share the runs out, export the best.")
+    )
     sub = command("doctor", "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank.")
     text = "compare every installed QPU backend and gradient method on random circuits (about a minute)"
     sub.add_argument("--gradients", action="store_true", help=text)
@@ -135,6 +138,41 @@ def _add_slurm(sub: argparse.ArgumentParser) -> None:
     _add_fields(sub)
 
 
+def _add_search(sub: argparse.ArgumentParser) -> None:
+    sub.epilog = (
+        "Start it as often as there are cores: under mpirun, in a SLURM array (launch/search.sbatch), by hand. Every "
+        "process takes the next training that nobody has. Started again, it goes on."
+    )
+    sub.add_argument("preset", nargs="?", metavar="PRESET", help="as of train")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="of this search, new or begun")
+    text = "rule = the smallest core bits, then width, then input bits that pass (arXiv 2511.07046); pareto = all "
+    text += "combinations, and the front of return and cost [rule]"
+    sub.add_argument("--mode", choices=("rule", "pareto"), default="rule", help=text)
+    text = "1 to 8 bits of weights and hidden activations; pareto: also per layer, such as 4:2:3 [8,7,6,5,4,3,2]"
+    sub.add_argument("--core-bits", default="8,7,6,5,4,3,2", metavar="LIST", help=text)
+    text = "of every hidden layer [256,128,64,32,16]"
+    sub.add_argument("--widths", default="256,128,64,32,16", metavar="LIST", help=text)
+    text = "of observations [8,7,6,5,4,3,2]"
+    sub.add_argument("--input-bits", default="8,7,6,5,4,3,2", metavar="LIST", help=text)
+    sub.add_argument("--output-bits", default="8", metavar="LIST", help="of what the head reads [8]")
+    sub.add_argument("--seeds", default="0-4", metavar="LIST", help="of every policy, such as 0-9 or 1,2,4 [0-4]")
+    text = "rule: a step ends at the first policy that fails, smaller ones are not trained"
+    sub.add_argument("--stop-at-failure", action="store_true", help=text)
+    text = (
+        "pareto: of the median seed's policy; LUTs, ns at 100 MHz or energy per action of a core, or memory of the C "
+    )
+    text += "code on a Cortex-M4 [luts]"
+    sub.add_argument("--cost", choices=("luts", "ns", "energy", "memory"), help=text)
+    sub.add_argument("--core", choices=("folded", "unrolled"), default="folded", help="pareto: which costs [folded]")
+    text = "of --cost energy: static power and energy per toggle, such as 0.06,2e-13"
+    sub.add_argument("--energy", metavar="WATTS,JOULES", help=text)
+    sub.add_argument("--target", default="c,verilog", metavar="LIST", help="of the exported choice [c,verilog]")
+    _add_proof(sub)
+    sub.add_argument("--dry-run", action="store_true", help="print what would be trained, and leave")
+    _add_fields(sub)
+
+
 def _add_fields(parser: argparse.ArgumentParser) -> None:
     for stage, model in configuration.stages().items():
         group = parser.add_argument_group(stage, (model.__doc__ or "").splitlines()[0].replace("%", "%%"))
@@ -152,7 +190,7 @@ def _positive(text: str) -> int:
 
 
 def resolve(args: argparse.Namespace, flags: Flags) -> Config:
-    """The configuration that a train or slurm command asks for."""
+    """The configuration that a train, slurm or search-bits command asks for."""
     ways = {"preset": "PRESET", "config": "--config FILE"} | ({"resume": "--resume RUN"} if "resume" in args else {})
     given = [name for name in ways if getattr(args, name) is not None]
     if len(given) != 1:

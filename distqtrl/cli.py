@@ -1,4 +1,4 @@
-"""Parse, call, print: train, evaluate, describe, export, verify, report, doctor.
+"""Parse, call, print: train, evaluate, describe, export, verify, report, doctor, slurm, search-bits.
 
 Every error ends here. Bad input is one line and exit code 2; on one rank only, that rank prints it and ends
 the job; a bug prints the rank's traceback and ends the job. No rank is left waiting.
@@ -94,6 +94,8 @@ def _run(argv: list[str], comm: Communicator) -> int:
         return _train(args, flags, comm)
     if args.command == "doctor":
         return _doctor(args, comm)
+    if args.command == "search-bits":
+        return _search_bits(args, flags, comm)
     commands = {
         "evaluate": _evaluate,
         "describe": _describe,
@@ -300,6 +302,40 @@ def _slurm(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         print(json.dumps({"job": number, "script": str(path)}))
     else:
         print(f"submitted job {number} ({path}); watch it with: squeue --job {number}")
+    return 0
+
+
+def _search_bits(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    """Every rank is a worker of its own; ranks speak with each other before and after, but not while they work."""
+    from distqtrl.report.search import summary
+    from distqtrl.search import grid, rule, workers
+
+    search = agreed(comm, lambda: grid.search(args, resolve(args, flags), flags))
+    check_equal(comm, json.dumps(search.settings()).encode(), "configurations", "give every rank the same files")
+    if args.dry_run:
+        return 0 if comm.rank else _print_plan(rule.plan(search), args.json)
+    agreed(comm, lambda: workers.checked(search))
+    where = f"worker {comm.rank}: " if comm.size > 1 else ""
+    with stopping.collected() as pending:
+        code = workers.work(workers.Worker(search, pending, lambda text: _say(f"{where}{text}")))
+    if (about := workers.read(search.directory)) is not None and about["status"] == "complete" and comm.rank == 0:
+        files = f"  {search.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
+        print(
+            json.dumps({"search": str(search.directory), **about}) if args.json else "\n".join([*summary(about), files])
+        )
+    agreed(comm, lambda: None)  # leave together, as after training
+    return code or int(about is None or about["chosen"] is None)
+
+
+def _print_plan(plan: list[tuple[str, list[str], int]], as_json: bool) -> int:
+    total = sum(runs for _, _, runs in plan)
+    if as_json:
+        steps = [{"step": what, "policies": names, "runs": runs} for what, names, runs in plan]
+        print(json.dumps({"steps": steps, "runs": total}))
+        return 0
+    for what, names, runs in plan:
+        print(f"{what}: at most {runs} runs: {' '.join(names)}")
+    print(f"at most {total} runs")
     return 0
 
 

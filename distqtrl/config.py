@@ -26,6 +26,10 @@ class UserError(Exception):
     """Bad input: its text is one line that names the thing, the value and the remedy."""
 
 
+class Diverged(UserError):
+    """A training cannot go on: its numbers are no numbers any more, or no integers can hold them."""
+
+
 class Stage(BaseModel):
     """Base of the stages' models: frozen, unknown fields refused, no NaN or infinity."""
 

@@ -91,7 +91,7 @@ class Recorder:
         from tensorboard.summary import Writer  # only where it is used: it is slow to import
 
         path = run / "metrics.jsonl"
-        self._lock = _locked(run / "lock")
+        self._lock = locked(run / "lock")
         keep_updates(path, first_update)
         self._file = path.open("a")
         self._events = Writer(str(run / "tensorboard"))
@@ -167,9 +167,20 @@ class Recorder:
             self._events.close()
 
 
-def _locked(path: Path) -> IO[str]:
+class Held(UserError):
+    """Another process, ``holder``, has the lock."""
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(f"{folder} is being written by {holder}: wait for its end, or stop it")
+        self.holder = holder
+
+
+def locked(path: Path) -> IO[str]:
     """The file with a lock on it, which is the kernel's: it is gone with this process, however that ends, and a
-    network filesystem tells other hosts of it."""
+    network filesystem tells other hosts of it.
+
+    Raises Held where another process has it. Closing any other file of this path in this process gives it up, too.
+    """
     file = path.open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,7 +189,7 @@ def _locked(path: Path) -> IO[str]:
         holder = file.read().strip() or "another process"
         file.close()
         if isinstance(error, BlockingIOError):
-            raise UserError(f"{path.parent} is being written by {holder}: wait for its end, or stop it") from None
+            raise Held(path.parent, holder) from None
         remedy = "put train.directory on a filesystem with locks"
         raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}") from None
     file.truncate(0)

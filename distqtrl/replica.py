@@ -17,7 +17,7 @@ from distqtrl import seeding
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
 from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Config, UserError
+from distqtrl.config import Config, Diverged
 from distqtrl.generator import Generator
 from distqtrl.policy import adapter, behaviour, lower, network
 from distqtrl.policy.distribution import Head
@@ -36,6 +36,10 @@ class DeviceLost(Refused):
     """A QPU of the job failed while it was in use."""
 
     exit_code = 1
+
+
+class NotFinite(Refused, Diverged):
+    """A sum over ranks is not finite."""
 
 
 class Replica:
@@ -169,14 +173,14 @@ class Replica:
         """One optimizer step on these parameters along their gradients; returns sums and the gradient's norm.
 
         Gradients and ``sums`` are this rank's parts, and are summed over the ranks. Raises Refused, naming the rank,
-        when one is not finite (UserError on that rank alone while ranks step by themselves).
+        when one is not finite (Diverged on that rank alone while ranks step by themselves).
         """
         averaging, num = self.config.allreduce.aggregation == "average", len(sums)
         with self.profile("allreduce"):
             flat = np.concatenate([*(_flat(p) for p in parameters), sums])
             total = flat if averaging else self._reduced(flat, where)
             if averaging and not np.isfinite(flat).all():
-                raise UserError(f"gradient is not finite at {where}: {REMEDY}")
+                raise Diverged(f"gradient is not finite at {where}: {REMEDY}")
         with self.profile("optimize"):
             gradient_N = total[: total.size - num]
             if self.config.allreduce.aggregation == "sum":
@@ -267,12 +271,12 @@ class Replica:
 
 
 def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) -> Array:
-    """Sum over ranks; raises Refused on every rank, naming those whose part is not finite."""
+    """Sum over ranks; raises NotFinite on every rank, naming those whose part is not finite."""
     total_N = REDUCTIONS[reduction](comm, local_N)
     if not np.isfinite(total_N).all():
         finite_R = comm.allgather(np.array([np.isfinite(local_N).all()]))[:, 0]
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(~finite_R)) or "none alone (the sum overflows)"
-        raise Refused(f"{what} is not finite on rank {ranks}: {REMEDY}")
+        raise NotFinite(f"{what} is not finite on rank {ranks}: {REMEDY}")
     return total_N
 
 

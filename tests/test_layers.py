@@ -17,6 +17,7 @@ LAYERS = [
     {"learner", "soft_actor_critic"},
     {"sampling", "off_policy"},
     {"train", "report", "export", "slurm"},
+    {"search"},
     {"arguments"},
     {"cli"},
     {"__main__"},

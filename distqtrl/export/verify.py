@@ -187,7 +187,7 @@ def _c(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints)
     return Check(name, EQUAL, len(x), Path(compiler).name)
 
 
-def _cortex_m(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
+def cortex_m(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
     """policy_step linked for a Cortex-M4: what it needs of flash and of memory."""
     command = [tools.arm(), *CORTEX_M, "-o", "policy.elf", str(folder.resolve() / "policy.c"), "-lgcc"]
     subprocess.run(command, cwd=place, check=True, capture_output=True)
@@ -296,7 +296,7 @@ def _closed_loop(folder: Path, program: Program, environment: Environment, episo
 
 CORES = ("folded", "unrolled")
 TARGETS: dict[str, dict[str, Callable[..., Check]]] = {
-    "c": {"c": _c, "c cortex-m": _cortex_m},
+    "c": {"c": _c, "c cortex-m": cortex_m},
     "onnx": {"onnx": _onnx},
     "cuda": {"cuda": _cuda, "torch": _torch},
     "verilog": {f"verilog {core}": _verilog(core) for core in CORES}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distqtrl.config import Quantize, UserError
+from distqtrl.config import Diverged, Quantize, UserError
 from distqtrl.quantize import calibrate, integers
 from distqtrl.quantize.calibrate import CHANNEL, CLIPPED, QuantizedLayer, QuantizedNetwork
 from distqtrl.quantize.formats import Array, Grid
@@ -184,7 +184,7 @@ class Quantizer(nn.Module):
         for levels in self.levels:
             if not good_S[levels.place].all():
                 worst = scales_S[levels.place][~good_S[levels.place]][0]
-                raise UserError(
+                raise Diverged(
                     f"quantize: the scale of {levels.name} is {worst:g}: lower the learning rate of the scales, use "
                     "more bits, or lengthen quantize.warmup"
                 )
@@ -219,7 +219,7 @@ class Quantizer(nn.Module):
         try:
             scale = integers.level_scale(step_N, offset_N, reads or writes)
         except UserError as error:
-            raise UserError(
+            raise Diverged(
                 f"quantize: from {before.name} (scale {(steps[i - 1] * before.unit).max():g}) to {after.name} (scale "
                 f"{(steps[i] * after.unit).min():g}): {error}"
             ) from None

@@ -1,0 +1,97 @@
+"""What an exported policy costs: lookup tables, nanoseconds or energy of a core, or bytes of a microcontroller."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distqtrl.config import Environment, UserError
+from distqtrl.environment.rollout import play
+from distqtrl.environment.vector import Environments
+from distqtrl.export import c, folded, simulate, synthesis, tools, unrolled, verify
+from distqtrl.policy import lower, policy_file
+from distqtrl.policy.policy_file import Policy
+from distqtrl.quantize.program import Ints, Program
+
+CLOCK_NS = 10.0  # at 100 MHz, the clock of arXiv 2511.07046
+VECTORS = 10  # that clocks are counted over: they do not depend on them
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A cost: its unit, and the tools it asks."""
+
+    unit: str
+    tools: tuple[Callable[[], object], ...]
+
+
+KINDS = {
+    "luts": Kind("6-input lookup tables, 7 series", (tools.yosys,)),
+    "ns": Kind("ns from observation to action at 100 MHz", (tools.verilator,)),
+    "energy": Kind("J per action at 100 MHz", (tools.yosys, tools.verilator)),
+    "memory": Kind("bytes of flash, memory and stack, Cortex-M4", (tools.arm,)),
+}
+
+
+def check(kind: str) -> None:
+    """Raise UserError where a tool is missing that this cost is counted with."""
+    for tool in KINDS[kind].tools:
+        try:
+            tool()
+        except tools.Missing as error:
+            raise UserError(f"--cost {kind}: {error}, or choose another cost") from None
+
+
+def cost(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -> float:
+    """Of the policy file's integer program, in the unit of KINDS; ``core`` is folded or unrolled.
+
+    energy: static watts and joules per toggle, for the kind energy.
+    """
+    policy = policy_file.load(path)
+    program = lower.pruned(lower.program(policy.quantized(), policy.head))
+    if kind == "memory":
+        return _memory(program)
+    text, lanes = _core(program, core)
+    top = f"policy_{core}"
+    if kind == "luts":
+        return float(synthesis.resources(text, top).lut)
+    x_BO = program.convert(_seen(policy))
+    with tempfile.TemporaryDirectory() as place:
+        simulator = simulate.build(text, top, Path(place, "core"))
+        ns = simulate.run(simulator, program, x_BO[:VECTORS], lanes)[1] * CLOCK_NS
+        if kind == "ns":
+            return ns
+        assert energy is not None
+        simulator = simulate.build(synthesis.netlist(text, top), top, Path(place, "netlist"), tools.cells())
+        simulate.run(simulator, program, x_BO, lanes)
+        return energy[0] * ns * 1e-9 + energy[1] * simulate.toggles(simulator) / len(x_BO)
+
+
+def _core(program: Program, core: str) -> tuple[str, int]:
+    """A core's text, and how many observations it takes per beat."""
+    if core == "unrolled":
+        return unrolled.verilog(program), len(program.input_fraction_O)
+    folding = folded.usual(program)
+    return folded.verilog(program, folding), folding.columns
+
+
+def _seen(policy: Policy) -> np.ndarray:
+    """Observations of an episode, evenly spread, as many as an export simulates netlists with."""
+    seen = []
+
+    def act(obs_BO: np.ndarray) -> np.ndarray:
+        seen.append(np.array(obs_BO))
+        return policy.act(obs_BO)
+
+    play(Environments(Environment(**policy.environment), range(1), 0, "calibration"), act)
+    obs_BO = np.concatenate(seen)
+    return obs_BO[np.linspace(0, len(obs_BO) - 1, min(verify.NETLIST_VECTORS, len(obs_BO))).astype(int)]
+
+
+def _memory(program: Program) -> float:
+    with tempfile.TemporaryDirectory() as place:
+        c.write(program, Path(place))
+        none: Ints = np.zeros((0, 0), np.int64)
+        return sum(verify.cortex_m("c cortex-m", Path(place), Path(place), program, none, none).figures.values())
