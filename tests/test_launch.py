@@ -1,6 +1,7 @@
 """launch/: its batch scripts are what ``distqtrl slurm`` writes, its shell script starts ranks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from needs import need
 
+from distqtrl import arguments
+from distqtrl.search import grid
 from distqtrl.slurm import Job, Launcher, script
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -25,12 +29,42 @@ SCRIPTS = {
 
 
 def test_every_batch_script_is_checked():
-    assert {path.name for path in LAUNCH.glob("*.sbatch")} == set(SCRIPTS)
+    assert {path.name for path in LAUNCH.glob("*.sbatch")} == {*SCRIPTS, "search.sbatch"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_batch_scripts_are_the_commands_own(name):
     assert (LAUNCH / name).read_text() == script(*SCRIPTS[name], PYTHON)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, ""), (75, "requeue 7\n"), (143, "")])
+def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
+    """The script, with stand-ins for srun, scontrol and the program."""
+    programs = {
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "scontrol": 'echo "$@"',
+        PYTHON: f'echo "$@" >words; exit {code}',
+    }
+    for name, text in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", LAUNCH / "search.sbatch", "--stop-at-failure"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, requeued, "")
+    words = (tmp_path / "words").read_text().split()
+    assert words[:3] == ["-m", "distqtrl", "search-bits"]
+    args, flags = arguments.parse(words[2:])
+    grid.search(args, arguments.resolve(args, flags), flags)
+
+
+def test_the_search_script_is_clean():
+    if shutil.which("shellcheck") is None:
+        need("there is no shellcheck: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", LAUNCH / "search.sbatch"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def local(*words, **env):

@@ -10,6 +10,7 @@ import pytest
 from distqtrl import cli, config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+SEARCH = ["--widths", "4", "--core-bits", "3", "--input-bits", "8", "--seeds", "0-1"]
 EXPORT = ["--target", "c,onnx", "--vectors", "2000", "--episodes", "3"]  # cores have tests of their own
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    ((?:mpirun|distqtrl) .*)$", README, re.M)]
 
@@ -31,6 +32,8 @@ def test_command(words, run_directory, mpirun, small):
     words = [run_directory if word.startswith("runs/") else word for word in words]
     if "train" in words and "--resume" not in words:
         words += [*small, "--algorithm.rollout_steps", "16"]  # hopper has as many minibatches
+    if words[1] == "search-bits":
+        words += [*small, *SEARCH, *EXPORT]
     if words[1] == "verify":
         assert cli.main(["export", run_directory, "-o", words[2], *EXPORT]) == 0
         words += EXPORT

@@ -144,6 +144,7 @@ def _front(axes: "Axes", rows: list[Row], about: dict[str, Any]) -> None:
             )
     kept = sorted((row["cost"], row["mean"]) for row in rows if row["name"] in about["front"])
     axes.step(*np.array(kept).T, where="post", color=figures.COLORS[0], linewidth=1)
-    axes.set_xscale("log")
+    if max(row["cost"] for row in rows) > 10 * min(row["cost"] for row in rows) > 0:
+        axes.set_xscale("log")
     axes.set_xlabel(about["cost_unit"])
     axes.set_ylabel("mean return")
