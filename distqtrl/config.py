@@ -150,6 +150,31 @@ class Quantize(Stage):
     warmup: int = Field(300, ge=0, description="optimizer steps until activation scales are learned by gradient")
 
 
+class Rollout(Stage):
+    """The policy that acts while it is learned (QeRL, arXiv 2510.11696)."""
+
+    precision: str = Field(
+        "none",
+        description="actors' weights: nvfp4, mxfp4, int8, bfloat16, ...; learner and policy file stay as they are",
+    )
+    pad: bool = Field(False, description="fill a layer's inputs up with zeros to whole blocks of the format")
+    noise: Literal["none", "exponential", "linear", "cosine", "constant"] = Field(
+        "none", description="schedule of the noise on what every layer of the actors' policy reads"
+    )
+    noise_start: Rate = Field(1e-2, description="deviation of the factors around 1, in the second stage")
+    noise_end: Rate = Field(1e-4, description="deviation in the last stage")
+    noise_stages: int = Field(10, ge=3, description="equal parts of the budget; the first is silent")
+
+
+class Adapter(Stage):
+    """A frozen policy plus an update of low rank, whose factors the generator makes."""
+
+    base: str | None = Field(None, description="policy file of the frozen policy; none = weights are made, not adapted")
+    rank: Positive = Field(4, description="of every layer's update")
+    precision: str = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
+    pad: bool = Field(False, description="as rollout.pad")
+
+
 class Environment(Stage):
     """Any Gymnasium environment with Box or Discrete observations and Discrete or 1-D Box actions."""
 
@@ -185,6 +210,9 @@ class Algorithm(Stage):
     epochs: Positive = Field(4, description="PPO: passes over the rollout")
     minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
     clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
+    target_kl: Rate | None = Field(
+        None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
+    )
     entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_weight: Rate = Field(0.5, description="weight of the value loss")
     value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network, or of SAC's critics")
@@ -272,6 +300,8 @@ class Config(BaseModel):
     mapping: MappingModel = MappingModel()
     policy: Policy = Policy()
     quantize: Quantize = Quantize()
+    rollout: Rollout = Rollout()
+    adapter: Adapter = Adapter()
     environment: Environment = Environment()
     algorithm: Algorithm = Algorithm()
     allreduce: Allreduce = Allreduce()
@@ -285,8 +315,22 @@ class Config(BaseModel):
                 "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
                 "is bootstrapped by the value network"
             )
+        if a.name == "ppo" and a.rollout == "steps" and a.minibatches > a.rollout_steps:
+            raise ValueError(
+                f"algorithm.minibatches = {a.minibatches} leaves minibatches empty: every environment's "
+                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them"
+            )
         if a.name == "sac":
             self._fits_sac()
+        if a.target_kl is not None and self.allreduce.aggregation == "average":
+            raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
+        if a.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
+            raise ValueError(
+                "rollout.precision and rollout.noise need algorithm.name ppo or sac: REINFORCE has no importance ratio "
+                "for samples of another policy"
+            )
+        if self.quantize.aware and self.rollout.precision != "none":
+            raise ValueError("quantize.aware true acts on integers already: set rollout.precision none")
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"

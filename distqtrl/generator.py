@@ -102,6 +102,11 @@ class Generator(nn.Module):
         w_M: Tensor = self.mapping(self.probabilities())
         return w_M
 
+    def ideal(self) -> Tensor:
+        """w_M without shots and noise, the same on every rank; counts in no ledger."""
+        w_M: Tensor = self.w_M if self.mapping is None else self.mapping(self._ideal_probabilities())
+        return w_M.detach()
+
     def set_precision(self, dtype: torch.dtype) -> None:
         """Use dtype from the mapping on; angles, free numbers and probabilities stay float64."""
         if self.mapping is None:

@@ -65,7 +65,7 @@ def _acting(
     def fresh() -> Callable:
         if uniform:
             return lambda obs_BO, noise_BA: (noise_BA, head.to_environment(noise_BA))
-        mean, deviation = learner.acting(), learner.deviation()
+        mean, deviation = learner.acting(learner.acting_weights(number)), learner.deviation()
 
         def act(obs_BO: np.ndarray, noise_BA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             normal_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)

@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from distqtrl import seeding
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
 from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Config, Diverged
 from distqtrl.generator import Generator
-from distqtrl.policy import lower, network
+from distqtrl.policy import adapter, behaviour, lower, network
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
@@ -54,11 +55,23 @@ class Replica:
         self.comm, self.profile = comm, profile
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
         ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
-        self.generator = Generator(config, architecture.layers, ranks)
+        base, layers = None, architecture.layers
+        if config.adapter.base is not None:
+            base, layers = (
+                adapter.base(config.adapter, architecture, head),
+                adapter.layers(architecture, config.adapter.rank),
+            )
+        self.generator = Generator(config, layers, ranks)
         self.generator.set_precision(self.dtype)
-        self.normalizer = Normalizer.fresh(architecture.num_inputs)
+        self.normalizer = Normalizer.fresh(architecture.num_inputs) if base is None else base.normalizer
         self.trained = nn.Module()
         self.trained.add_module("generator", self.generator)
+        self.adapter: adapter.Adapter | None = None
+        if base is not None:
+            start_F, base_M = self.generator.ideal(), base.w_M.to(self.dtype)
+            self.adapter = adapter.Adapter(architecture, config.adapter.rank, base_M, start_F)
+            self.trained.add_module("adapter", self.adapter)
+        behaviour.checked(config.rollout, architecture)
         self.quantizer: Quantizer | None = None
         if config.quantize.aware:
             self.quantizer = lower.quantizer(config.quantize, architecture, head).to(self.dtype)
@@ -66,6 +79,7 @@ class Replica:
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.num_steps = 0  # of the policy
         self.external = any(config.qpu.of_rank(r).backend != "statevector" for r in range(comm.size))
+        self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
         self._w_M: Tensor | None = None
         self._ledger = self._counted()
 
@@ -87,8 +101,22 @@ class Replica:
                 self._ledger = self._counted()
                 if self.generator.qpu is not None:
                     self.generator.qpu.seek(self.num_steps)
-                self._w_M = self._on_devices(self.generator)
+                self._w_M = self._on_devices(self._generated)
         return self._w_M
+
+    def _generated(self) -> Tensor:
+        made: Tensor = self.generator()
+        return made if self.adapter is None else self.adapter(made)
+
+    def acting_weights(self, update: int) -> Tensor:
+        """w_M of the policy that acts in this update's rollout, detached."""
+        w_M, r = self.weights().detach(), self.config.rollout
+        if not behaviour.differs(r):
+            return w_M
+        rng = seeding.stream(self.config.train.seed, "noise", update)
+        w_M, deviation, reached = behaviour.weights(r, self.architecture, w_M, self.done, rng)
+        self.noise = (deviation, reached)
+        return w_M
 
     def deployed_weights(self) -> Tensor:
         """w_M as rank 0's QPU measured it, on every rank: what is validated, saved and evaluated."""
@@ -113,13 +141,14 @@ class Replica:
         """Observations as this replica's networks see them."""
         return torch.from_numpy(self.normalizer.apply(obs)).to(self.dtype)
 
-    def acting(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """raw and normalised observations (B, O) -> outputs (B, A), in NumPy, under the present weights."""
+    def acting(self, w_M: Tensor) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """raw and normalised observations (B, O) -> outputs (B, A), in NumPy, under these weights."""
         if self.quantizer is not None:
-            layers = network.unpack(self.architecture, self.weights().detach())
+            layers = network.unpack(self.architecture, w_M)
             on_integers = integers.acting(self.quantizer.network(layers, *self.normalizer.affine))
-            return lambda raw_BO, obs_BO: on_integers(raw_BO)
-        outputs = network.acting(self.architecture, self.weights())
+            dtype = w_M.numpy().dtype
+            return lambda raw_BO, obs_BO: on_integers(raw_BO).astype(dtype)
+        outputs = network.acting(self.architecture, w_M)
         return lambda raw_BO, obs_BO: outputs(obs_BO)
 
     def outputs(self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor, collect: bool = False) -> Tensor:
@@ -184,7 +213,8 @@ class Replica:
         return finite_sum(self.comm, self.config.allreduce.reduction, flat, f"gradient or loss at {where}")
 
     def set_progress(self, done: float) -> None:
-        """Anneal the learning rates: done is the part of the budget that is spent, 0 to 1."""
+        """Say what part of the budget is spent, 0 to 1: learning rates and noise depend on it."""
+        self.done = done
         if self.config.algorithm.anneal:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * (1 - done)

@@ -55,10 +55,10 @@ def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
     return replace(architecture, hidden=(width,))
 
 
-def rollout(learner: Learner, environments: Environments, update: int) -> Rollout:
-    """One update's rollout under the weights of the present parameters."""
+def rollout(learner: Learner, environments: Environments, update: int, w_M: torch.Tensor) -> Rollout:
+    """One update's rollout under these weights."""
     a, head, seed = learner.config.algorithm, learner.head, learner.config.train.seed
-    outputs = learner.acting()
+    outputs = learner.acting(w_M)
     std, dtype = learner.log_std.detach().exp().numpy(), learner.log_std.detach().numpy().dtype
     streams = [seeding.stream(seed, "action", index, update) for index in environments.indices]
 
@@ -74,8 +74,8 @@ def rollout(learner: Learner, environments: Environments, update: int) -> Rollou
         return collect(environments, act, noise, a.rollout_steps if a.rollout == "steps" else None)
 
 
-def samples(learner: Learner, rollout: Rollout) -> Samples:
-    """The valid steps as samples; advantages are not yet normalised."""
+def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
+    """The valid steps as samples of the policy with these weights; advantages are not yet normalised."""
     with learner.profile("loss"), torch.no_grad():
         obs_TBO = learner.observed(rollout.obs_TBO)
         values_TB, next_values_TB = _values(learner, rollout, obs_TBO)
@@ -86,7 +86,7 @@ def samples(learner: Learner, rollout: Rollout) -> Samples:
         valid_TB = torch.from_numpy(rollout.valid_TB)
         raw_NO = torch.from_numpy(rollout.obs_TBO)[valid_TB]
         obs_NO, actions = obs_TBO[valid_TB], torch.from_numpy(rollout.actions)[valid_TB]
-        outputs = learner.outputs(learner.weights().detach(), raw_NO, obs_NO)
+        outputs = learner.outputs(w_M, raw_NO, obs_NO)
         log_prob_N = learner.head.log_prob(outputs, actions, learner.log_std)
         returns_N = (adv_TB + torch.from_numpy(values_TB))[valid_TB].to(learner.dtype)
         return Samples(raw_NO, obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N)
@@ -98,8 +98,9 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
     ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
     """
     config = learner.config
-    found = rollout(learner, environments, number)
-    batch = samples(learner, found)
+    w_M = learner.acting_weights(number)
+    found = rollout(learner, environments, number, w_M)
+    batch = samples(learner, found, w_M)
     if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
         normalise_episodes(batch, found, config.algorithm.normalize_epsilon)
     epochs = list(minibatches(config, environments.indices, found.valid_TB, number))
@@ -114,12 +115,13 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
         }
     )
     _normalise(batch, total, config.algorithm)
-    sums, steps, norm = np.zeros(len(STATISTICS)), 0, 0.0
-    for epoch in epochs:
-        for index, count in zip(epoch, total["counts"], strict=True):
-            part = batch if len(epoch) == 1 else batch.at(index)
-            statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
-            sums, steps = sums + statistics, steps + 1
+    sums, steps, norm, most = np.zeros(len(STATISTICS)), 0, 0.0, config.algorithm.target_kl
+    for index, count in ((index, n) for epoch in epochs for index, n in zip(epoch, total["counts"], strict=True)):
+        part = batch if len(epochs[0]) == 1 else batch.at(index)
+        statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
+        sums, steps = sums + statistics, steps + 1
+        if most is not None and statistics[STATISTICS.index("approx_kl")] > most:
+            break
     if normalizes:
         learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
     return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, "gradient_norm": norm}

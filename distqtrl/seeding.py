@@ -9,7 +9,7 @@ import numpy as np
 
 PURPOSES = (
     *("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation", "shot", "spsa"),
-    *("calibration", "replay"),  # new ones at the end: the position is the key
+    *("calibration", "replay", "noise"),  # new ones at the end: the position is the key
 )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from distqtrl import checkpoint, off_policy, sampling, tensorfile
 from distqtrl.algorithm.replay import Replay
@@ -82,7 +81,6 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     began = time.perf_counter()
     _check_ranks(config, comm)
     torch.set_num_threads(config.train.threads)
-    threadpool_limits(config.train.threads)  # NumPy's BLAS: its idle threads spin, on cores that belong to other ranks
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
     own = np.array_split(every, comm.size)[comm.rank].tolist()
@@ -321,6 +319,7 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
         "return_smoothed": sum(counters.recent) / len(counters.recent) if counters.recent else None,
         "length_mean": length_sum / episodes if episodes else None,
         **learned,
+        **_noise(run),
         "learning_rate": learner.optimizer.param_groups[0]["lr"],
         **qpu,
         "cpu_s": counters.cpu_s,
@@ -331,6 +330,12 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     }
     stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
     return metrics, stops[0] if stops else None
+
+
+def _noise(run: Run) -> dict[str, float]:
+    """What the acting policy's noise was, where there is any."""
+    deviation, reached = run.learner.noise
+    return {} if run.config.rollout.noise == "none" else {"noise": deviation, "noisy_layers": reached}
 
 
 def _summed(run: Run, parts: dict[str, Any], what: str) -> dict[str, np.ndarray]:

@@ -5,9 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from distqtrl import config
+from distqtrl.policy.distribution import Gaussian
+from distqtrl.policy.network import Architecture
+from distqtrl.policy.normalizer import Normalizer
+from distqtrl.policy.policy_file import Policy
+from distqtrl.quantize.aware import Trained
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,3 +165,46 @@ def test_scaling(quick, mpirun, tmp_path):
     assert not {"pennylane", "qiskit"} & set(results["traced"]["loaded"])
     assert "Goal: at most 2 %" in written("scaling.md")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_sac_beside_its_peer(quick, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    results = json.loads(quick("sac", "--runs", tmp_path / "runs")("sac-pendulum.json"))
+    assert {name: len(row["runs"]) for name, row in results["rows"].items()} == {"distqtrl": 2, "stable-baselines3": 2}
+    assert results["ratio"] > 0
+
+
+def test_exploration(quick, tmp_path):
+    written = quick("exploration", "--runs", tmp_path / "runs")
+    cases = json.loads(written("exploration-frozenlake.json"))["cases"]
+    assert {name: case["noisy_layers"] for name, case in cases.items()} == {"float": 0, "nvfp4 + noise": 2}
+    assert "Entropy: **nvfp4 + noise**" in written("exploration-frozenlake.md")
+    assert (tmp_path / "exploration-frozenlake.png").stat().st_size > 10_000
+
+
+def test_twins(quick, tmp_path):
+    written = quick("twins", "--runs", tmp_path / "runs")
+    cases = json.loads(written("twins-pendulum.json"))["cases"]
+    assert {name: len(case["greedy"]) for name, case in cases.items()} == dict.fromkeys(cases, 2)
+    assert "**circuit, integers**" in written("twins-pendulum.md")
+
+
+def test_robustness(quick, tmp_path):
+    search = tmp_path / "search-toy"
+    rng, environment = np.random.default_rng(0), config.Environment(id="Pendulum-v1", max_episode_steps=20)
+    for name, trained in {"float": None, "w4-c2-i8-o8": Trained(config.Quantize(), np.array([3.0, 1.0]))}.items():
+        for seed in range(2):
+            architecture, head = Architecture(3, (4,), 1, "relu"), Gaussian((-2.0,), (2.0,))
+            w_M = torch.from_numpy(rng.normal(size=architecture.num_weights))
+            normalizer = Normalizer(9.0, np.zeros(3), np.ones(3))
+            (search / "runs" / f"{name}-seed{seed}").mkdir(parents=True)
+            policy = Policy(architecture, head, w_M, normalizer, environment.model_dump(mode="json"), {}, trained)
+            policy.save(search / "runs" / f"{name}-seed{seed}" / "policy.safetensors")
+    about = {"settings": {"seeds": [0, 1]}, "baseline": {"name": "float"}, "commit": "abc"}
+    (search / "search.json").write_text(json.dumps({**about, "chosen": {"name": "w4-c2-i8-o8"}}))
+    results = json.loads(quick("robustness", search)("robustness-toy.json"))
+    assert {kind: np.shape(rows) for kind, rows in results["cases"].items()} == {
+        "floating point": (2, 6),
+        "integers": (2, 6),
+    }
+    assert len(np.unique(results["cases"]["integers"])) > 6  # noise changes what happens

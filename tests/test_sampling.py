@@ -75,7 +75,11 @@ def environments(replica, indices):
 def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
     replica = learner({"rollout_steps": 3}, id=CHAIN, **LIMITS[limit])
     replica.value = torch.nn.Identity()
-    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0]), 0))
+    samples = sampling.samples(
+        replica,
+        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        replica.weights().detach(),
+    )
     assert samples.obs_NO.ravel().tolist() == [0, 1, 0]
     assert samples.adv_N.tolist() == adv
     assert samples.returns_N.tolist() == returns
@@ -98,14 +102,18 @@ def test_reinforce_over_whole_episodes(limit, baseline, adv):
     assert (replica.value is not None) == baseline
     if baseline:
         replica.value = torch.nn.Identity()
-    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0]), 0))
+    samples = sampling.samples(
+        replica,
+        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        replica.weights().detach(),
+    )
     assert samples.adv_N.tolist() == adv
 
 
 def test_episodes_are_normalised_each_by_itself():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id="CartPole-v1")
-    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0)
-    samples = sampling.samples(replica, rollout)
+    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach())
+    samples = sampling.samples(replica, rollout, replica.weights().detach())
     before, after = (np.full(rollout.valid_TB.shape, np.nan) for _ in range(2))
     before[rollout.valid_TB] = samples.adv_N
     sampling.normalise_episodes(samples, rollout, 1e-8)
@@ -118,8 +126,8 @@ def test_episodes_are_normalised_each_by_itself():
 
 def test_an_episode_of_one_step_has_no_deviation():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id=CHAIN, kwargs={"length": 1})
-    rollout = sampling.rollout(replica, environments(replica, [0]), 0)
-    samples = sampling.samples(replica, rollout)
+    rollout = sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach())
+    samples = sampling.samples(replica, rollout, replica.weights().detach())
     sampling.normalise_episodes(samples, rollout, 1e-8)
     assert samples.adv_N.tolist() == [0.0]
 
@@ -135,7 +143,11 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
             "max_grad_norm": "none",
         }
         replica = learner(algorithm, id="CartPole-v1", local_num=3)
-        samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0, 1, 2]), 0))
+        samples = sampling.samples(
+            replica,
+            sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach()),
+            replica.weights().detach(),
+        )
         statistics[loss], norms[loss] = replica.step(samples, len(samples.adv_N), "")
     np.testing.assert_allclose(norms["sum"], norms["mean"] * len(samples.adv_N) / 3, rtol=1e-12)
     np.testing.assert_allclose(statistics["sum"], statistics["mean"], rtol=1e-12)  # per sample, whatever the loss
@@ -144,7 +156,11 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
 @pytest.mark.parametrize(("limit", "clipped"), [("none", False), (1e-3, True)])
 def test_gradients_are_clipped_only_when_asked(limit, clipped):
     replica = learner({"rollout": "episodes", "max_grad_norm": limit}, id="CartPole-v1")
-    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0]), 0))
+    samples = sampling.samples(
+        replica,
+        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        replica.weights().detach(),
+    )
     _, norm = replica.step(samples, len(samples.adv_N), "")
     applied = torch.cat([p.grad.flatten() for p in replica.parameters]).norm().item()
     assert applied == pytest.approx(1e-3 if clipped else norm)
@@ -161,8 +177,8 @@ def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, h
 
 def test_samples_of_whole_episodes_are_the_valid_steps():
     replica = learner({"rollout": "episodes"}, id="CartPole-v1")
-    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0)
-    samples = sampling.samples(replica, rollout)
+    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach())
+    samples = sampling.samples(replica, rollout, replica.weights().detach())
     assert not rollout.valid_TB.all()
     np.testing.assert_array_equal(samples.obs_NO, rollout.obs_TBO[rollout.valid_TB])
     np.testing.assert_array_equal(samples.actions, rollout.actions[rollout.valid_TB])
@@ -174,7 +190,7 @@ def test_samples_do_not_depend_on_how_indices_are_split(name):
     parts = []
     for indices in ([0, 1, 2, 3], [0, 1], [2, 3]):
         envs = environments(replica, indices)
-        rollouts = [sampling.rollout(replica, envs, update) for update in range(2)]
+        rollouts = [sampling.rollout(replica, envs, update, replica.weights().detach()) for update in range(2)]
         parts.append([rollout.obs_TBO for rollout in rollouts] + [rollout.actions for rollout in rollouts])
     for whole, first, second in zip(*parts, strict=True):
         np.testing.assert_allclose(whole, np.concatenate([first, second], axis=1), rtol=1e-9, atol=1e-9)
@@ -182,7 +198,10 @@ def test_samples_do_not_depend_on_how_indices_are_split(name):
 
 def test_every_update_and_environment_draws_its_own_actions():
     replica = learner({"rollout_steps": 60}, id=CHAIN, kwargs={"length": 1})  # always in doubt
-    rollouts = [sampling.rollout(replica, environments(replica, [0, 1]), update) for update in (0, 1)]
+    rollouts = [
+        sampling.rollout(replica, environments(replica, [0, 1]), update, replica.weights().detach())
+        for update in (0, 1)
+    ]
     np.testing.assert_array_equal(rollouts[0].obs_TBO, rollouts[1].obs_TBO)
     actions_TB = np.concatenate([rollout.actions for rollout in rollouts], axis=1)
     assert len(np.unique(actions_TB, axis=1).T) == 4
@@ -191,7 +210,11 @@ def test_every_update_and_environment_draws_its_own_actions():
 @pytest.mark.parametrize("name", [CHAIN, "CartPole-v1", "Pendulum-v1"])
 def test_old_probabilities_are_those_of_the_policy_that_acted(name):
     replica = learner({"rollout_steps": 20}, id=name)
-    samples = sampling.samples(replica, sampling.rollout(replica, environments(replica, [0, 1]), 0))
+    samples = sampling.samples(
+        replica,
+        sampling.rollout(replica, environments(replica, [0, 1]), 0, replica.weights().detach()),
+        replica.weights().detach(),
+    )
     statistics, _ = replica.step(samples, 40.0, "")
     first = dict(zip(STATISTICS, statistics, strict=True))
     assert (first["approx_kl"], first["clip_fraction"]) == pytest.approx((0, 0), abs=1e-14)

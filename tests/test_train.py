@@ -5,9 +5,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
-from distqtrl import config
+from distqtrl import config, sampling
 from distqtrl.allreduce.communicator import Serial
+from distqtrl.policy import lower, policy_file
 from distqtrl.train import prepare, train
 
 SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
@@ -93,3 +95,70 @@ def test_cartpole_is_solved(tmp_path):
     result = train(prepare(cfg, Serial()), tmp_path)
     assert result["evaluation"]["mean"] >= 475
     assert result["env_steps"] <= cfg.train.steps
+
+
+@pytest.mark.parametrize("source", ["direct", "circuit"])
+@pytest.mark.parametrize("preset", ["cartpole", "pendulum", "pendulum-sac"])
+def test_a_policy_trained_on_integers_is_the_program_it_leaves_as(tmp_path, preset, source):
+    flags = {**STEPS, **SOON, "generator.source": source, "quantize.aware": "true", "quantize.core_bits": "2"}
+    run, result = trained(tmp_path, preset, **flags, **{"policy.hidden": "8", "quantize.warmup": "2"})
+    policy = policy_file.load(tmp_path / "policy.safetensors")
+    obs = np.concatenate([run.environments.obs_BO, 3 * np.random.default_rng(0).normal(size=(200, 1))], axis=None)
+    obs_BO = np.resize(obs, (100, policy.architecture.num_inputs)).astype(np.float32)
+    program = lower.program(policy.quantized(), policy.head)
+    np.testing.assert_array_equal(policy.act(obs_BO), program.act(obs_BO))
+    w_M = run.learner.weights().detach()
+    trains = run.learner.outputs(w_M, torch.from_numpy(obs_BO), run.learner.observed(obs_BO))
+    head = run.learner.head
+    meant = head.to_environment(head.greedy(trains.detach().numpy()))
+    step = 0 if preset == "cartpole" else 2 * 2.0**-14  # actions leave as fixed-point numbers
+    assert np.abs(meant - policy.act(obs_BO)).max() <= step
+    np.testing.assert_array_equal(run.learner.acting(w_M)(obs_BO, obs_BO), trains.detach().numpy())
+    assert result["evaluation"]["episodes"] == 2
+
+
+@pytest.mark.parametrize("flags", [{"rollout.precision": "nvfp4"}, {"rollout.noise": "constant"}], ids=str)
+@pytest.mark.parametrize("preset", ["cartpole", "pendulum-sac"])
+def test_actors_differ_from_the_learned_policy(tmp_path, preset, flags):
+    every = {**STEPS, **SOON, **flags, "rollout.pad": "true", "train.steps": "256", "rollout.noise_stages": "3"}
+    run, _ = trained(tmp_path, preset, **every)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    layers = len(run.learner.architecture.shapes)
+    if "rollout.noise" in flags:
+        assert [(row["noise"], row["noisy_layers"]) for row in rows] == [(0.0, 0), (0.0, 0)] + 2 * [(0.01, layers)]
+    learned = run.learner.weights().detach()
+    assert not torch.equal(run.learner.acting_weights(3), learned)
+    policy = policy_file.load(tmp_path / "policy.safetensors")
+    assert torch.equal(policy.w_M, learned)
+
+
+def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
+    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, "rollout.precision": "int2"})
+    learner = (run := prepare(cfg, Serial())).learner
+    acted = learner.acting_weights(0)
+    rollout = sampling.rollout(learner, run.environments, 0, acted)
+    samples = sampling.samples(learner, rollout, acted)
+    logits = learner.acting(acted)(rollout.obs_TBO.reshape(64, -1), rollout.obs_TBO.reshape(64, -1))
+    probability_NA = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = probability_NA[np.arange(64), rollout.actions.ravel()]
+    np.testing.assert_allclose(np.exp(samples.old_log_prob_N.numpy()), expected, rtol=1e-4)
+    learned = learner.acting(learner.weights().detach())(samples.obs_NO.numpy(), samples.obs_NO.numpy())
+    assert np.abs(learned - logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("source", ["direct", "circuit"])
+def test_an_update_of_low_rank_starts_at_its_base(tmp_path, source):
+    (tmp_path / "base").mkdir()
+    base, _ = trained(tmp_path / "base", "cartpole", **{**STEPS, "generator.source": "direct"})
+    path = str(tmp_path / "base" / "policy.safetensors")
+    flags = {**STEPS, "generator.source": source, "adapter.base": path, "adapter.rank": "2"}
+    start = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **flags}), Serial()).learner
+    torch.testing.assert_close(start.weights().detach(), base.learner.weights().detach(), rtol=0, atol=0)
+    rounded = {**flags, "adapter.precision": "nvfp4", "adapter.pad": "true"}
+    (tmp_path / "run").mkdir()
+    run, _ = trained(tmp_path / "run", "cartpole", **rounded)
+    trained_numbers = sum(p.numel() for p in run.learner.generator.parameters())
+    print(f"{source}: {trained_numbers} trained numbers, {run.learner.architecture.num_weights} weights")
+    again = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **rounded}), Serial()).learner
+    again.load(run.learner.tensors())
+    assert torch.equal(again.weights(), run.learner.weights())

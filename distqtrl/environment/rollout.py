@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from distqtrl.config import UserError
 from distqtrl.environment.vector import Environments
 
 Act = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -57,15 +58,28 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
         if num_steps is None:
             running_B = running_B & ~(step.terminated_B | step.truncated_B)
         t += 1
+    rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])
+    _check_finite(environments, rewards_TB, next_obs_TBO)
     return Rollout(
         np.array(obs),
         np.array(actions),
-        np.array([s.rewards_B for s in steps]),
+        rewards_TB,
         np.array([s.terminated_B for s in steps]),
         np.array([s.truncated_B for s in steps]),
         np.array(valid),
-        np.array([s.obs_BO for s in steps]),
+        next_obs_TBO,
     )
+
+
+def _check_finite(environments: Environments, rewards_TB: Array, next_obs_TBO: npt.NDArray[np.float32]) -> None:
+    """Raise UserError for the first reward or observation that is not a finite number."""
+    good_TB = np.isfinite(next_obs_TBO).all(-1) & np.isfinite(rewards_TB)
+    if not good_TB.all():
+        t, b = np.argwhere(~good_TB)[0].tolist()
+        raise UserError(
+            f"environment {environments.indices[b]}, step {t + 1} of a rollout: observation "
+            f"{next_obs_TBO[t, b].tolist()} and reward {rewards_TB[t, b]} are not finite: mend the environment"
+        )
 
 
 def play(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Array, Array]:

@@ -288,24 +288,28 @@ def _gradients(tape: Tape, g: Tensor) -> tuple[Tensor, list[Tensor]]:
         if tape.tanh and 0 < i < len(tape.levels) - 1:
             g = g * (1 - torch.tanh(z_BN) ** 2)
         else:
-            r_BN = z_BN / step
-            inner = g * ((r_BN >= -levels.zero) & (r_BN <= levels.top - levels.zero))
+            r_BN, rest_BN = z_BN / step, q_BN - levels.zero if levels.zero else q_BN
+            inside_BN = r_BN.clamp(-levels.zero, levels.top - levels.zero) == r_BN
+            inner = torch.where(inside_BN, g, 0.0)
             if levels.learned and tape.learning:
-                apart = g * (q_BN - levels.zero if levels.zero else q_BN) - inner * r_BN
-                sums_N = apart.sum(0) / levels.unit
-                out_S[levels.place] = sums_N if len(step) > 1 else sums_N.sum()
+                sums = (g * rest_BN - inner * r_BN).sum(0) if len(step) > 1 else _dot(g, rest_BN) - _dot(inner, r_BN)
+                out_S[levels.place] = sums / levels.unit
             g = inner
         if i == 0:
             break
-        before, (ints_NK, step_N) = tape.levels[i - 1], tape.layers[i - 1]
+        before, step, (ints_NK, step_N) = tape.levels[i - 1], tape.steps[i - 1], tape.layers[i - 1]
         x_BK = tape.q[i - 1] - before.zero if before.zero else tape.q[i - 1]
-        weights[:0] = [(g.T @ x_BK) * tape.steps[i - 1], g.sum(0)]
+        weights[:0] = [(g.T @ x_BK) * step, g.sum(0)]
         if i > 1 or tape.learning:
-            g = ((g * step_N) @ ints_NK) / tape.steps[i - 1]
+            g = (g * step_N) @ ints_NK / step if len(step) > 1 else (g * (step_N / step)) @ ints_NK
         else:
             break
     beyond_S = torch.from_numpy(tape.beyond_S)
     return torch.where(beyond_S, out_S.clamp(min=0), out_S), weights  # a scale beyond the clamp may only come back
+
+
+def _dot(a_BN: Tensor, b_BN: Tensor) -> Tensor:
+    return torch.dot(a_BN.reshape(-1), b_BN.reshape(-1))
 
 
 def core_bits(settings: Quantize, widths: tuple[int, ...]) -> tuple[int, ...]:

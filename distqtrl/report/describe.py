@@ -7,6 +7,7 @@ from distqtrl.config import Config
 from distqtrl.environment.vector import make, spaces
 from distqtrl.generator import Generator
 from distqtrl.learner import value_network
+from distqtrl.policy import adapter
 from distqtrl.policy.distribution import Gaussian
 
 
@@ -20,7 +21,10 @@ def describe(config: Config) -> dict[str, Any]:
     env = make(config.environment)
     architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
     env.close()
-    generator = Generator(config, architecture.layers)
+    low_rank = config.adapter.base is not None
+    generator = Generator(
+        config, adapter.layers(architecture, config.adapter.rank) if low_rank else architecture.layers
+    )
     counts, mapping, device = generator.counts(), generator.mapping, generator.qpu
     widths = (architecture.num_inputs, *architecture.hidden, architecture.num_outputs)
     value = 0

@@ -25,6 +25,19 @@ ALGORITHMS = {
         "policy.normalize_observations": "true",
     },
     "reinforce": {"algorithm.name": "reinforce"},
+    "sac": {
+        "environment.id": "Pendulum-v1",
+        "policy.normalize_observations": "true",
+        "algorithm.name": "sac",
+        "algorithm.learning_starts": "0",
+        "algorithm.batch_size": "20",  # not a multiple of the environments
+    },
+    "integers": {
+        "quantize.aware": "true",
+        "quantize.core_bits": "3",
+        "quantize.warmup": "0",  # in it scales follow the mean of the ranks' percentiles, which depends on the ranks
+        "algorithm.epochs": "3",
+    },
 }
 
 
@@ -48,6 +61,7 @@ def test_ranks_times_environments_is_what_counts(mpirun, tmp_path):
         for name, (precision, reduction) in itertools.product(
             ALGORITHMS, [("float64", "ordered"), ("float64", "fast"), ("float32", "ordered")]
         )
+        if (name, precision) != ("sac", "float32")  # SAC acts between its steps, so rounding moves its observations
     }
     one, *more = (updated(mpirun, ranks, tmp_path / str(ranks), cases) for ranks in (1, 2, 4))
     for several, name in itertools.product(more, cases):

@@ -22,6 +22,9 @@ COMMON = f"""
 RUNS = {
     "gaussian": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
         --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed""",
+    "sac": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
+        --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
+        --quantize.warmup 20 --rollout.noise exponential""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
 }
@@ -66,15 +69,12 @@ def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
     code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": new(whole, name, ranks)} for name in RUNS])])
     assert code == 0, err
 
-    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
-    stopped = [
-        {"argv": new(parts, "gaussian", ranks), "pause": 4, "event": str(first)},
-        {"argv": new(parts, "averaging", ranks), "pause": 4, "event": str(second)},
-    ]
-    usr1 = [(first, signal.SIGUSR1), (second, signal.SIGUSR1)]
+    events, killed_at = {name: tmp_path / f"pause-{name}" for name in RUNS}, tmp_path / "killed"
+    stopped = [{"argv": new(parts, name, ranks), "pause": 4, "event": str(event)} for name, event in events.items()]
+    usr1 = [(event, signal.SIGUSR1) for event in events.values()]
     code, out, err = mpirun(ranks, [PROGRAM, json.dumps(stopped)], when=usr1)
     assert code == 75, err
-    assert out.count("stopped by SIGUSR1 after 5 updates") == 2
+    assert out.count("stopped by SIGUSR1 after 5 updates") == len(RUNS)
     for name in RUNS:
         (run,) = (parts / name).iterdir()
         assert [f.name for f in sorted((run / "checkpoints").iterdir())] == [
@@ -85,9 +85,10 @@ def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
 
     killed = [
         {"argv": resume(parts, "gaussian")},
-        {"argv": resume(parts, "averaging"), "pause": 7, "event": str(third)},
+        {"argv": resume(parts, "sac")},
+        {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
     ]
-    code, _, err = mpirun(ranks, [PROGRAM, json.dumps(killed)], when=[(third, signal.SIGKILL)])
+    code, _, err = mpirun(ranks, [PROGRAM, json.dumps(killed)], when=[(killed_at, signal.SIGKILL)])
     assert code == -signal.SIGKILL
     code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": resume(parts, "averaging")}])])
     assert code == 0, err

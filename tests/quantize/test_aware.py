@@ -12,10 +12,10 @@ from distqtrl.config import Quantize, UserError
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.quantize import calibrate, integers
-from distqtrl.quantize.aware import LEAST, Quantizer, Trained, weight_levels
+from distqtrl.quantize.aware import LEAST, Quantizer, Tape, Trained, weight_levels
 from distqtrl.quantize.calibrate import CLIPPED, LOGITS, SQUASHED, Network
 from distqtrl.quantize.formats import Bits
-from distqtrl.quantize.program import Argmax
+from distqtrl.quantize.program import Argmax, Lookup, Matmul
 
 KINDS = (LOGITS, CLIPPED, SQUASHED)
 RAW = np.zeros(3), np.ones(3), np.inf  # mean, scale and clamp of observations that are not normalised
@@ -54,7 +54,7 @@ def observations(network, affine, num, seed):
 
 
 def equal(quantizer, layers, affine, seed=0, num=60, dtype=torch.float32):
-    """Asserts that outputs, and actions where there are such, are the program's."""
+    """Asserts that every level, the outputs and the actions are the program's."""
     network = quantizer.network(layers, *affine)
     obs_BO = observations(network, affine, num, seed).astype(np.float32 if dtype == torch.float32 else np.float64)
     seen = torch.from_numpy(obs_BO)
@@ -62,6 +62,14 @@ def equal(quantizer, layers, affine, seed=0, num=60, dtype=torch.float32):
     assert out_BA.dtype == dtype
     found_BA, expected_BA = out_BA.detach().numpy(), integers.acting(network)(obs_BO)
     np.testing.assert_array_equal(found_BA, expected_BA.astype(found_BA.dtype))
+    tape = Tape(quantizer.levels, quantizer.activation == "tanh", False, np.zeros(0, np.bool_))
+    quantizer._forward(tape, quantizer._steps(affine[2]), layers, seen, *affine[:2])
+    body = integers.program(network)
+    trace = [y for y, op in zip(body.trace(body.convert(obs_BO)), body.ops, strict=True) if not isinstance(op, Matmul)]
+    if any(isinstance(op, Lookup) for op in body.ops):
+        trace = [trace[0], *trace[2:-1:2], trace[-1]]  # what a table reads is no level
+    for levels, expected in zip(tape.q, trace, strict=True):
+        np.testing.assert_array_equal(levels.numpy(), expected)
     width = quantizer.widths[-1]
     bounds = (-2.0,) * width, (3.0,) * width
     head = {LOGITS: Categorical(width), CLIPPED: Gaussian(*bounds), SQUASHED: SquashedGaussian(*bounds)}[quantizer.kind]

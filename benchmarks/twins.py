@@ -1,0 +1,112 @@
+"""A policy whose weights a circuit generates, beside its direct twin; in floating point and trained on integers.
+
+    python benchmarks/twins.py                     Pendulum-v1, 5 seeds; writes benchmarks/results/twins-pendulum.*
+    python benchmarks/twins.py --task hopper       Hopper-v5
+    python benchmarks/twins.py --quick             2 seeds, 12 updates; writes only with -o
+
+All four train by PPO with the preset's settings and budget; the generators have learning rates of their own, because
+an angle is not a weight. The score is the greedy policy's mean return over 100 episodes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import runs
+import setting
+
+from distqtrl.report import figures
+from distqtrl.report.statistics import interval, probability_of_improvement, verdict
+
+KEEP = ("--evaluate.every", "none", "--evaluate.target", "none")
+TASKS = {
+    "pendulum": ("pendulum", (*KEEP, "--policy.hidden", "32", "32", "--policy.activation", "relu")),
+    "hopper": ("hopper", (*KEEP, "--policy.hidden", "32", "32", "--train.steps", "300000")),
+}
+UNITS = {"pendulum": "Pendulum-v1", "hopper": "Hopper-v5"}
+DIRECT = {"pendulum": ("--generator.source", "direct", "--algorithm.learning_rate", "0.001"), "hopper": ()}
+CIRCUIT = ("--generator.source", "circuit", "--mapping.hidden", "16", "16", "--mapping.chunk", "16")
+RATE = ("--algorithm.learning_rate", "0.002")
+INTEGERS = ("--quantize.aware", "true", "--quantize.core_bits", "3", "--quantize.input_bits", "6")
+PAIRS = (
+    ("direct, integers", "direct"),
+    ("circuit, integers", "circuit"),
+    ("circuit", "direct"),
+    ("circuit, integers", "direct, integers"),
+    ("circuit, integers", "direct"),
+)
+
+
+def main() -> None:
+    parser = setting.parser(__doc__)
+    parser.add_argument("--task", choices=TASKS, default="pendulum")
+    parser.add_argument("--seeds", type=int, help="how many; default 5")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
+    args = parser.parse_args()
+    args.seeds = args.seeds or (2 if args.quick else 5)
+    preset, common = TASKS[args.task]
+    sources = {"direct": DIRECT[args.task], "circuit": (*CIRCUIT, *RATE)}
+    wanted = ("direct", "circuit, integers") if args.quick else [name for pair in PAIRS for name in pair]
+    cases = {
+        f"{source}{kind}": runs.jobs(args, (*common, *flags, *more), preset=preset)
+        for source, flags in sources.items()
+        for kind, more in (("", ()), (", integers", INTEGERS))
+        if f"{source}{kind}" in wanted
+    }
+    everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
+    results = {**runs.facts(args, everything), "seeds": args.seeds, "cases": {}}
+    for name, jobs in cases.items():
+        whole = runs.whole(everything, jobs)
+        results["cases"][name] = {
+            **{"runs": len(whole), "of": len(jobs)},
+            "greedy": [run.result["evaluation"]["mean"] for run in whole],
+            "env_steps": whole[0].columns["env_steps"].tolist(),
+            "returns": [np.round(run.columns["return_smoothed"], 3).tolist() for run in whole],
+            "train_s": float(np.median([run.result["train_s"] for run in whole])),
+        }
+    results["verdicts"] = [_verdict(results["cases"], *pair) for pair in PAIRS if results["cases"].keys() >= set(pair)]
+    if folder := setting.save(args, f"twins-{args.task}", results, table(results)):
+        figure(results, folder / f"twins-{args.task}")
+
+
+def _verdict(cases: dict, a: str, b: str) -> str:
+    x, y = (np.array(cases[name]["greedy"]) for name in (a, b))
+    p, bounds = probability_of_improvement(x, y), interval(probability_of_improvement, x, y)
+    return verdict(f"**{a}**", f"**{b}**", p, *bounds)
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    bits = f"integers: core bits {INTEGERS[3]}, input bits {INTEGERS[5]}, output bits 8"
+    lines = [
+        f"# Circuit and direct, floating point and integers: {UNITS[results['task']]}",
+        "",
+        *runs.line(results, f"{results['seeds']} seeds; {bits}."),
+        "",
+        "| weights | runs | greedy return, mean (95 % interval) | every seed | training, median |",
+        "|---|--:|--:|---|--:|",
+    ]
+    for name, c in results["cases"].items():
+        scores = np.array(c["greedy"])
+        low, high = interval(lambda x: float(x.mean()), scores)
+        seeds = ", ".join(f"{x:.0f}" for x in scores)
+        cells = f"{scores.mean():.0f} ({low:.0f} to {high:.0f}) | {seeds} | {c['train_s']:.0f} s"
+        lines.append(f"| {name} | {c['runs']} of {c['of']} | {cells} |")
+    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
+
+
+def figure(results: dict, path: Path) -> None:
+    """Smoothed returns over environment steps."""
+    with figures.styled():
+        drawn, (axes,) = figures.panels(1)
+        for number, (name, c) in enumerate(results["cases"].items()):
+            figures.band(axes, np.array(c["env_steps"]), np.array(c["returns"]), number, name)
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("smoothed return of training")
+        drawn.legend(loc="outside right center", frameon=False, fontsize=8)
+        axes.set_title(f"{UNITS[results['task']]}\nIQM and 95 % interval, {results['seeds']} seeds")
+        figures.save(drawn, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The SAC learner: its gradients beside plain autograd, what it leaves alone, and how it fails."""
+
+import numpy as np
+import pytest
+import torch
+
+from distqtrl import config as configuration
+from distqtrl import off_policy, sampling, train
+from distqtrl.algorithm.replay import Transitions
+from distqtrl.allreduce.communicator import Refused, Serial
+from distqtrl.config import UserError
+
+FLAGS = {
+    "policy.hidden": "8",
+    "algorithm.value_hidden": ["16", "16"],
+    "algorithm.rollout_steps": "20",
+    "algorithm.learning_starts": "0",
+    "algorithm.batch_size": "12",
+    "train.precision": "float64",
+    "train.steps": "1000",
+}
+
+
+def prepared(**flags):
+    words = {**FLAGS, **{key.replace("__", "."): value for key, value in flags.items()}}
+    return train.prepare(configuration.with_flags(configuration.preset("pendulum-sac"), words), Serial())
+
+
+def batch(num=12):
+    rng = np.random.default_rng(0)
+    obs, after = rng.normal(size=(2, num, 3)).astype(np.float32)
+    return Transitions(obs, rng.uniform(-1, 1, (num, 1)).astype(np.float32), rng.normal(size=num).astype(np.float32),
+                       np.arange(num) % 3 == 0, after)  # fmt: skip
+
+
+def values(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def test_critics_step_on_their_own_error_and_targets_follow():
+    learner = prepared(algorithm__tau="0.25").learner
+    before, targets, policy = values(learner.critics), values(learner.targets), learner.deviation_M.detach().clone()
+    data, noise = batch(), torch.randn(12, 1, dtype=torch.float64)
+    found = learner.judge(data, noise, 12, "here")
+
+    twin = prepared(algorithm__tau="0.25").learner
+    actions, log_prob = twin._actions(twin.weights(), *[torch.from_numpy(data.next_obs_NO).double()] * 2, noise)
+    y = torch.from_numpy(data.rewards_N) + 0.99 * torch.from_numpy(~data.terminated_N) * (
+        twin.targets(torch.from_numpy(data.next_obs_NO).double(), actions).min(0).values - log_prob
+    )
+    q = twin.critics(torch.from_numpy(data.obs_NO).double(), torch.from_numpy(data.actions_NA).double())
+    loss = sum(torch.nn.functional.mse_loss(q[k], y.detach()) for k in range(2))
+    assert found == pytest.approx([loss.item(), q.mean().item()])
+    gradients = torch.autograd.grad(loss, list(twin.critics.parameters()))
+    for now, was, gradient in zip(learner.critics.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(now.detach(), was - 0.001 * gradient / (gradient.abs() + 1e-5))  # Adam's first step
+    for now, was, critic in zip(values(learner.targets), targets, values(learner.critics), strict=True):
+        torch.testing.assert_close(now, 0.75 * was + 0.25 * critic)
+    assert torch.equal(learner.deviation_M, policy)
+
+
+@pytest.mark.parametrize("aware", ["false", "true"])
+def test_the_policy_steps_towards_what_critics_like(aware):
+    learner = prepared(quantize__aware=aware, quantize__warmup="0", quantize__core_bits="4").learner
+    critics, data, noise = values(learner.critics), batch(), torch.randn(12, 1, dtype=torch.float64)
+    (policy_loss, entropy, temperature), _ = learner.improve(data, noise, 12, "here")
+    assert all(torch.equal(now, was) for now, was in zip(values(learner.critics), critics, strict=True))
+    assert temperature == 1.0
+    assert float(learner.log_temperature.detach()) == pytest.approx(np.sign(-1 - entropy) * 0.001, rel=1e-2)
+    for _ in range(50):
+        (later, *_), _ = learner.improve(data, noise, 12, "here")
+    assert later < policy_loss
+    assert learner.num_steps == 51
+
+
+def test_nothing_is_learned_before_it_starts():
+    run = prepared(algorithm__learning_starts="40")
+    before = run.learner.fingerprint()
+    for update in range(3):
+        metrics, _ = train._update(run, [])
+        assert (metrics["policy_loss"] is None) == (update < 2)
+        assert (run.learner.fingerprint() == before) == (update < 2)
+        if update < 2:
+            actions = run.replay.actions_BNA[:, 20 * update : 20 * (update + 1)]
+            assert np.abs(actions).max() <= 1
+    assert run.replay.filled == 60
+
+
+def test_circuits_are_counted_as_predicted():
+    run = prepared(generator__source="circuit", algorithm__learning_starts="20", train__steps="60", mapping__kind="mlp")
+    asked = train.prediction(run)
+    circuits = []
+    for _ in range(3):
+        metrics, _ = train._update(run, [])
+        circuits.append(metrics["circuits"])
+    assert circuits == [0, asked["update"]["circuits"], 2 * asked["update"]["circuits"]]
+    assert asked["run"]["circuits"] == circuits[-1]
+
+
+def test_a_diverged_critic_is_named():
+    run = prepared(algorithm__value_learning_rate="1e200")
+    with pytest.raises(Refused, match=r"at update 0, gradient step \d+, critics is not finite on rank 0"):
+        train._update(run, [])
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(UserError, match="sac needs continuous actions, CartPole-v1 has 2 discrete ones: use"):
+        prepared(environment__id="CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"algorithm__train_every": "3"}, "20 is none of 3"),
+        ({"allreduce__aggregation": "sum"}, "needs allreduce.aggregation mean"),
+        ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        prepared(**flags)
+
+
+def test_rounds_of_gradient_steps():
+    run = prepared(algorithm__train_every="5", algorithm__gradient_steps="2", algorithm__policy_every="4")
+    train._update(run, [])
+    assert run.learner.num_steps == 40  # 20 steps, two gradient steps each, as many of the policy
+
+
+def test_greedy_actions_are_those_of_the_mean():
+    run = prepared()
+    act = sampling.policy(run.learner, 0).act
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    mean = run.learner.acting(run.learner.weights().detach())(obs, obs)
+    np.testing.assert_allclose(act(obs), 2 * np.tanh(mean), rtol=1e-5)
+
+
+def test_other_policies_than_the_learned_one_act():
+    plain, rounded = prepared(), prepared(rollout__precision="int2")
+    for run in (plain, rounded):
+        act, noise = off_policy._acting(run.learner, run.environments, 0, uniform=False)
+        run.seen = act()(run.environments.obs_BO, noise[0])[0]
+    assert (plain.seen != rounded.seen).all()
+    assert torch.equal(plain.learner.weights(), rounded.learner.weights())
