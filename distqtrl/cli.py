@@ -317,7 +317,10 @@ def _search_bits(args: argparse.Namespace, flags: Flags, comm: Communicator) -> 
     agreed(comm, lambda: workers.checked(search))
     where = f"worker {comm.rank}: " if comm.size > 1 else ""
     with stopping.collected() as pending:
-        code = workers.work(workers.Worker(search, pending, lambda text: _say(f"{where}{text}")))
+        try:
+            code = workers.work(workers.Worker(search, pending, lambda text: _say(f"{where}{text}")))
+        except Refused as error:  # by this worker alone: the other ranks have to be ended
+            raise UserError(str(error)) from None
     if (about := workers.read(search.directory)) is not None and about["status"] == "complete" and comm.rank == 0:
         files = f"  {search.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
         print(

@@ -126,6 +126,8 @@ class Generator(nn.Module):
         Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count.
         Gradients of random combinations of the weights, their number doubled until the rank is below it.
         """
+        if self.mapping is None:
+            return self.num_weights
         twin = copy.deepcopy(self, {id(self.qpu): None})
         if self.qpu is not None:
             twin.qpu = self._ideal_qpu()

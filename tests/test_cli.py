@@ -84,7 +84,7 @@ def test_doctor(capfd):
     assert "rank 0 of 1" in run(capfd, "doctor")[1]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["describe"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["describe"], ["doctor"], ["search-bits"]])
 def test_help_is_complete(capfd, command):
     code, out, _ = run(capfd, *command, "--help")
     assert code == 0

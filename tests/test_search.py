@@ -303,12 +303,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+LOSING = """
+import sys
+from distqtrl import cli
+from distqtrl.allreduce.communicator import Refused, announced
+from distqtrl.search import workers
+
+def train(*_):
+    raise Refused("the device is gone")
+
+if announced("rank", 0) == 1:
+    workers.train = train
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_what_one_rank_refuses_ends_all(tmp_path, mpirun):
+    """It does not leave the others waiting for it at the end."""
+    code, out, err = mpirun(2, ["-c", LOSING, *COMMAND, "-o", str(tmp_path / "search")])
+    assert (code, out) == (2, "")
+    assert "distqtrl: rank 1: the device is gone" in err
+
+
 def test_it_waits_for_what_another_process_trains(whole, tmp_path):
     """Every run but one is there; that one is locked, then it is free and gets trained."""
     folder, left = tmp_path / "search", "w4-c2-i8-o8-seed1"
     shutil.copytree(whole, folder)
-    about = found(folder)
-    (folder / "search.json").write_text(json.dumps({**about, "status": "running"}))
+    (folder / "search.json").write_text(json.dumps({**found(folder), "status": "running"}))
     shutil.rmtree(folder / "chosen")
     shutil.rmtree(folder / "runs" / left)
     with record.locked(folder / "locks" / left) as lock:
@@ -322,7 +343,7 @@ def test_it_waits_for_what_another_process_trains(whole, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"{left}: starts" in err
-    assert found(folder) == about
+    assert found(folder) == found(whole)
 
 
 def test_a_training_that_diverges_is_shown_and_the_search_goes_on(tmp_path, capfd, monkeypatch):
@@ -383,15 +404,18 @@ def test_pareto(tmp_path, capfd):
     assert "front of return and cost: " in capfd.readouterr().out
 
 
-def test_costs_of_a_core(whole):
-    """At 1 W and no joules per toggle energy is time; clocks are whole."""
+def test_costs_of_a_core(whole, monkeypatch):
+    """The core itself stands in for its netlist, whose simulation tests/export has."""
     missing(cost.check, "energy")
     about = found(whole)
     path = whole / "runs" / f"{about['chosen']['name']}-seed0" / "policy.safetensors"
     assert cost.cost("luts", path, "folded", None) > 100
-    clocks = cost.cost("energy", path, "folded", (1.0, 0.0)) / cost.CLOCK_NS * 1e9
+    monkeypatch.setattr(cost.synthesis, "netlist", lambda text, top: text)
+    monkeypatch.setattr(cost.tools, "cells", lambda: None)
+    monkeypatch.setattr(cost.simulate, "toggles", lambda simulator: 0)
+    clocks = cost.cost("energy", path, "unrolled", (1.0, 1.0)) / cost.CLOCK_NS * 1e9
     assert clocks == pytest.approx(round(clocks))
-    assert clocks > 10
+    assert 2 < clocks < 100
 
 
 def missing(check, kind):
