@@ -356,6 +356,11 @@ class Config(BaseModel):
                 "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
                 f"algorithm.train_every ({a.rollout_steps} is none of {a.train_every})"
             )
+        if a.rollout_steps * a.gradient_steps % a.policy_every:
+            raise ValueError(
+                f"algorithm.policy_every = {a.policy_every} must divide an update's gradient steps, "
+                f"algorithm.rollout_steps x algorithm.gradient_steps = {a.rollout_steps * a.gradient_steps}"
+            )
         if self.allreduce.aggregation != "mean":
             raise ValueError("algorithm.name sac needs allreduce.aggregation mean: its ranks share every gradient step")
 

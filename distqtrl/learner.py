@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.algorithm import ppo, reinforce
-from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config import Config
-from distqtrl.policy.distribution import Head
-from distqtrl.policy.network import Architecture
-from distqtrl.record import Profile
 from distqtrl.replica import Array, Replica
 
 LOSSES = {"ppo": ppo.loss, "reinforce": reinforce.loss}
@@ -38,34 +34,22 @@ class Samples:
 
 
 class Learner(Replica):
-    """PPO and REINFORCE.
+    """PPO and REINFORCE. The losses of ``algorithm.loss = sum`` are divided by ``num_environments``."""
 
-    num_environments: of all ranks that share a gradient; the losses of ``algorithm.loss = sum`` are divided by it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        architecture: Architecture,
-        head: Head,
-        comm: Communicator,
-        profile: Profile,
-        num_environments: int,
-    ) -> None:
-        super().__init__(config, architecture, head, comm, profile)
-        self.num_environments = num_environments
-        a = config.algorithm
-        self.log_std = nn.Parameter(torch.full((head.num_outputs,), config.policy.log_std, dtype=self.dtype))
+    def build(self) -> list[tuple[list[Tensor], float]]:
+        """The deviations of a Gaussian head, and a value network where the algorithm has one."""
+        a, num_outputs = self.config.algorithm, self.head.num_outputs
+        self.log_std = nn.Parameter(torch.full((num_outputs,), self.config.policy.log_std, dtype=self.dtype))
         self.trained.register_parameter("log_std", self.log_std)
         self.direct: list[Tensor] = [self.log_std, *self.scales]  # trained, and not through the generator
-        groups: list[tuple[list[Tensor], float]] = [([*self.generator.parameters(), *self.direct], a.learning_rate)]
+        groups = [([*self.generator.parameters(), *self.direct], a.learning_rate)]
         self.value: nn.Module | None = None
         if a.uses_values:
-            self.value = value_network(architecture.num_inputs, a.value_hidden, config.train.seed).to(self.dtype)
-            self.trained.add_module("value", self.value)
+            self.value = value_network(self.architecture.num_inputs, a.value_hidden, self.config.train.seed)
+            self.trained.add_module("value", self.value.to(self.dtype))
             groups.append((list(self.value.parameters()), a.value_learning_rate))
             self.direct += self.value.parameters()
-        self.optimize(groups)
+        return groups
 
     def values(self, obs_NO: Tensor) -> Tensor:
         """The value network's V (N,) of normalised observations; zeros where there is none."""

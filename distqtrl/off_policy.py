@@ -33,16 +33,11 @@ def update(
         if draws is not None:
             for _ in range(a.train_every * a.gradient_steps):
                 draws.step(replay)
-    seen_NO = replay.last(a.rollout_steps).astype(np.float64)
+    seen_NO, normalizer = replay.last(a.rollout_steps), learner.normalizer
     normalizes = learner.config.policy.normalize_observations
-    total = totals(
-        {
-            "steps": [len(seen_NO)],
-            "obs": np.concatenate([seen_NO.sum(0), (seen_NO**2).sum(0)]) if normalizes else [],
-        }
-    )
+    total = totals({"steps": [len(seen_NO)], "obs": normalizer.sums(seen_NO) if normalizes else []})
     if normalizes:
-        learner.normalizer.merge(float(total["steps"][0]), *np.split(total["obs"], 2))
+        normalizer.merge(float(total["steps"][0]), total["obs"])
     return draws.metrics() if draws is not None else dict.fromkeys((*CRITIC, *POLICY, "gradient_norm"))
 
 

@@ -45,14 +45,20 @@ class NotFinite(Refused, Diverged):
 class Replica:
     """Base of the learners. Equal configurations give equal replicas.
 
-    A learner registers what it trains in ``trained`` and lists it, group by group, with ``optimize``.
+    num_environments: of all ranks that share a gradient.
     """
 
     def __init__(
-        self, config: Config, architecture: Architecture, head: Head, comm: Communicator, profile: Profile
+        self,
+        config: Config,
+        architecture: Architecture,
+        head: Head,
+        comm: Communicator,
+        profile: Profile,
+        num_environments: int,
     ) -> None:
         self.config, self.architecture, self.head = config, architecture, head
-        self.comm, self.profile = comm, profile
+        self.comm, self.profile, self.num_environments = comm, profile, num_environments
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
         ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
         base, layers = None, architecture.layers
@@ -82,14 +88,15 @@ class Replica:
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
         self._w_M: Tensor | None = None
         self._ledger = self._counted()
-
-    def optimize(self, groups: Sequence[tuple[Sequence[Tensor], float]]) -> None:
-        """Train these groups of parameters with Adam, each at its learning rate."""
-        a = self.config.algorithm
+        groups = self.build()
         self._rates = [rate for _, rate in groups]
         self.parameters = [p for parameters, _ in groups for p in parameters]
-        as_torch: list[dict[str, Any]] = [{"params": list(ps), "lr": rate} for ps, rate in groups]
-        self.optimizer = torch.optim.Adam(as_torch, eps=a.adam_epsilon, fused=True)
+        as_torch: list[dict[str, Any]] = [{"params": ps, "lr": rate} for ps, rate in groups]
+        self.optimizer = torch.optim.Adam(as_torch, eps=config.algorithm.adam_epsilon, fused=True)
+
+    def build(self) -> list[tuple[list[Tensor], float]]:
+        """Register in ``trained`` what a learner has beside the policy; all that is optimized, with learning rates."""
+        raise NotImplementedError
 
     def weights(self) -> Tensor:
         """w_M of the present parameters, made once and kept (with its graph) until they change.

@@ -104,14 +104,14 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
     if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
         normalise_episodes(batch, found, config.algorithm.normalize_epsilon)
     epochs = list(minibatches(config, environments.indices, found.valid_TB, number))
-    adv_N, obs_NO = batch.adv_N.numpy(), found.obs_TBO[found.valid_TB].astype(np.float64)
+    adv_N, normalizer = batch.adv_N.numpy(), learner.normalizer
     normalizes = config.policy.normalize_observations
     total = totals(
         {
             "counts": [len(part) for part in epochs[0]],
             "steps": [found.rewards_TB.size],
             "adv": [adv_N.sum(), (adv_N**2).sum()],
-            "obs": np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)]) if normalizes else [],
+            "obs": normalizer.sums(found.obs_TBO[found.valid_TB]) if normalizes else [],
         }
     )
     _normalise(batch, total, config.algorithm)
@@ -123,7 +123,7 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
         if most is not None and statistics[STATISTICS.index("approx_kl")] > most:
             break
     if normalizes:
-        learner.normalizer.merge(float(total["counts"].sum()), *np.split(total["obs"], 2))
+        normalizer.merge(float(total["counts"].sum()), total["obs"])
     return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, "gradient_norm": norm}
 
 

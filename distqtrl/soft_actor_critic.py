@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from distqtrl import seeding
 from distqtrl.algorithm import sac
 from distqtrl.algorithm.replay import Transitions
-from distqtrl.allreduce.communicator import Communicator
-from distqtrl.config import Config
 from distqtrl.policy import network
-from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
-from distqtrl.record import Profile
 from distqtrl.replica import Array, Replica
 
 CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "temperature")
@@ -23,45 +19,31 @@ CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "tempe
 class SoftActorCritic(Replica):
     """SAC. The generator makes the weights of the mean; deviation and critics serve training only."""
 
-    def __init__(
-        self,
-        config: Config,
-        architecture: Architecture,
-        head: Head,
-        comm: Communicator,
-        profile: Profile,
-        num_environments: int,
-    ) -> None:
-        super().__init__(config, architecture, head, comm, profile)
-        self.num_environments = num_environments
-        a, (num_inputs, num_actions) = config.algorithm, (architecture.num_inputs, head.num_outputs)
+    def build(self) -> list[tuple[list[Tensor], float]]:
+        """Critics, their targets, the deviation's network, the temperature."""
+        a, num_actions = self.config.algorithm, self.head.num_outputs
+        num_inputs = self.architecture.num_inputs
         self.deviates = Architecture(num_inputs, a.deviation_hidden, num_actions, "relu")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 2))
+            torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", 2))
             self.critics = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
             self.targets = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
-            deviation = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
+            deviation_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
         self.targets.load_state_dict(self.critics.state_dict())
         self.targets.requires_grad_(False)
-        self.deviation_M = nn.Parameter(deviation.to(self.dtype))
+        self.deviation_M = nn.Parameter(deviation_M.to(self.dtype))
         self.log_temperature = nn.Parameter(torch.zeros((), dtype=self.dtype))
+        self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
         for name, module in (("critics", self.critics), ("targets", self.targets)):
             self.trained.add_module(name, module)
         for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
-        self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
-        self.direct: list[Tensor] = [
-            self.deviation_M,
-            *self.scales,
-            self.log_temperature,
-        ]  # of the policy, beside the generator
+        self.direct: list[Tensor] = [self.deviation_M, *self.scales, self.log_temperature]  # beside the generator
         self.judges: list[Tensor] = list(self.critics.parameters())
-        self.optimize(
-            [
-                ([*self.generator.parameters(), self.deviation_M, *self.scales], a.learning_rate),
-                ([self.log_temperature, *self.judges], a.value_learning_rate),
-            ]
-        )
+        return [
+            ([*self.generator.parameters(), self.deviation_M, *self.scales], a.learning_rate),
+            ([self.log_temperature, *self.judges], a.value_learning_rate),
+        ]
 
     def deviation(self) -> Callable[[np.ndarray], np.ndarray]:
         """Normalised observations -> the deviations of the actions before tanh, in NumPy, as the parameters stand."""

@@ -42,8 +42,15 @@ class Normalizer:
             return obs
         return np.clip((obs - self.mean_O) * self.scale_O, -CLAMP, CLAMP).astype(np.float32)
 
-    def merge(self, count: float, sum_O: Array, squares_O: Array) -> None:
-        """Take in a batch by its count, sum and sum of squares."""
+    @staticmethod
+    def sums(obs_NO: np.ndarray) -> Array:
+        """What ``merge`` wants to know of a batch: sums and sums of squares, (2 O,)."""
+        obs_NO = obs_NO.astype(np.float64)
+        return np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)])
+
+    def merge(self, count: float, sums: Array) -> None:
+        """Take in a batch, or several whose ``sums`` were added up."""
+        sum_O, squares_O = np.split(sums, 2)
         mean_O = sum_O / count
         m2_O = np.maximum(squares_O - count * mean_O**2, 0.0)
         total, delta_O = self.count + count, mean_O - self.mean_O

@@ -42,7 +42,7 @@ def policies(tmp_path_factory):
         w_M = torch.randn(architecture.num_weights, generator=torch_rng) / 2
         normalizer = Normalizer.fresh(architecture.num_inputs)
         if environment == "Pendulum-v1":
-            normalizer.merge(100.0, np.full(3, 10.0), np.full(3, 60.0))
+            normalizer.merge(100.0, np.array([10.0] * 3 + [60.0] * 3))
         made[name] = folder / f"{name}.safetensors"
         settings = Quantize(core_bits=(2,) * (len(architecture.hidden) + 1), input_bits=4, output_bits=5)
         trained = lower.quantizer(settings, architecture, head).trained() if name.startswith("trained") else None
