@@ -61,12 +61,8 @@ class Replica:
         self.comm, self.profile, self.num_environments = comm, profile, num_environments
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
         ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
-        base, layers = None, architecture.layers
-        if config.adapter.base is not None:
-            base, layers = (
-                adapter.base(config.adapter, architecture, head),
-                adapter.layers(architecture, config.adapter.rank),
-            )
+        base, rank = adapter.base(config.adapter, architecture, head), config.adapter.rank
+        layers = architecture.layers if base is None else adapter.layers(architecture, rank)
         self.generator = Generator(config, layers, ranks)
         self.generator.set_precision(self.dtype)
         self.normalizer = Normalizer.fresh(architecture.num_inputs) if base is None else base.normalizer
@@ -75,7 +71,7 @@ class Replica:
         self.adapter: adapter.Adapter | None = None
         if base is not None:
             start_F, base_M = self.generator.ideal(), base.w_M.to(self.dtype)
-            self.adapter = adapter.Adapter(architecture, config.adapter.rank, base_M, start_F)
+            self.adapter = adapter.Adapter(architecture, rank, base_M, start_F)
             self.trained.add_module("adapter", self.adapter)
         behaviour.checked(config.rollout, architecture)
         self.quantizer: Quantizer | None = None

@@ -29,9 +29,16 @@ def layers(architecture: Architecture, rank: int) -> list[tuple[int, int]]:
     return [part for o, i in architecture.shapes for part in ((rank * i, i), (o * rank + o, rank))]
 
 
-def base(settings: Settings, architecture: Architecture, head: Head) -> Policy:
-    """The base policy, rounded to ``precision``; raises UserError where it is not for this network and head."""
-    found = policy_file.load(Path(str(settings.base)))
+def base(settings: Settings, architecture: Architecture, head: Head) -> Policy | None:
+    """The base policy, rounded to ``precision``, if there is one; raises UserError where it does not fit this run."""
+    if settings.base is None:
+        return None
+    found = policy_file.load(Path(settings.base))
+    if found.trained is not None:
+        raise UserError(
+            f"adapter.base = {settings.base} was trained on integers, which round activations, too: give a policy in "
+            "floating point (adapter.precision rounds its weights)"
+        )
     if (found.architecture, found.head) != (architecture, head):
         raise UserError(
             f"adapter.base = {settings.base} is a {found.architecture.widths} {found.architecture.activation} policy, "

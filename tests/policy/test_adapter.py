@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from distqtrl.config import Adapter as Settings
-from distqtrl.config import UserError
+from distqtrl.config import Quantize, UserError
 from distqtrl.policy import adapter, network
 from distqtrl.policy.distribution import Categorical
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import blocks
+from distqtrl.quantize.aware import Trained
 
 SHAPE = Architecture(16, (32,), 2, "relu")
 
@@ -69,5 +70,10 @@ def test_a_base_of_another_shape_is_refused(path):
         UserError, match=r"a \(16, 32, 2\) relu policy, this run's is \(16, 8, 2\) relu: set policy.hid"
     ):
         adapter.base(Settings(base=str(path)), Architecture(16, (8,), 2, "relu"), Categorical(2))
+    trained = Policy(SHAPE, Categorical(2), torch.zeros(SHAPE.num_weights), Normalizer.fresh(16), {})
+    trained.trained = Trained(Quantize(), np.ones(3))
+    trained.save(path)
+    with pytest.raises(UserError, match="was trained on integers"):
+        adapter.base(Settings(base=str(path)), SHAPE, Categorical(2))
     with pytest.raises(UserError, match="absent"):
         adapter.base(Settings(base="absent"), SHAPE, Categorical(2))
