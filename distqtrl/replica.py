@@ -6,7 +6,7 @@ generator, and one flat float64 vector holding every gradient of the step is red
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distqtrl import seeding
+from distqtrl.algorithm.adam import Adam
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
 from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
@@ -84,11 +85,9 @@ class Replica:
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
         self._w_M: Tensor | None = None
         self._ledger = self._counted()
-        groups = self.build()
-        self._rates = [rate for _, rate in groups]
-        self.parameters = [p for parameters, _ in groups for p in parameters]
-        as_torch: list[dict[str, Any]] = [{"params": ps, "lr": rate} for ps, rate in groups]
-        self.optimizer = torch.optim.Adam(as_torch, eps=config.algorithm.adam_epsilon, fused=True)
+        self.optimizer = Adam(self.build(), config.algorithm.adam_epsilon)
+        self.parameters = self.optimizer.parameters
+        self._rates = self.optimizer.rates
 
     def build(self) -> list[tuple[list[Tensor], float]]:
         """Register in ``trained`` what a learner has beside the policy; all that is optimized, with learning rates."""
@@ -219,8 +218,7 @@ class Replica:
         """Say what part of the budget is spent, 0 to 1: learning rates and noise depend on it."""
         self.done = done
         if self.config.algorithm.anneal:
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * (1 - done)
+            self.optimizer.rates = [rate * (1 - done) for rate in self._rates]
 
     def average(self) -> None:
         """Replace every parameter by its mean over the ranks (moments of the optimizer stay local)."""
@@ -239,7 +237,7 @@ class Replica:
         """Everything that a resumed run needs of this replica."""
         state = dict(self.trained.state_dict())
         state["num_steps"] = torch.tensor([self.num_steps])
-        for i, moments in self.optimizer.state_dict()["state"].items():
+        for i, moments in self.optimizer.state.items():
             state |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
         n = self.normalizer
         state["normalizer.count"] = torch.tensor([n.count], dtype=torch.float64)
@@ -249,12 +247,11 @@ class Replica:
         """Take over what ``tensors`` gave; raises KeyError or RuntimeError when names or shapes differ."""
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
         self.num_steps = int(state["num_steps"][0])
-        moments: dict[int, dict[str, Tensor]] = {}
+        self.optimizer.state = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+                self.optimizer.state.setdefault(int(index), {})[key] = tensor
         self.normalizer = Normalizer(
             float(state["normalizer.count"]), state["normalizer.mean_O"].numpy(), state["normalizer.m2_O"].numpy()
         )

@@ -320,7 +320,7 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
         "length_mean": length_sum / episodes if episodes else None,
         **learned,
         **_noise(run),
-        "learning_rate": learner.optimizer.param_groups[0]["lr"],
+        "learning_rate": learner.optimizer.rates[0],
         **qpu,
         "cpu_s": counters.cpu_s,
         "wait_s": [round(wait_s, 6) for wait_s in wait_R.tolist()],
