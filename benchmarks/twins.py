@@ -19,7 +19,10 @@ from distqtrl.report.statistics import interval, probability_of_improvement, ver
 
 KEEP = ("--evaluate.every", "none", "--evaluate.target", "none")
 TASKS = {
-    "pendulum": ("pendulum", (*KEEP, "--policy.hidden", "32", "32", "--policy.activation", "relu")),
+    "pendulum": (
+        "pendulum",
+        (*KEEP, "--policy.hidden", "32", "32", "--policy.activation", "relu", "--train.steps", "200000"),
+    ),
     "hopper": ("hopper", (*KEEP, "--policy.hidden", "32", "32", "--train.steps", "300000")),
 }
 UNITS = {"pendulum": "Pendulum-v1", "hopper": "Hopper-v5"}
