@@ -4,10 +4,10 @@
     python benchmarks/exploration.py --task pendulum     Pendulum-v1 (a dense one)
     python benchmarks/exploration.py --quick             2 seeds, 2 cases, 12 updates; writes only with -o
 
-PPO on direct policies whose actors' weights are rounded (nvfp4), with or without QeRL's noise,
-which falls from 1e-2 to 1e-4 in ten stages (the first is silent), or a tenfold of it. The learner stays in floating
-point, and it is the learner's policy that is evaluated. The score of a run is its greedy policy's mean return over 100
-episodes, which is the share of successes on FrozenLake; entropy is the mean over the whole training.
+PPO on direct policies whose actors' weights are rounded (nvfp4) or not, with or without QeRL's noise, which falls from
+1e-2 to 1e-4 in ten stages (the first is silent), or a tenfold of it. The learner stays in floating point, and it is the
+learner's policy that is evaluated. The score is its greedy mean return over 100 episodes, which is the share of
+successes on FrozenLake; entropy is the mean over the whole training.
 """
 
 from pathlib import Path
