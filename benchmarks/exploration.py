@@ -7,7 +7,8 @@
 PPO on direct policies whose actors' weights are rounded (nvfp4) or not, with or without QeRL's noise, which falls from
 1e-2 to 1e-4 in ten stages (the first is silent), or a tenfold of it. The learner stays in floating point, and it is the
 learner's policy that is evaluated. The score is its greedy mean return over 100 episodes, which is the share of
-successes on FrozenLake; entropy is the mean over the whole training.
+successes on FrozenLake. Entropy is the acting policy's at the states it visits, the mean over the whole training; a
+Gaussian's depends on its deviation alone.
 """
 
 from pathlib import Path
@@ -77,11 +78,11 @@ def case(whole: list[Run], wanted: int) -> dict:
     return {
         **{"runs": len(whole), "of": wanted, "scores": scores.tolist()},
         **{"iqm": iqm(scores), "interval": interval(iqm, scores)},
-        "entropy": [float(run.columns["entropy"].mean()) for run in whole],
+        "entropy": [float(run.columns["acting_entropy"].mean()) for run in whole],
         "noisy_layers": float(max(np.nan_to_num(run.columns["noisy_layers"]).max() for run in whole)),
         "env_steps": whole[0].columns["env_steps"][at].astype(int).tolist(),
         "returns": [_rounded(run.columns["return_smoothed"][at]) for run in whole],
-        "entropies": [_rounded(run.columns["entropy"][at]) for run in whole],
+        "entropies": [_rounded(run.columns["acting_entropy"][at]) for run in whole],
     }
 
 
@@ -112,13 +113,13 @@ def table(results: dict) -> str:
         "",
         "Greedy return of the learner's policy over 100 episodes, IQM over seeds with its 95 % bootstrap interval.",
         "",
-        "| actors | runs | greedy return, IQM | smallest to largest | entropy in training, mean | layers with noise |",
+        "| actors | runs | greedy return, IQM | smallest to largest | actors' entropy, mean | layers with noise |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, c in results["cases"].items():
         cells = [*runs.score_cells(c), f"{np.mean(c['entropy']):.4f}", f"{c['noisy_layers']:.0f}"]
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
+    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION])
 
 
 def figure(results: dict, path: Path) -> None:

@@ -58,7 +58,7 @@ def curves(args: argparse.Namespace, seeds: list[int], name: str) -> list[list[f
 
 def returns(policy: Policy, sigma: float, episodes: int) -> float:
     """Mean return of greedy episodes whose normalised observations have noise."""
-    environments = Environments(Environment(**policy.environment), range(episodes), 0, "evaluation")
+    environments = Environments(Environment(**policy.environment), range(episodes), 0, "robustness")
     rng, (_, scale_O, _) = np.random.default_rng(0), policy.normalizer.affine
 
     def act(obs_BO: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def table(results: dict) -> str:
         + ", ".join(f"{kind} `{name}` ({len(cases[kind])} seeds)" for kind, name in results["names"].items())
         + f"; {results['episodes']} episodes each.",
         "",
-        f"| deviation | {' | '.join(f'{kind}, mean ± sd' for kind in cases)} | integers / floating point |",
+        f"| deviation | {' | '.join(f'{kind}, mean ± sd' for kind in cases)} | integers - floating point |",
         "|--:|--:|--:|--:|",
     ]
     for k, sigma in enumerate(results["sigmas"]):
@@ -89,7 +89,7 @@ def table(results: dict) -> str:
         cells = [
             f"{x_RS[:, k].mean():.0f} ± {x_RS[:, k].std(ddof=min(1, len(x_RS) - 1)):.0f}" for x_RS in cases.values()
         ]
-        lines.append(f"| {sigma} | {' | '.join(cells)} | {means[1] / means[0]:.2f} |")
+        lines.append(f"| {sigma} | {' | '.join(cells)} | {means[1] - means[0]:+.0f} |")
     return "\n".join(lines)
 
 

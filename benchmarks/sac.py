@@ -54,10 +54,21 @@ def main() -> None:
     rates = [[run["steps_per_s"] for run in each] for each in found.values()]
     results = {
         **setting.facts("torch", "gymnasium", "mujoco", "numpy", PEER),
-        **{"task": args.task, "steps": args.steps, "rows": rows},
+        **{"task": args.task, "steps": args.steps, "rows": rows, "run_commits": commits(args)},
         "ratio": statistics.median(a / b for a, b in zip(*rates, strict=True)),
     }
     setting.save(args, f"sac-{args.task}", results, table(results))
+
+
+def commits(args: argparse.Namespace) -> list[str]:
+    """Of our runs, which may be older than this script's."""
+    places = [args.runs / job(args, seed).name / "commit" for seed in range(args.seeds)]
+    return sorted({place.read_text() for place in places})
+
+
+def job(args: argparse.Namespace, seed: int) -> runs.Job:
+    """One of our runs."""
+    return runs.Job(TASKS[args.task][0], seed, 1, settings(args))
 
 
 def settings(args: argparse.Namespace) -> tuple[str, ...]:
@@ -70,10 +81,10 @@ def settings(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def ours(args: argparse.Namespace, seed: int) -> dict:
-    job = runs.Job(TASKS[args.task][0], seed, 1, settings(args))
-    run = runs.done([job], args.runs)[job]
+    wanted = job(args, seed)
+    run = runs.done([wanted], args.runs)[wanted]
     if isinstance(run, str):
-        sys.exit(f"{job.name}: {run}")
+        sys.exit(f"{wanted.name}: {run}")
     return {"return": run.result["evaluation"]["mean"], "steps_per_s": args.steps / run.result["train_s"]}
 
 
@@ -124,7 +135,7 @@ def table(results: dict) -> str:
     lines = [
         f"# SAC on {results['task']}: {results['steps']:,} steps, beside {PEER}",
         "",
-        setting.line(results),
+        f"{setting.line(results)} Our runs were made at {', '.join(results['run_commits'])}.",
         "",
         "| | greedy return, mean (95 % interval) | every seed | steps per second of training, median |",
         "|---|--:|---|--:|",

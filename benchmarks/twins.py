@@ -95,7 +95,7 @@ def table(results: dict) -> str:
         seeds = ", ".join(f"{x:.0f}" for x in scores)
         cells = f"{scores.mean():.0f} ({low:.0f} to {high:.0f}) | {seeds} | {c['train_s']:.0f} s"
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {cells} |")
-    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
+    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION])
 
 
 def figure(results: dict, path: Path) -> None:

@@ -45,9 +45,10 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     own = {f"environment/{name}": t for name, t in state.environments.items()} | {"ledger": state.ledger}
     if comm.rank == 0 or _differ(config):
         own |= {f"learner/{name}": t for name, t in state.learner.items()}
-    parts = [loads(part) for part in allgather_bytes(comm, dumps(own))]
+    packed = allgather_bytes(comm, dumps(own))
     if comm.rank:
         return
+    parts = [loads(part) for part in packed]
     environments = vector.merged([_below(part, "environment/") for part in parts])
     tensors = {f"environment/{name}": t for name, t in environments.items()}
     for r, part in enumerate(parts):

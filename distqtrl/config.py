@@ -329,8 +329,11 @@ class Config(BaseModel):
                 "rollout.precision and rollout.noise need algorithm.name ppo or sac: REINFORCE has no importance ratio "
                 "for samples of another policy"
             )
-        if self.quantize.aware and self.rollout.precision != "none":
-            raise ValueError("quantize.aware true acts on integers already: set rollout.precision none")
+        if self.quantize.aware and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
+            raise ValueError(
+                "quantize.aware true acts on integers already, which would round noise away: set rollout.precision and "
+                "rollout.noise to none"
+            )
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
@@ -363,6 +366,15 @@ class Config(BaseModel):
             )
         if self.allreduce.aggregation != "mean":
             raise ValueError("algorithm.name sac needs allreduce.aggregation mean: its ranks share every gradient step")
+        if self.allreduce.lost_rank == "shrink":
+            raise ValueError(
+                "algorithm.name sac needs allreduce.lost_rank abort: the replay of a lost rank is lost; resume instead"
+            )
+        if self.train.steps is not None and a.learning_starts >= self.train.steps:
+            raise ValueError(
+                f"algorithm.learning_starts = {a.learning_starts} leaves nothing of train.steps = {self.train.steps} "
+                f"to learn in: lower it, or train longer"
+            )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ class Samples:
     old_log_prob_N: Tensor
     adv_N: Tensor
     returns_N: Tensor
+    entropy_N: Tensor  # of the policy that acted
 
     def at(self, index: Tensor) -> "Samples":
         return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -64,7 +65,7 @@ class Learner(Replica):
         global_count is the number of samples of this step on all ranks. Raises as ``descend``.
         """
         averaging = self.config.allreduce.aggregation == "average"
-        count = len(samples.adv_N) if averaging else global_count
+        count = max(len(samples.adv_N), 1) if averaging else global_count
         divisor = float(count)
         if self.config.algorithm.loss == "sum":
             divisor = self.num_environments

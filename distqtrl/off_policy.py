@@ -1,7 +1,6 @@
 """An update of SAC: steps of every environment into the replay, and gradient steps on samples of it in between."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ def update(
     draws = _Draws(learner, environments, number) if learning else None
     for begin in range(0, a.rollout_steps, a.train_every):
         with learner.profile("rollout"):
-            chunk = collect(environments, act(), partial(_from, noise, begin), a.train_every)
+            chunk = collect(environments, act(), _from(noise, begin), a.train_every)
             replay.add(chunk.obs_TBO, chunk.actions, chunk.rewards_TB, chunk.terminated_TB, chunk.next_obs_TBO)
         if draws is not None:
             for _ in range(a.train_every * a.gradient_steps):
@@ -41,8 +40,16 @@ def update(
     return draws.metrics() if draws is not None else dict.fromkeys((*CRITIC, *POLICY, "gradient_norm"))
 
 
-def _from(noise_TBA: np.ndarray, begin: int, steps: int) -> np.ndarray:
-    return noise_TBA[begin : begin + steps]
+def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
+    """The noise from a step on, so many steps at each call."""
+    left = noise_TBA[begin:]
+
+    def following(steps: int) -> np.ndarray:
+        nonlocal left
+        given, left = left[:steps], left[steps:]
+        return given
+
+    return following
 
 
 def _acting(

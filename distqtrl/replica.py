@@ -18,7 +18,7 @@ from distqtrl.algorithm.adam import Adam
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
 from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Config, Diverged
+from distqtrl.config import Config, Diverged, UserError
 from distqtrl.generator import Generator
 from distqtrl.policy import adapter, behaviour, lower, network
 from distqtrl.policy.distribution import Head
@@ -40,7 +40,7 @@ class DeviceLost(Refused):
 
 
 class NotFinite(Refused, Diverged):
-    """A sum over ranks is not finite."""
+    """A sum over ranks is not finite, or a scale of all ranks has collapsed."""
 
 
 class Replica:
@@ -66,6 +66,11 @@ class Replica:
         layers = architecture.layers if base is None else adapter.layers(architecture, rank)
         self.generator = Generator(config, layers, ranks)
         self.generator.set_precision(self.dtype)
+        if base is not None and base.normalizer.count == 0 and config.policy.normalize_observations:
+            raise UserError(
+                f"adapter.base = {config.adapter.base} reads observations as they are, policy.normalize_observations "
+                "would change them under it: set it to false"
+            )
         self.normalizer = Normalizer.fresh(architecture.num_inputs) if base is None else base.normalizer
         self.trained = nn.Module()
         self.trained.add_module("generator", self.generator)
@@ -99,7 +104,7 @@ class Replica:
         Raises DeviceLost on every rank when a device that is not our own fails on any.
         """
         if self._w_M is None:
-            with self.profile("generate"):
+            with self.profile("generate"), torch.enable_grad():  # also where who asks first needs no gradient
                 self._ledger = self._counted()
                 if self.generator.qpu is not None:
                     self.generator.qpu.seek(self.num_steps)
@@ -116,7 +121,7 @@ class Replica:
         if not behaviour.differs(r):
             return w_M
         rng = seeding.stream(self.config.train.seed, "noise", update)
-        w_M, deviation, reached = behaviour.weights(r, self.architecture, w_M, self.done, rng)
+        w_M, deviation, reached = self._alike(lambda: behaviour.weights(r, self.architecture, w_M, self.done, rng))
         self.noise = (deviation, reached)
         return w_M
 
@@ -130,6 +135,15 @@ class Replica:
         with self.profile("generate"):
             if w_M.requires_grad:
                 self._on_devices(lambda: w_M.backward(cotangent_M))
+
+    def _alike(self, action: Callable[[], Result]) -> Result:
+        """action(); what it raises for these parameters, every rank that has the same raises."""
+        try:
+            return action()
+        except UserError as error:
+            if self.config.allreduce.aggregation == "average":
+                raise
+            raise (NotFinite if isinstance(error, Diverged) else Refused)(str(error)) from None
 
     def _on_devices(self, action: Callable[[], Result]) -> Result:
         if not self.external or self.generator.qpu is None:
@@ -146,8 +160,8 @@ class Replica:
     def acting(self, w_M: Tensor) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """raw and normalised observations (B, O) -> outputs (B, A), in NumPy, under these weights."""
         if self.quantizer is not None:
-            layers = network.unpack(self.architecture, w_M)
-            on_integers = integers.acting(self.quantizer.network(layers, *self.normalizer.affine))
+            quantizer, layers = self.quantizer, network.unpack(self.architecture, w_M)
+            on_integers = self._alike(lambda: integers.acting(quantizer.network(layers, *self.normalizer.affine)))
             dtype = w_M.numpy().dtype
             return lambda raw_BO, obs_BO: on_integers(raw_BO).astype(dtype)
         outputs = network.acting(self.architecture, w_M)
@@ -160,7 +174,8 @@ class Replica:
         """
         layers = network.unpack(self.architecture, w_M)
         if self.quantizer is not None:
-            return self.quantizer.outputs(layers, raw_NO, *self.normalizer.affine, collect=collect)
+            quantizer, affine = self.quantizer, self.normalizer.affine
+            return self._alike(lambda: quantizer.outputs(layers, raw_NO, *affine, collect=collect))
         return network.outputs(self.architecture, layers, obs_NO)
 
     def differentiate(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
@@ -201,12 +216,15 @@ class Replica:
         self, parameters: Sequence[Tensor], sums: Array, share: float, where: str
     ) -> tuple[Array, float]:
         """``descend`` for parameters that the policy is among; share is this rank's part of the step's samples."""
-        seen_S = np.zeros(0)
-        if self.quantizer is not None and self.quantizer.warming:
-            seen_S = self.quantizer.statistics() * share
+        seen_S, quantizer = np.zeros(0), self.quantizer
+        if quantizer is not None and quantizer.warming:
+            if self.normalizer.count or not self.config.policy.normalize_observations:  # else it will look different
+                seen_S = quantizer.statistics() * share
+            fixed = {id(p) for p in self.scales}  # a gradient of 0 would count as one in Adam's moments
+            parameters = [p for p in parameters if id(p) not in fixed]
         total, norm = self.descend(parameters, np.concatenate([sums, seen_S]), where)
-        if self.quantizer is not None and len(seen_S):
-            self.quantizer.update_scales(total[len(sums) :])
+        if quantizer is not None and len(seen_S):
+            quantizer.update_scales(total[len(sums) :])
         self.num_steps += 1
         self._w_M = None
         return total[: len(sums)], norm

@@ -45,7 +45,8 @@ def claim(directory: Path, config: Config, comm: Communicator) -> bool:
 
     def make() -> None:
         if comm.rank == 0 and not (directory / "config.json").exists():
-            if directory.is_dir() and any(directory.iterdir()):
+            begun = {"lock", "config.json.partial"}  # by a process that died here
+            if directory.is_dir() and {path.name for path in directory.iterdir()} - begun:
                 raise UserError(f"{directory} is no run directory, it has no config.json: choose another --run")
             directory.mkdir(parents=True, exist_ok=True)
             _write_config(directory, config)

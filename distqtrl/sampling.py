@@ -89,7 +89,8 @@ def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
         outputs = learner.outputs(w_M, raw_NO, obs_NO)
         log_prob_N = learner.head.log_prob(outputs, actions, learner.log_std)
         returns_N = (adv_TB + torch.from_numpy(values_TB))[valid_TB].to(learner.dtype)
-        return Samples(raw_NO, obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N)
+        entropy_N = learner.head.entropy(outputs, learner.log_std)
+        return Samples(raw_NO, obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N, entropy_N)
 
 
 def update(learner: Learner, environments: Environments, number: int, totals: Totals) -> dict[str, float | None]:
@@ -111,12 +112,15 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
             "counts": [len(part) for part in epochs[0]],
             "steps": [found.rewards_TB.size],
             "adv": [adv_N.sum(), (adv_N**2).sum()],
+            "entropy": [float(batch.entropy_N.double().sum())],
             "obs": normalizer.sums(found.obs_TBO[found.valid_TB]) if normalizes else [],
         }
     )
     _normalise(batch, total, config.algorithm)
     sums, steps, norm, most = np.zeros(len(STATISTICS)), 0, 0.0, config.algorithm.target_kl
     for index, count in ((index, n) for epoch in epochs for index, n in zip(epoch, total["counts"], strict=True)):
+        if not count:
+            continue  # episodes were too short for so many minibatches
         part = batch if len(epochs[0]) == 1 else batch.at(index)
         statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
         sums, steps = sums + statistics, steps + 1
@@ -124,7 +128,8 @@ def update(learner: Learner, environments: Environments, number: int, totals: To
             break
     if normalizes:
         normalizer.merge(float(total["counts"].sum()), total["obs"])
-    return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, "gradient_norm": norm}
+    acting = {"acting_entropy": float(total["entropy"][0] / total["counts"].sum()), "gradient_norm": norm}
+    return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, **acting}
 
 
 def _normalise(samples: Samples, total: dict[str, np.ndarray], a: Algorithm) -> None:

@@ -97,6 +97,12 @@ def _check_ranks(config: Config, comm: Communicator) -> None:
             f"qpu.per_rank has {len(config.qpu.per_rank)} entries, this job has {comm.size} "
             f"rank{'s' if comm.size > 1 else ''}: remove entries or start more ranks"
         )
+    num, batch = comm.size * config.environment.local_num, config.algorithm.batch_size
+    if config.algorithm.name == "sac" and batch < num:
+        raise UserError(
+            f"algorithm.batch_size = {batch} gives some of {num} environments no sample: use {num} or more, or fewer "
+            "ranks"
+        )
     if config.allreduce.lost_rank == "shrink" and not comm.survives:
         raise UserError(f"allreduce.lost_rank = shrink {SURVIVING}, this is {comm.describe()['mpi']}: use abort")
 

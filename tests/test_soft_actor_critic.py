@@ -9,6 +9,7 @@ from distqtrl import off_policy, sampling, train
 from distqtrl.algorithm.replay import Transitions
 from distqtrl.allreduce.communicator import Refused, Serial
 from distqtrl.config import UserError
+from distqtrl.policy import network
 
 FLAGS = {
     "policy.hidden": "8",
@@ -57,6 +58,58 @@ def test_critics_step_on_their_own_error_and_targets_follow():
     for now, was, critic in zip(values(learner.targets), targets, values(learner.critics), strict=True):
         torch.testing.assert_close(now, 0.75 * was + 0.25 * critic)
     assert torch.equal(learner.deviation_M, policy)
+
+
+def test_the_policy_descends_its_own_loss():
+    """Weights, deviation, temperature: plain autograd's gradients, away from temperature 1."""
+    learner, twin = prepared().learner, prepared().learner
+    data, noise = batch(), torch.randn(12, 1, dtype=torch.float64)
+    for each in (learner, twin):
+        each.log_temperature.data.fill_(-1.0)
+    (w_M,), deviation_M = twin.generator.parameters(), twin.deviation_M
+    obs = torch.from_numpy(data.obs_NO).double()
+    mean, log_std = (
+        network.outputs(of, network.unpack(of, w), obs)
+        for of, w in ((twin.architecture, w_M), (twin.deviates, deviation_M))
+    )
+    normal = torch.distributions.Normal(mean, torch.exp(-1.5 + 3.5 * torch.tanh(log_std)))
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    actions = torch.tanh(normal.mean + normal.stddev * noise)
+    log_prob = squashed.log_prob(actions).sum(-1)
+    q = twin.critics(obs, actions).min(0).values
+    temperature = twin.log_temperature.exp()
+    policy_loss = (temperature.detach() * log_prob - q).mean()
+    temperature_loss = -(temperature * (log_prob.detach() - 1)).mean()  # the target is -1, the negative of the actions
+    leaves = [w_M, deviation_M, twin.log_temperature]
+    gradients = torch.autograd.grad(policy_loss + temperature_loss, leaves)
+
+    means, _ = learner.improve(data, noise, 12, "here")
+    assert means == pytest.approx([policy_loss.item(), -log_prob.mean().item(), np.exp(-1)], rel=1e-5)
+    (ours_M,) = learner.generator.parameters()
+    for p, gradient in zip((ours_M, learner.deviation_M, learner.log_temperature), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("flags", [{"gradient_steps": "2", "policy_every": "1"}, {"train_every": "4"}])
+def test_every_policy_step_reaches_what_makes_the_weights(flags):
+    """Also where the critics ask for the weights first, and need no gradient."""
+    run = prepared(generator__source="free_vector", **{f"algorithm__{key}": value for key, value in flags.items()})
+    found, step = [], run.learner.descend_policy
+
+    def seen(parameters, *rest):
+        found.append(max(float(p.grad.abs().max()) for p in run.learner.generator.parameters() if p.grad is not None))
+        return step(parameters, *rest)
+
+    run.learner.descend_policy = seen
+    train._update(run, [])
+    assert len(found) >= 20
+    assert min(found) > 0
+
+
+def test_noise_of_a_long_chunk_does_not_repeat():
+    run = prepared(algorithm__rollout_steps="160", algorithm__train_every="160", algorithm__learning_starts="500")
+    train._update(run, [])
+    assert len(np.unique(run.replay.actions_BNA[:, :160])) == run.replay.actions_BNA[:, :160].size
 
 
 @pytest.mark.parametrize("aware", ["false", "true"])
@@ -113,6 +166,9 @@ def test_discrete_actions_are_refused():
     [
         ({"algorithm__train_every": "3"}, "20 is none of 3"),
         ({"allreduce__aggregation": "sum"}, "needs allreduce.aggregation mean"),
+        ({"allreduce__lost_rank": "shrink"}, "needs allreduce.lost_rank abort"),
+        ({"algorithm__learning_starts": "1000"}, "leaves nothing of train.steps = 1000"),
+        ({"algorithm__batch_size": "3", "environment__local_num": "4"}, "gives some of 4 environments no sample"),
         ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps"),
     ],
 )

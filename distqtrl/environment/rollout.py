@@ -59,9 +59,10 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
             running_B = running_B & ~(step.terminated_B | step.truncated_B)
         t += 1
     rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])
-    _check_finite(environments, rewards_TB, next_obs_TBO)
+    obs_TBO = np.array(obs)
+    _check_finite(environments, obs_TBO, rewards_TB, next_obs_TBO)
     return Rollout(
-        np.array(obs),
+        obs_TBO,
         np.array(actions),
         rewards_TB,
         np.array([s.terminated_B for s in steps]),
@@ -71,14 +72,18 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
     )
 
 
-def _check_finite(environments: Environments, rewards_TB: Array, next_obs_TBO: npt.NDArray[np.float32]) -> None:
+def _check_finite(
+    environments: Environments, obs_TBO: np.ndarray, rewards_TB: Array, next_obs_TBO: npt.NDArray[np.float32]
+) -> None:
     """Raise UserError for the first reward or observation that is not a finite number."""
-    good_TB = np.isfinite(next_obs_TBO).all(-1) & np.isfinite(rewards_TB)
+    start_TB, end_TB = np.isfinite(obs_TBO).all(-1), np.isfinite(next_obs_TBO).all(-1)
+    good_TB = start_TB & end_TB & np.isfinite(rewards_TB)
     if not good_TB.all():
         t, b = np.argwhere(~good_TB)[0].tolist()
+        seen_O = (obs_TBO if not start_TB[t, b] else next_obs_TBO)[t, b]
         raise UserError(
             f"environment {environments.indices[b]}, step {t + 1} of a rollout: observation "
-            f"{next_obs_TBO[t, b].tolist()} and reward {rewards_TB[t, b]} are not finite: mend the environment"
+            f"{seen_O.tolist()} and reward {rewards_TB[t, b]} are not finite: mend the environment"
         )
 
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from distqtrl.config import Diverged, Quantize, UserError
 from distqtrl.quantize import calibrate, integers
 from distqtrl.quantize.calibrate import CHANNEL, CLIPPED, QuantizedLayer, QuantizedNetwork
-from distqtrl.quantize.formats import Array, Grid
+from distqtrl.quantize.formats import Array, Grid, resolved
 from distqtrl.quantize.program import Scale, converted
 
 INPUT, HIDDEN = 3.0, 1.0  # scales before anything was seen; an output starts like an input
@@ -202,7 +202,8 @@ class Quantizer(nn.Module):
     def _input_grid(self, step: Array, mean_O: Array, scale_O: Array) -> Grid:
         """Of the raw observations."""
         levels = self.levels[0]
-        return Grid(levels.bits, mean_O - levels.zero * step / scale_O, step / scale_O)
+        step_O = resolved(levels.top * step / scale_O, mean_O) / levels.top
+        return Grid(levels.bits, mean_O - levels.zero * step_O, step_O)
 
     def _layer(self, i: int, weight_NK: Tensor, bias_N: Tensor, steps: list[Array]) -> Layer:
         """Layer i from 1 on."""
@@ -254,6 +255,8 @@ class Quantizer(nn.Module):
         for i, (levels, z_BK) in enumerate(zip(self.levels, tape.z, strict=True)):
             if levels.learned:
                 signed = i in (0, len(self.levels) - 1)
+                if not len(z_BK):
+                    return np.zeros_like(out_S)  # a minibatch of other ranks' samples
                 x_BK = z_BK.abs().clamp(max=clamp if i == 0 else np.inf) if signed else z_BK.clamp(min=0)
                 least = max(SILENT, _percentile(x_BK.reshape(-1, 1), self.settings.percentile)[0] / 16)
                 columns = x_BK if levels.place.stop - levels.place.start > 1 else x_BK.reshape(-1, 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distqtrl.config import UserError
-from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, spanning, weights
+from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, resolved, spanning, weights
 
 CHANNEL = "channel"
 LOGITS, CLIPPED, SQUASHED = "logits", "clipped", "squashed"  # what the last layer's outputs are
@@ -117,11 +117,13 @@ def folded(network: Network) -> list[tuple[Array, Array]]:
 
 def _observed(obs_BO: Array, network: Network, bits: int, per: str) -> Grid:
     """The grid over the recorded range: every dimension's own, or one for all normalised dimensions."""
-    if per == CHANNEL:
-        return spanning(obs_BO.min(0), obs_BO.max(0), bits)
-    normal_BO = (obs_BO - network.mean_O) * network.scale_O
-    low, high = normal_BO.min(), normal_BO.max()
-    return spanning(network.mean_O + low / network.scale_O, network.mean_O + high / network.scale_O, bits)
+    low_O, high_O = obs_BO.min(0), obs_BO.max(0)
+    if per != CHANNEL:
+        normal_BO = (obs_BO - network.mean_O) * network.scale_O
+        low_O, high_O = (network.mean_O + end / network.scale_O for end in (normal_BO.min(), normal_BO.max()))
+    middle_O = (low_O + high_O) / 2
+    reach_O = resolved(high_O - low_O, middle_O) / 2
+    return spanning(middle_O - reach_O, middle_O + reach_O, bits)
 
 
 def tanh_grids(num: int, bits: int) -> tuple[Grid, Grid]:

@@ -13,6 +13,7 @@ from distqtrl.config import UserError
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+RESOLVED = 32  # an observation's grid spans at least this part of its distance from 0
 CLIPS = np.linspace(0.3, 1, 36)  # shares of the greatest weight or activation that are tried as the range's end
 
 
@@ -71,6 +72,14 @@ class Grid:
     def values(self, q_BN: Ints) -> Array:
         """What levels mean."""
         return self.low_N + q_BN * self.step_N
+
+
+def resolved(span_O: Array, middle_O: Array) -> Array:
+    """The spans of observations' grids, as wide as all observations' 16 bits and multipliers of 15 can tell apart.
+
+    An observation that hardly moves far from 0 (a constant mass) would otherwise take their bits from all others.
+    """
+    return np.where(span_O > 0, np.maximum(span_O, np.abs(middle_O) / RESOLVED), 0.0)
 
 
 def spanning(low_N: Array, high_N: Array, bits: int) -> Grid:

@@ -15,7 +15,7 @@ from distqtrl.config import Config, UserError
 Array = npt.NDArray[np.float64]
 COLUMNS = (
     *("update", "ranks", "env_steps", "episodes", "return_mean", "return_smoothed", "cpu_s", "wall_s"),
-    *("entropy", "noisy_layers"),
+    *("entropy", "acting_entropy", "noisy_layers"),
 )
 ENVIRONMENT = ("id", "max_episode_steps", "kwargs", "observation", "num_actions")  # what makes returns comparable
 BUDGET = ("steps", "updates")

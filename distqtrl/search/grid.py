@@ -22,7 +22,7 @@ FLAGS |= {f"quantize.{kind}_bits": f"--{kind}-bits" for kind in ("core", "input"
 @dataclass(frozen=True)
 class Candidate:
     """A quantized policy: the width of all its hidden layers; bits of core (one number, or one per layer), inputs and
-    outputs. The policy in floating point that candidates are compared with is None."""
+    outputs. The policy in floating point that candidates are compared with, of the largest width, is None."""
 
     width: int
     core_bits: tuple[int, ...]
@@ -76,8 +76,9 @@ class Search:
         values = self.config.model_dump()
         values["train"]["seed"] = seed
         values["quantize"]["aware"] = candidate is not None
+        width = self.widths[0] if candidate is None else candidate.width
+        values["policy"]["hidden"] = [width] * len(self.config.policy.hidden)
         if candidate is not None:
-            values["policy"]["hidden"] = [candidate.width] * len(self.config.policy.hidden)
             for kind in ("core_bits", "input_bits", "output_bits"):
                 values["quantize"][kind] = getattr(candidate, kind)
         return configuration.validated(values, name(candidate))
@@ -94,6 +95,8 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
             raise UserError(f"--{key}: the search sets it itself: remove it, and give {FLAGS[key]}")
     if not config.policy.hidden:
         raise UserError("policy.hidden is empty: a search of widths needs a policy with hidden layers")
+    if config.generator.source == "equal_mlp":
+        raise UserError("generator.source = equal_mlp has a width of its own: a search of widths needs another source")
     if config.qpu.replicas > 1:
         raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search has one replica: use 1")
     rule = args.mode == "rule"

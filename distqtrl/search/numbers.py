@@ -86,7 +86,7 @@ def _compared(row: dict[str, Any], mean: float | None, limit: float | None) -> d
     """Beside the policy in floating point."""
     if row["missing"] or mean is None:
         return {"passes": None, "gap": None, "gap_percent": None}
-    passes = limit is not None and row["mean"] is not None and row["mean"] >= limit
+    passes = None if limit is None else row["mean"] is not None and row["mean"] >= limit
     if row["mean"] is None:
         return {"passes": passes, "gap": None, "gap_percent": None}
     gap = row["mean"] - mean

@@ -221,6 +221,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
         return int(result["exit_code"])
     if result["status"] == "complete":
         learning_curve(run)
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # nothing is left to go on with; SAC's hold its replay
         worker.say(f"{run.name}: return {result['evaluation']['mean']:.2f}")
     else:
         worker.say(f"{run.name}: failed, {result['error']}")
@@ -268,8 +269,13 @@ def _conclude(worker: Worker) -> int:
 
 def _write(worker: Worker, status: str) -> None:
     """The tables of what is known; search.json last, which says that they are complete."""
-    search = worker.search
-    about = numbers.about(search, worker.decision(), worker.result, worker.costs, status)
-    tensorfile.replace(search.directory / "search.md", page.page(about).encode())
-    page.figure(about, search.directory / "search.png")
-    tensorfile.replace(search.directory / FILE, (json.dumps(about, indent=1) + "\n").encode())
+    directory = worker.search.directory
+    about = numbers.about(worker.search, worker.decision(), worker.result, worker.costs, status)
+    text = (json.dumps(about, indent=1) + "\n").encode()
+    if not (directory / FILE).exists():
+        tensorfile.replace(directory / FILE, text)  # makes the directory ours, before anything else is in it
+    tensorfile.replace(directory / "search.md", page.page(about).encode())
+    partial_figure = directory / "search.partial.png"
+    page.figure(about, partial_figure)
+    partial_figure.replace(directory / "search.png")
+    tensorfile.replace(directory / FILE, text)

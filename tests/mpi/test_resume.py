@@ -24,7 +24,7 @@ RUNS = {
         --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed""",
     "sac": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
         --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
-        --quantize.warmup 20 --rollout.noise exponential""",
+        --quantize.warmup 20""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
 }
