@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from distqtrl import config, sampling
-from distqtrl.allreduce.communicator import Serial
+from distqtrl.allreduce.communicator import Refused, Serial
+from distqtrl.config import UserError
 from distqtrl.policy import lower, policy_file
-from distqtrl.train import prepare, train
+from distqtrl.train import _update, prepare, train
 
 SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
 SOON = {"algorithm.learning_starts": "0", "algorithm.batch_size": "32"}  # SAC
@@ -144,6 +145,51 @@ def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
     np.testing.assert_allclose(np.exp(samples.old_log_prob_N.numpy()), expected, rtol=1e-4)
     learned = learner.acting(learner.weights().detach())(samples.obs_NO.numpy(), samples.obs_NO.numpy())
     assert np.abs(learned - logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["none", "int2"])
+def test_an_update_counts_how_far_the_acting_policy_is_from_the_learned_one(precision):
+    flags = {"rollout.precision": precision, "algorithm.learning_rate": "1e-12", "algorithm.epochs": "1"}
+    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, **flags, "algorithm.minibatches": "1"})
+    metrics, _ = _update(prepare(cfg, Serial()), [])
+    assert (metrics["approx_kl"] > 1e-5) == (precision == "int2")
+    assert (abs(metrics["entropy"] - metrics["acting_entropy"]) > 1e-5) == (precision == "int2")
+
+
+@pytest.mark.parametrize("aware", ["false", "true"])
+def test_minibatches_without_samples_are_no_steps(aware):
+    flags = {"algorithm.rollout": "episodes", "algorithm.minibatches": "100", "environment.max_episode_steps": "9"}
+    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **flags, "quantize.aware": aware})
+    run = prepare(cfg, Serial())
+    _update(run, [])
+    assert 0 < run.learner.num_steps < 100 * cfg.algorithm.epochs
+
+
+def test_the_warm_up_begins_when_the_normaliser_has_seen_something():
+    flags = {"quantize.aware": "true", "quantize.warmup": "1000", "policy.hidden": "8"}
+    run = prepare(config.with_flags(config.preset("pendulum"), {**SMALL, **STEPS, **flags}), Serial())
+    for update in range(3):
+        seen, scales_S = int(run.learner.quantizer.num_observed), run.learner.quantizer.scales_S.detach().clone()
+        _update(run, [])
+        assert (int(run.learner.quantizer.num_observed) > seen) == (update > 0)
+        assert torch.equal(run.learner.quantizer.scales_S.detach(), scales_S) == (update == 0)
+    place = next(i for i, p in enumerate(run.learner.parameters) if p is run.learner.quantizer.scales_S)
+    assert place not in run.learner.optimizer.state  # no gradient, and no moments of one, before it is over
+
+
+def test_a_scale_that_collapses_is_refused_on_every_rank():
+    flags = {"quantize.aware": "true", "quantize.warmup": "0", "policy.hidden": "8"}
+    run = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, **flags}), Serial())
+    run.learner.quantizer.scales_S.data[1] = -1.0
+    with pytest.raises(Refused, match="the scale of output is -1"):
+        _update(run, [])
+
+
+def test_an_adapters_base_keeps_its_observations(tmp_path):
+    trained(tmp_path, "pendulum", **{**STEPS, "generator.source": "direct", "policy.normalize_observations": "false"})
+    flags = {**SMALL, **STEPS, "adapter.base": str(tmp_path / "policy.safetensors"), "generator.source": "direct"}
+    with pytest.raises(UserError, match="reads observations as they are"):
+        prepare(config.with_flags(config.preset("pendulum"), flags), Serial())
 
 
 @pytest.mark.parametrize("source", ["direct", "circuit"])

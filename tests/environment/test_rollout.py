@@ -136,6 +136,14 @@ def test_summary():
     assert summary(np.array([1.0, 5.0])) == expected
 
 
+def test_a_first_observation_that_is_not_finite_is_named():
+    envs = environments(3)
+    envs.obs_BO[2, 0] = np.nan
+    act = lambda obs_BO, noise_B: (np.zeros(3, np.int64), np.zeros(3, np.int64))  # noqa: E731
+    with pytest.raises(config.UserError, match=r"environment 2, step 1 of a rollout: observation \[nan\]"):
+        collect(envs, act, noise, 5)
+
+
 @pytest.mark.parametrize("what", ["observation", "reward"])
 def test_what_is_not_finite_is_named(what):
     envs = environments(3)

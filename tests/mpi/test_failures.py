@@ -126,6 +126,14 @@ def test_a_nan_gradient_while_ranks_average_parameters(mpirun, tmp_path):
     assert "not finite" in line
 
 
+def test_a_scale_that_collapses_is_said_once(mpirun, tmp_path):
+    flags = ["--quantize.aware", "true", "--quantize.warmup", "0", "--algorithm.learning_rate", "0.7"]
+    code, _, err = mpirun(3, ["-m", "distqtrl", *training(tmp_path, *flags)])
+    assert code == 2
+    (line,) = lines(err)
+    assert line.startswith("distqtrl: quantize: the scale of ")
+
+
 def test_what_all_ranks_refuse(mpirun, tmp_path):
     flip = {"argv": training(tmp_path, "--allreduce.check_every", "1"), "flip": 2, "event": str(tmp_path / "flip")}
     for rank in range(3):

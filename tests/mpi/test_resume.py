@@ -21,7 +21,8 @@ COMMON = f"""
     --evaluate.episodes 3"""
 RUNS = {
     "gaussian": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
-        --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed""",
+        --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed
+        --rollout.noise exponential""",
     "sac": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
         --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
         --quantize.warmup 20""",

@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqtrl.config import UserError
+from distqtrl.config import Quantize, UserError
+from distqtrl.quantize.aware import Quantizer
+from distqtrl.quantize.calibrate import LOGITS
 from distqtrl.quantize.formats import Grid
-from distqtrl.quantize.integers import MULTIPLIER_BITS, dyadic, input_scale
+from distqtrl.quantize.integers import INPUT_BITS, MULTIPLIER_BITS, dyadic, input_scale
+from distqtrl.quantize.program import converted
 
 
 @given(st.lists(st.floats(1e-12, 1e4), min_size=1, max_size=5), st.floats(-1e6, 1e6))
@@ -42,3 +45,19 @@ def test_observations_fit_their_integers(end):
     (fraction,), _ = input_scale(Grid(1, np.array([0.0]), np.array([end / 2])))
     assert end * 2.0**fraction <= 32767 or fraction == -16
     assert end * 2.0 ** (fraction + 1) > 32767 or fraction == 30
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("far", [0.0, 0.3, 9.0, 100.0, 1e4])
+@pytest.mark.parametrize("wide", [0.05, 1.0, 10.0])
+def test_an_observation_that_hardly_moves_costs_the_others_nothing(bits, far, wide):
+    """Levels of the others stay within one of the grid's, and nearly always are the grid's."""
+    quantizer = Quantizer(Quantize(input_bits=bits), (4, 2, 2), "relu", LOGITS)
+    mean_O, scale_O = np.array([0.0, 3.0, -0.5, far]), np.array([1.0, 0.2, 4.0, 1e4])
+    grid = quantizer._input_grid(np.array([wide / 2 ** (bits - 1)]), mean_O, scale_O)
+    obs_BO = mean_O + np.random.default_rng(0).normal(size=(2000, 4)) * [1, 5, 0.25, 0] * wide / 3
+    fraction_O, scale = input_scale(grid)
+    levels_BO, exact_BO = scale(converted(obs_BO, fraction_O, INPUT_BITS)), grid.levels(obs_BO)
+    assert (levels_BO[:, 3] == levels_BO[0, 3]).all()
+    assert np.abs(levels_BO - exact_BO).max() <= 1
+    assert (levels_BO[:, :3] == exact_BO[:, :3]).mean() > 0.9
