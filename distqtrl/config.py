@@ -170,7 +170,7 @@ class Adapter(Stage):
     """A frozen policy plus an update of low rank, whose factors the generator makes."""
 
     base: str | None = Field(None, description="policy file of the frozen policy; none = weights are made, not adapted")
-    rank: Positive = Field(4, description="of every layer's update")
+    rank: Positive = Field(4, description="of the factors of every layer's update")
     precision: str = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
     pad: bool = Field(False, description="as rollout.pad")
 
