@@ -134,7 +134,8 @@ class Replica:
         w_M = self.weights()
         with self.profile("generate"):
             if w_M.requires_grad:
-                self._on_devices(lambda: w_M.backward(cotangent_M))
+                # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
+                self._on_devices(lambda: torch.dot(w_M, cotangent_M.to(w_M.dtype)).backward())
 
     def _alike(self, action: Callable[[], Result]) -> Result:
         """action(); what it raises for these parameters, every rank that has the same raises."""

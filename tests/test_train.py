@@ -1,6 +1,8 @@
 """Training end to end in this process: every kind of environment, algorithm and control."""
 
 import json
+import subprocess
+import sys
 from typing import get_args
 
 import numpy as np
@@ -208,3 +210,14 @@ def test_an_update_of_low_rank_starts_at_its_base(tmp_path, source):
     again = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **rounded}), Serial()).learner
     again.load(run.learner.tensors())
     assert torch.equal(again.weights(), run.learner.weights())
+
+
+def test_a_rank_starts_without_torchs_compiler(tmp_path):
+    """Half of the time that a rank took to start went into these, and nothing of them is used."""
+    flags = [word for key, value in {**SMALL, **STEPS}.items() for word in (f"--{key}", value)]
+    program = f"""if True:
+        import sys
+        from distqtrl import cli
+        assert cli.main(["train", "cartpole", "--run", {str(tmp_path / "run")!r}, *{flags!r}]) == 0
+        assert not {{"torch._dynamo", "sympy"}} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", program], check=True)
