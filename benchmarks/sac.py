@@ -1,7 +1,7 @@
 """SAC beside stable-baselines3's: return after the same number of steps, and environment steps per second.
 
     python benchmarks/sac.py --task pendulum      Pendulum-v1, 10,000 steps, 5 seeds: about 25 minutes
-    python benchmarks/sac.py --task hopper        Hopper-v5, 50,000 steps, 5 seeds: about 2 hours
+    python benchmarks/sac.py --task hopper        Hopper-v5, 20,000 steps, 5 seeds: about an hour
     python benchmarks/sac.py --quick              a few steps; writes nothing unless -o is given
 
 Same networks (256-256), one gradient step per environment step, and stable-baselines3's default hyperparameters on both
@@ -27,8 +27,8 @@ from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.report.statistics import interval
 
-TASKS = {"pendulum": ("pendulum-sac", 10_000), "hopper": ("hopper-sac", 50_000)}
-STARTS = {"pendulum": 100, "hopper": 5000}
+TASKS = {"pendulum": ("pendulum-sac", 10_000), "hopper": ("hopper-sac", 20_000)}
+STARTS = {"pendulum": 100, "hopper": 1000}
 PEER = "stable-baselines3"
 
 
