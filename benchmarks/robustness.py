@@ -58,7 +58,7 @@ def curves(args: argparse.Namespace, seeds: list[int], name: str) -> list[list[f
 
 def returns(policy: Policy, sigma: float, episodes: int) -> float:
     """Mean return of greedy episodes whose normalised observations have noise."""
-    environments = Environments(Environment(**policy.environment), range(episodes), 0, "robustness")
+    environments = Environments(Environment(**policy.environment), range(episodes), 0, "validation")
     rng, (_, scale_O, _) = np.random.default_rng(0), policy.normalizer.affine
 
     def act(obs_BO: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@
     python benchmarks/twins.py --quick             2 seeds, 12 updates; writes only with -o
 
 All four train by PPO with the preset's settings and budget; the generators have learning rates of their own, because
-an angle is not a weight (found on other seeds: at 0.002 most trainings of a circuit on integers collapsed). The score is the greedy policy's mean return over 100 episodes.
+an angle is not a weight (found on other seeds: at 0.002 most trainings of a circuit on integers collapsed). The score
+is the greedy policy's mean return over 100 episodes.
 """
 
 from pathlib import Path
