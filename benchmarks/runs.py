@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,17 @@ def score_cells(case: dict) -> list[str]:
     return [f"{case['iqm']:.3g} ({low:.3g} to {high:.3g})", f"{min(scores):.3g} to {max(scores):.3g}"]
 
 
+def commits(jobs: Iterable[Job], folder: Path) -> list[str]:
+    """Of the checkouts that made these runs."""
+    places = [folder / job.name / "commit" for job in jobs]
+    return sorted({place.read_text() for place in places if place.exists()})
+
+
 def facts(args: argparse.Namespace, runs: dict[Job, Run | str]) -> dict:
     """Where and how the runs were made, and a line for every job without one."""
-    places = [args.runs / job.name / "commit" for job in runs]
     return {
         **setting.facts(*PACKAGES),
-        "run_commits": sorted({place.read_text() for place in places if place.exists()}),
+        "run_commits": commits(runs, args.runs),
         "task": args.task,
         "failed": [f"{job.name}: {run}" for job, run in runs.items() if isinstance(run, str)],
     }

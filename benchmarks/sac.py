@@ -52,18 +52,13 @@ def main() -> None:
         found[PEER].append(theirs(args, seed))
     rows = {name: {"runs": each, **summary(each)} for name, each in found.items()}
     rates = [[run["steps_per_s"] for run in each] for each in found.values()]
+    made = runs.commits((job(args, seed) for seed in range(args.seeds)), args.runs)
     results = {
         **setting.facts("torch", "gymnasium", "mujoco", "numpy", PEER),
-        **{"task": args.task, "steps": args.steps, "rows": rows, "run_commits": commits(args)},
+        **{"task": args.task, "steps": args.steps, "rows": rows, "run_commits": made},
         "ratio": statistics.median(a / b for a, b in zip(*rates, strict=True)),
     }
     setting.save(args, f"sac-{args.task}", results, table(results))
-
-
-def commits(args: argparse.Namespace) -> list[str]:
-    """Of our runs, which may be older than this script's."""
-    places = [args.runs / job(args, seed).name / "commit" for seed in range(args.seeds)]
-    return sorted({place.read_text() for place in places})
 
 
 def job(args: argparse.Namespace, seed: int) -> runs.Job:

@@ -135,7 +135,7 @@ class Replica:
         with self.profile("generate"):
             if w_M.requires_grad:
                 # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
-                self._on_devices(lambda: torch.dot(w_M, cotangent_M.to(w_M.dtype)).backward())
+                self._on_devices(lambda: torch.dot(w_M, cotangent_M).backward())
 
     def _alike(self, action: Callable[[], Result]) -> Result:
         """action(); what it raises for these parameters, every rank that has the same raises."""

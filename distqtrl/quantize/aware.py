@@ -252,11 +252,11 @@ class Quantizer(nn.Module):
     def _observed(self, tape: Tape, clamp: float) -> Array:
         """What each scale of this batch would be (S,)."""
         out_S = np.zeros(len(self.scales_S))
+        if not len(tape.z[0]):
+            return out_S  # a minibatch of other ranks' samples
         for i, (levels, z_BK) in enumerate(zip(self.levels, tape.z, strict=True)):
             if levels.learned:
                 signed = i in (0, len(self.levels) - 1)
-                if not len(z_BK):
-                    return np.zeros_like(out_S)  # a minibatch of other ranks' samples
                 x_BK = z_BK.abs().clamp(max=clamp if i == 0 else np.inf) if signed else z_BK.clamp(min=0)
                 least = max(SILENT, _percentile(x_BK.reshape(-1, 1), self.settings.percentile)[0] / 16)
                 columns = x_BK if levels.place.stop - levels.place.start > 1 else x_BK.reshape(-1, 1)

@@ -1,7 +1,6 @@
 """Table and figure of a search for bit widths, from the content of its search.json."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -96,7 +95,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
 
 
-def figure(about: dict[str, Any], path: Path) -> None:
+def figure(about: dict[str, Any], file: BinaryIO) -> None:
     """search.png: every seed's return, and the mean with its 95 % bootstrap interval; and return against cost."""
     rows, costly = (
         [about["baseline"], *about["candidates"]],
@@ -114,7 +113,7 @@ def figure(about: dict[str, Any], path: Path) -> None:
                 getattr(panel, span)(mean - std, mean + std, **band)
         if about["passes_from"] is not None:
             axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
-        drawing.savefig(path, dpi=150)
+        drawing.savefig(file, format="png", dpi=150)
 
 
 def _returns(axes: "Axes", rows: list[Row]) -> None:

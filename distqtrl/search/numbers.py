@@ -31,7 +31,7 @@ def about(
         limit = rule.least(scores)
     for candidate, row in rows.items():
         if candidate is not None:
-            row |= _compared(row, baseline["mean"], limit)
+            row |= _compared(row, baseline, limit)
             if search.mode == "pareto":
                 row["cost"] = costs.get(candidate)
     points = {c: (costs[c], rows[c]["mean"]) for c in costs if c in rows and rows[c]["mean"] is not None}
@@ -82,11 +82,13 @@ def _row(search: Search, candidate: Candidate | None, result: Result) -> dict[st
     }
 
 
-def _compared(row: dict[str, Any], mean: float | None, limit: float | None) -> dict[str, Any]:
+def _compared(row: dict[str, Any], baseline: dict[str, Any], limit: float | None) -> dict[str, Any]:
     """Beside the policy in floating point."""
+    mean = baseline["mean"]
     if row["missing"] or mean is None:
         return {"passes": None, "gap": None, "gap_percent": None}
-    passes = None if limit is None else row["mean"] is not None and row["mean"] >= limit
+    scores, others = (list(each["returns"].values()) for each in (row, baseline))
+    passes = None if limit is None else rule.passes(scores, others)
     if row["mean"] is None:
         return {"passes": passes, "gap": None, "gap_percent": None}
     gap = row["mean"] - mean

@@ -141,9 +141,10 @@ def pareto(search: Search, known: Known, costs: Mapping[Candidate, float]) -> De
         return Decision(needed)
     best = front({candidate: (costs[candidate], means[candidate]) for candidate in means})
     passing = [candidate for candidate in best if passes(scores[candidate] or (), scores[None] or ())]
-    missing = "" if least(scores[None] or ()) is None else "nothing on the front passes"
-    missing = missing or "there is no deviation in floating point to compare with (one seed, or one that failed)"
-    problem = "" if passing else f"{missing}: the best return is chosen"
+    reason = "nothing on the front passes"
+    if least(scores[None] or ()) is None:
+        reason = "there is no deviation in floating point to compare with (one seed, or one that failed)"
+    problem = "" if passing else f"{reason}: the best return is chosen"
     chosen = min(passing, key=lambda c: costs[c]) if passing else max(best, key=lambda c: means[c])
     return Decision(needed, True, (), chosen, problem)
 

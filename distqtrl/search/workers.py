@@ -10,6 +10,7 @@ Workers do not speak with each other. What is next follows from the files alone,
 worker that died leaves its training to the next one that looks.
 """
 
+import io
 import json
 import shutil
 import signal
@@ -275,7 +276,7 @@ def _write(worker: Worker, status: str) -> None:
     if not (directory / FILE).exists():
         tensorfile.replace(directory / FILE, text)  # makes the directory ours, before anything else is in it
     tensorfile.replace(directory / "search.md", page.page(about).encode())
-    partial_figure = directory / "search.partial.png"
-    page.figure(about, partial_figure)
-    partial_figure.replace(directory / "search.png")
+    drawn = io.BytesIO()
+    page.figure(about, drawn)
+    tensorfile.replace(directory / "search.png", drawn.getvalue())
     tensorfile.replace(directory / FILE, text)
