@@ -2,6 +2,7 @@
 
     python benchmarks/twins.py                     Pendulum-v1, 5 seeds; writes benchmarks/results/twins-pendulum.*
     python benchmarks/twins.py --task hopper       Hopper-v5
+    python benchmarks/twins.py --task ant          or halfcheetah, walker2d, humanoid: free weights only, 3 seeds
     python benchmarks/twins.py --quick             2 seeds, 12 updates; writes only with -o
 
 All four train by PPO with the preset's settings and budget; the generators have learning rates of their own, because
@@ -26,8 +27,10 @@ TASKS = {
     ),
     "hopper": ("hopper", (*KEEP, "--policy.hidden", "32", "32", "--train.steps", "150000")),
 }
-UNITS = {"pendulum": "Pendulum-v1", "hopper": "Hopper-v5"}
-DIRECT = {"pendulum": ("--generator.source", "direct", "--algorithm.learning_rate", "0.001"), "hopper": ()}
+LARGE = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5", "ant": "Ant-v5", "humanoid": "Humanoid-v5"}
+TASKS |= {task: (task, (*KEEP, "--train.steps", "150000")) for task in LARGE}
+UNITS = {"pendulum": "Pendulum-v1", "hopper": "Hopper-v5", **LARGE}
+DIRECT = {"pendulum": ("--generator.source", "direct", "--algorithm.learning_rate", "0.001")}
 CIRCUIT = ("--generator.source", "circuit", "--mapping.hidden", "16", "16", "--mapping.chunk", "16")
 RATES = {"pendulum": ("--algorithm.learning_rate", "0.0007"), "hopper": ("--algorithm.learning_rate", "0.0005")}
 INTEGERS = ("--quantize.aware", "true", "--quantize.core_bits", "3", "--quantize.input_bits", "6")
@@ -43,13 +46,16 @@ PAIRS = (
 def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--task", choices=TASKS, default="pendulum")
-    parser.add_argument("--seeds", type=int, help="how many; default 5")
+    parser.add_argument("--seeds", type=int, help="how many; default 5, of the large environments 3")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
     args = parser.parse_args()
-    args.seeds = args.seeds or (2 if args.quick else 5)
+    large = args.task in LARGE
+    args.seeds = args.seeds or (2 if args.quick else 3 if large else 5)
     preset, common = TASKS[args.task]
-    sources = {"direct": DIRECT[args.task], "circuit": (*CIRCUIT, *RATES[args.task])}
+    sources = {"direct": DIRECT.get(args.task, ())}
+    if not large:
+        sources["circuit"] = (*CIRCUIT, *RATES[args.task])
     wanted = ("direct", "circuit, integers") if args.quick else [name for pair in PAIRS for name in pair]
     cases = {
         f"{source}{kind}": runs.jobs(args, (*common, *flags, *more), preset=preset)
@@ -81,9 +87,11 @@ def _verdict(cases: dict, a: str, b: str) -> str:
 
 def table(results: dict) -> str:
     """The results as Markdown."""
+    kinds = "Circuit and direct" if "circuit" in results["cases"] else "Direct weights"
+    steps = results["cases"]["direct"]["env_steps"][-1]
     bits = f"integers: core bits {INTEGERS[3]}, input bits {INTEGERS[5]}, output bits 8"
     lines = [
-        f"# Circuit and direct, floating point and integers: {UNITS[results['task']]}",
+        f"# {kinds}, floating point and integers: {UNITS[results['task']]}, {steps:,} steps",
         "",
         *runs.line(results, f"{results['seeds']} seeds; {bits}."),
         "",

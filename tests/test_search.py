@@ -130,6 +130,7 @@ def test_front():
 
 
 def test_pareto_takes_the_cheapest_that_passes():
+    missing(cost.check, "memory")
     words = "--mode pareto --cost memory --widths 4 --core-bits 3,2:2,1 --input-bits 4 --output-bits 8 --seeds 0-1"
     search = asked("--policy.hidden", "4", *words.split())
     a, b, c = rule.every(search)
