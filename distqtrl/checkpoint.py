@@ -1,7 +1,8 @@
 """Save and resume: one file per checkpoint with the whole job's state, written by rank 0, whole or not at all.
 
     RUN/checkpoints/update-000040.safetensors    description: counters, ranks, configuration
-        learner/<name>            replicas are equal: once; rank<r>/learner/<name> while ranks average parameters
+        learner/policy<k>/<name>  replicas are equal: once; rank<r>/learner/... while ranks average parameters or hold
+                                  different agents' policies
         environment/<name>        of all environments, keyed by global index: any number of ranks can share them
         rank<r>/ledger            what rank r's QPU was asked for
 
@@ -24,7 +25,7 @@ from distqtrl.config import save as config_text
 from distqtrl.environment import vector
 from distqtrl.tensorfile import Tensors
 
-FORMAT = "distqtrl checkpoint 2"
+FORMAT = "distqtrl checkpoint 3"
 
 
 @dataclass
@@ -49,7 +50,7 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     if comm.rank:
         return
     parts = [loads(part) for part in packed]
-    environments = vector.merged([_below(part, "environment/") for part in parts])
+    environments = vector.merged([below(part, "environment/") for part in parts])
     tensors = {f"environment/{name}": t for name, t in environments.items()}
     for r, part in enumerate(parts):
         tensors[f"rank{r}/ledger"] = part["ledger"]
@@ -78,14 +79,17 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     if about["config"] != _identity(config):
         raise UserError(f"{path} belongs to another configuration than {run}/config.json: restore config.json")
     learner, ranks = "learner/", about["ranks"]
-    if ranks != comm.size and config.allreduce.aggregation != "mean":
+    if ranks != comm.size and (config.allreduce.aggregation != "mean" or config.agents.placement == "spread"):
+        what = f"allreduce.aggregation {config.allreduce.aggregation}"
+        if config.agents.placement == "spread":
+            what = "agents.placement spread"
         raise UserError(
-            f"{path} was written by {ranks} ranks, this job has {comm.size}, and allreduce.aggregation "
-            f"{config.allreduce.aggregation} depends on their number: use mpirun -n {ranks}"
+            f"{path} was written by {ranks} ranks, this job has {comm.size}, and {what} depends on their number: use "
+            f"mpirun -n {ranks}"
         )
     if _differ(config):
         learner = f"rank{comm.rank}/learner/"
-    environments = _below(tensors, "environment/")
+    environments = below(tensors, "environment/")
     if comm.size > len(environments["index_B"]):
         raise UserError(
             f"{path} has {len(environments['index_B'])} environments, too few for {comm.size} ranks: use fewer ranks"
@@ -94,12 +98,12 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     if ranks != comm.size:
         whole, ledger_R = ledger_R.sum(0), np.zeros((comm.size, ledger_R.shape[1]), dtype=ledger_R.dtype)
         ledger_R[0] = whole
-    return State(about, _below(tensors, learner), environments, ledger_R[comm.rank])
+    return State(about, below(tensors, learner), environments, ledger_R[comm.rank])
 
 
 def _differ(config: Config) -> bool:
     """Whether ranks have parameters of their own."""
-    return config.allreduce.aggregation == "average"
+    return config.allreduce.aggregation == "average" or config.agents.placement == "spread"
 
 
 def _files(run: Path) -> list[Path]:
@@ -110,5 +114,6 @@ def _identity(config: Config) -> str:
     return hashlib.sha256(config_text(config).encode()).hexdigest()
 
 
-def _below(tensors: Tensors, prefix: str) -> Tensors:
+def below(tensors: Tensors, prefix: str) -> Tensors:
+    """Those whose names begin so, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

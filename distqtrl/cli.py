@@ -176,11 +176,16 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
 
     if comm.rank:
         return 0
-    policy = policy_file.load(_policy_path(args.policy))
-    environment = configuration.Environment(**policy.environment)
-    environments = Environments(environment, range(args.episodes), args.seed, "evaluation")
-    returns, _ = play(environments, policy.act)
+    policies = policy_file.team(Path(args.policy))
+    environment = configuration.Environment(**policies[0].environment)
+    roles = [policy.agents for policy in policies] if policies[0].agents else []
+    environments = Environments(environment, range(args.episodes), args.seed, "evaluation", 0, roles)
+    returns_B, _ = play(environments, environments.acting([policy.act for policy in policies]))
+    returns_EG = returns_B.reshape(args.episodes, -1)
+    returns = returns_EG.mean(1)
     result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
+    if environments.num_agents > 1:
+        result["agents"] = dict(zip(environments.agents, returns_EG.mean(0).tolist(), strict=True))
     if args.json:
         print(json.dumps(result))
     else:
@@ -220,7 +225,7 @@ def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
 
     if comm.rank:
         return 0
-    about = folder.export(_policy_path(args.policy), args.output, folder.options(args), _aside(args.json))
+    about = folder.export(_policy_path(Path(args.policy)), args.output, folder.options(args), _aside(args.json))
     if args.json:
         print(json.dumps({"folder": str(args.output), **about}))
     else:
@@ -247,10 +252,14 @@ def _verify(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     return int(any(check.status == verify.DIFFERENT for check in found))
 
 
-def _policy_path(word: str) -> Path:
-    """The policy file of a run directory, or the file itself."""
-    path = Path(word)
-    return path / "policy.safetensors" if path.is_dir() else path
+def _policy_path(path: Path) -> Path:
+    """The policy file of a run directory, or the file itself; raises UserError where there are several."""
+    from distqtrl.policy import policy_file
+
+    files = policy_file.files(path) if path.is_dir() else [path]
+    if len(files) > 1:
+        raise UserError(f"{path} has a policy per agent: give one of {', '.join(file.name for file in files)}")
+    return files[0]
 
 
 def _aside(as_json: bool) -> Callable[[str], None]:

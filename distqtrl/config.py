@@ -176,14 +176,49 @@ class Adapter(Stage):
 
 
 class Environment(Stage):
-    """Any Gymnasium environment with Box or Discrete observations and Discrete or 1-D Box actions."""
+    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, Discrete or 1-D Box actions."""
 
-    id: str = Field("CartPole-v1", description="Gymnasium environment id")
+    id: str = Field(
+        "CartPole-v1",
+        description="Gymnasium's id, or package.module/environment_v0 of PettingZoo (mpe2/simple_spread_v3)",
+    )
     local_num: Positive = Field(4, description="B, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
     observation: str | None = Field(None, description="the part of a Dict observation that the policy sees")
+    image: tuple[Positive, ...] = Field(
+        (), description="rows and columns to which an image is averaged, in grey; none = pixels as they are"
+    )
+    frames: Positive = Field(1, description="how many of the last observations the policy sees at once")
     num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
+
+    @model_validator(mode="after")
+    def _image_has_two_sides(self) -> "Environment":
+        if len(self.image) not in (0, 2):
+            raise ValueError(f"environment.image takes rows and columns, such as 14 24, not {len(self.image)} numbers")
+        return self
+
+
+class Agents(Stage):
+    """Several agents in one environment (PettingZoo): who shares what."""
+
+    sharing: Literal["shared", "independent", "shared_circuit"] = Field(
+        "shared",
+        description="shared = one generated policy, which reads the agent's index; independent = a circuit and policy "
+        "per agent; shared_circuit = one circuit, a mapping and a policy per agent or group",
+    )
+    heads: Literal["agent", "group"] = Field(
+        "agent", description="shared_circuit: a mapping per agent, or per group of agents with equal spaces"
+    )
+    critic: Literal["independent", "centralised"] = Field(
+        "independent",
+        description="what the value network sees: the agent's observation, or the environment's state (MAPPO)",
+    )
+    placement: Literal["all", "spread"] = Field(
+        "all",
+        description="independent: every rank hosts the QPUs of all agents, or of some, and learns those from its own "
+        "environments",
+    )
 
 
 class Algorithm(Stage):
@@ -303,6 +338,7 @@ class Config(BaseModel):
     rollout: Rollout = Rollout()
     adapter: Adapter = Adapter()
     environment: Environment = Environment()
+    agents: Agents = Agents()
     algorithm: Algorithm = Algorithm()
     allreduce: Allreduce = Allreduce()
     evaluate: Evaluate = Evaluate()
@@ -346,11 +382,26 @@ class Config(BaseModel):
             )
         if a.normalize_over == "episode" and a.rollout == "steps":
             raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")
+        self._fits_agents()
         if self.train.steps is None and self.train.updates is None:
             raise ValueError("train.steps none needs train.updates: a run has a budget in steps, in updates or in both")
         if self.evaluate.target is not None and self.evaluate.every is None:
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         return self
+
+    def _fits_agents(self) -> None:
+        if self.agents.placement == "all":
+            return
+        if self.agents.sharing != "independent":
+            raise ValueError(
+                f"agents.placement spread needs agents.sharing independent, not {self.agents.sharing}: all ranks need "
+                "what agents share"
+            )
+        wanted = {"allreduce.aggregation": "mean", "allreduce.lost_rank": "abort", "qpu.replicas": 1}
+        for key, value in (wanted | {"quantize.aware": False, "qpu.shift": "local"}).items():
+            stage, _, field = key.partition(".")
+            if getattr(getattr(self, stage), field) != value:
+                raise ValueError(f"agents.placement spread needs {key} {str(value).lower()}")
 
     def _fits_sac(self) -> None:
         a = self.algorithm

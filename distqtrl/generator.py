@@ -34,32 +34,48 @@ class Generator(nn.Module):
     Equal configurations give equal parameters on every rank; p_S and w_M differ between ranks when QPUs do or draw
     shots. Raises UserError for a circuit or QPU that does not exist, cannot do what is asked, or needs more memory
     than there is.
+
+    number: of the policy among several, which draw their own parameters. beside: an other one's generator, whose QPU
+    this one uses, too, and with agents.sharing shared_circuit also its probabilities. num_qubits: at least so many.
     """
 
-    def __init__(self, config: Config, layers: Layers, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        layers: Layers,
+        ranks: Ranks | None = None,
+        number: int = 0,
+        beside: "Generator | None" = None,
+        num_qubits: int = 0,
+    ) -> None:
         super().__init__()
+        self._key = (number,) if number else ()
+        self._beside = [] if beside is None or config.agents.sharing != "shared_circuit" else [beside]  # no submodule
         self._circuit = config.circuit
         self.source, self.layers = config.generator.source, tuple(layers)
         self.num_weights = sum(size for size, _ in layers)
         self.qpu: qpu.QPU | None = None
         self.mapping: Mapping | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
+            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0, *self._key))
             if self.source in ("direct", "equal_mlp"):
                 self.w_M = nn.Parameter(_fresh_weights(layers))
                 return
             _check_memory(config, self.num_weights)
-            self.mapping = Mapping(config.mapping, layers)
-        self._make_source(config, self.mapping.num_qubits, ranks or Ranks())
+            self.mapping = Mapping(config.mapping, layers, num_qubits)
+        if self._beside:
+            self.qpu = self._beside[0].qpu
+        else:
+            self._make_source(config, self.mapping.num_qubits, ranks or Ranks(), None if beside is None else beside.qpu)
         with torch.no_grad():
             self.mapping.calibrate(self._ideal_probabilities())
 
-    def _make_source(self, config: Config, n: int, ranks: Ranks) -> None:
-        rng = seeding.stream(config.train.seed, "initialise", 1)
+    def _make_source(self, config: Config, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
+        rng = seeding.stream(config.train.seed, "initialise", 1, *self._key)
         if self.source in ("circuit", "frozen_circuit"):
             if self.source == "frozen_circuit":
                 ranks = Ranks()  # measured as rank 0 does, so that replicas are equal
-            self.qpu = qpu.build(config.circuit, config.qpu, n, config.train.seed, ranks)
+            self.qpu = other or qpu.build(config.circuit, config.qpu, n, config.train.seed, ranks)
             theta_P = torch.from_numpy(rng.uniform(-np.pi, np.pi, self.qpu.num_angles))
             if self.source == "circuit":
                 self.theta_P = nn.Parameter(theta_P)
@@ -76,6 +92,8 @@ class Generator(nn.Module):
 
     def probabilities(self) -> Tensor:
         """p_S (float64) of the source, differentiable where the source is trained."""
+        if self._beside:
+            return self._beside[0].probabilities()
         if self.source == "circuit":
             assert self.qpu is not None
             return qpu.probabilities(self.qpu, self.theta_P)
@@ -86,6 +104,8 @@ class Generator(nn.Module):
 
     def _ideal_probabilities(self) -> Tensor:
         """p_S without shots and noise, the same on every rank."""
+        if self._beside:
+            return self._beside[0]._ideal_probabilities()
         if self.source == "circuit":
             return qpu.probabilities(self._ideal_qpu(), self.theta_P)
         return self.probabilities()
@@ -120,29 +140,61 @@ class Generator(nn.Module):
         mapping = 0 if self.mapping is None else sum(p.numel() for p in self.mapping.parameters())
         return {"source": total - mapping, "mapping": mapping, "total": total}
 
-    def effective_parameters(self) -> int:
-        """Rank of d w_M / d(parameters) where the parameters stand, in double precision, without shots and noise.
 
-        Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count.
-        Gradients of random combinations of the weights, their number doubled until the rank is below it.
-        """
-        if self.mapping is None:
-            return self.num_weights
-        twin = copy.deepcopy(self, {id(self.qpu): None})
-        if self.qpu is not None:
-            twin.qpu = self._ideal_qpu()
+def effective_parameters(generators: Sequence[Generator]) -> int:
+    """Rank of d w_M / d(parameters) where the parameters stand, in double precision, without shots and noise.
+
+    Directions that leave w_M as it is (an affine mapping's layers, redundant angles) do not count. Policies that share
+    nothing have ranks of their own, which add up. Gradients of random combinations of the weights, their number doubled
+    until the rank is below it.
+    """
+    if len(generators) > 1 and not generators[1]._beside:
+        return sum(effective_parameters([generator]) for generator in generators)
+    first = generators[0]
+    if first.mapping is None:
+        return sum(generator.num_weights for generator in generators)
+    first_qpu = first.qpu
+    twins: list[Generator] = copy.deepcopy(list(generators), {id(first_qpu): None})
+    for twin in twins:
+        twin.qpu = first._ideal_qpu() if first_qpu is not None else None
         twin.set_precision(torch.float64)
-        parameters = list(twin.parameters())
-        most = min(self.num_weights, sum(p.numel() for p in parameters))
-        rows: list[Tensor] = []
-        rng, w_M, rank = np.random.default_rng(0), twin(), 0
-        while len(rows) < most and rank == len(rows):
-            for _ in range(min(max(len(rows), 64), most - len(rows))):
-                v_M = torch.from_numpy(rng.normal(size=self.num_weights))
-                grads = torch.autograd.grad(w_M, parameters, v_M, retain_graph=True, materialize_grads=True)
-                rows.append(torch.cat([g.flatten() for g in grads]))
-            rank = int(torch.linalg.matrix_rank(torch.stack(rows)))
-        return rank
+    parameters = [p for twin in twins for p in twin.parameters()]
+    num_weights = sum(twin.num_weights for twin in twins)
+    most = min(num_weights, sum(p.numel() for p in parameters))
+    rows: list[Tensor] = []
+    rng, w_M, rank = np.random.default_rng(0), torch.cat(weights(twins)), 0
+    while len(rows) < most and rank == len(rows):
+        for _ in range(min(max(len(rows), 64), most - len(rows))):
+            v_M = torch.from_numpy(rng.normal(size=num_weights))
+            grads = torch.autograd.grad(w_M, parameters, v_M, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([g.flatten() for g in grads]))
+        rank = int(torch.linalg.matrix_rank(torch.stack(rows)))
+    return rank
+
+
+def several(config: Config, layers_K: Sequence[Layers], numbers: Sequence[int], ranks: Ranks) -> list[Generator]:
+    """The generators of policies with these layers, and these numbers among all; one QPU runs the circuits of all."""
+    chunk = config.mapping.chunk
+    n = max(graph.num_qubits(sum(size for size, _ in layers), chunk) for layers in layers_K)
+    made: list[Generator] = []
+    for layers, number in zip(layers_K, numbers, strict=True):
+        made.append(Generator(config, layers, ranks, number, made[0] if made else None, n))
+    return made
+
+
+def weights(generators: Sequence[Generator]) -> list[Tensor]:
+    """w_M of every generator; their circuits run as one batch (``QPU.probabilities_batch``), or the one they share."""
+    first = generators[0]
+    if len(generators) == 1 or first.mapping is None:
+        return [generator() for generator in generators]
+    if first.source == "circuit" and not generators[1]._beside:
+        assert first.qpu is not None
+        p_KS = qpu.probabilities(first.qpu, torch.stack([generator.theta_P for generator in generators]))
+    elif generators[1]._beside:
+        p_KS = first.probabilities().expand(len(generators), -1)
+    else:
+        return [generator() for generator in generators]
+    return [generator.mapping(p_S) for generator, p_S in zip(generators, p_KS, strict=True) if generator.mapping]
 
 
 def _check_memory(config: Config, num_weights: int) -> None:

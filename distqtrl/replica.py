@@ -1,7 +1,8 @@
 """What is trained on this rank, whatever the algorithm: generator, normaliser, optimizer, one step over all ranks.
 
 Weights are generated once per optimizer step. A loss is differentiated to dL/dw_M, that cotangent is sent through the
-generator, and one flat float64 vector holding every gradient of the step is reduced over the ranks.
+generator, and one flat float64 vector holding every gradient of the step is reduced over the ranks. Several policies
+(of several agents) are several replicas that step together: one batch of circuits, one reduction.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from distqtrl import seeding
+from distqtrl import generator, seeding
 from distqtrl.algorithm.adam import Adam
 from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Refused, agreed, ordered_sum
 from distqtrl.circuit.qpu import Ledger
@@ -43,10 +44,49 @@ class NotFinite(Refused, Diverged):
     """A sum over ranks is not finite, or a scale of all ranks has collapsed."""
 
 
-class Replica:
-    """Base of the learners. Equal configurations give equal replicas.
+class Generated:
+    """w_M of all policies that this rank trains, made together and kept (with their graph) until parameters change."""
 
-    num_environments: of all ranks that share a gradient.
+    def __init__(self, generators: Sequence[Generator], profile: Profile) -> None:
+        self.generators, self.profile = list(generators), profile
+        self.qpu = generators[0].qpu
+        self.num_steps = 0  # of the policies
+        self._w: list[Tensor] | None = None
+        self._ledger = self._counted()
+
+    def weights(self, number: int) -> Tensor:
+        """Of one of them. May raise DeviceFailure."""
+        if self._w is None:
+            with self.profile("generate"), torch.enable_grad():  # also where who asks first needs no gradient
+                self._ledger = self._counted()
+                if self.qpu is not None:
+                    self.qpu.seek(self.num_steps)
+                self._w = generator.weights(self.generators)
+        return self._w[number]
+
+    def forget(self, num_steps: int) -> None:
+        """Parameters have changed; so many steps were made."""
+        self._w, self.num_steps = None, num_steps
+
+    def ledger(self) -> np.ndarray:
+        """The QPU's ledger as a resumed run needs it: weights that are kept are generated anew."""
+        return np.array(self._counted() if self._w is None else self._ledger, dtype=np.int64)
+
+    def set_ledger(self, counts: np.ndarray) -> None:
+        """Take over what ``ledger`` gave."""
+        if self.qpu is not None:
+            self.qpu.ledger = Ledger(*(int(count) for count in counts))
+
+    def _counted(self) -> tuple[int, ...]:
+        return (0, 0, 0) if self.qpu is None else astuple(self.qpu.ledger)
+
+
+class Replica:
+    """Base of the learners: one policy and what it learns by. Equal configurations give equal replicas.
+
+    num_environments: of all ranks that share a gradient, times the agents that the policy plays. number: of the policy
+    among all, which have their own initial parameters; ``generated`` holds the weights of those on this rank, this
+    one's being the place-th.
     """
 
     def __init__(
@@ -57,14 +97,19 @@ class Replica:
         comm: Communicator,
         profile: Profile,
         num_environments: int,
+        number: int = 0,
+        generated: Generated | None = None,
+        place: int = 0,
     ) -> None:
         self.config, self.architecture, self.head = config, architecture, head
         self.comm, self.profile, self.num_environments = comm, profile, num_environments
         self.dtype = torch.float32 if config.train.precision == "float32" else torch.float64
-        ranks = Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
         base, rank = adapter.base(config.adapter, architecture, head), config.adapter.rank
-        layers = architecture.layers if base is None else adapter.layers(architecture, rank)
-        self.generator = Generator(config, layers, ranks)
+        if generated is None:
+            layers = architecture.layers if base is None else adapter.layers(architecture, rank)
+            generated = Generated(generator.several(config, [layers], [number], shares(comm)), profile)
+        self.generated, self.number, self.place = generated, number, place
+        self.generator = generated.generators[place]
         self.generator.set_precision(self.dtype)
         if base is not None and base.normalizer.count == 0 and config.policy.normalize_observations:
             raise UserError(
@@ -85,11 +130,9 @@ class Replica:
             self.quantizer = lower.quantizer(config.quantize, architecture, head).to(self.dtype)
             self.trained.add_module("quantizer", self.quantizer)
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
-        self.num_steps = 0  # of the policy
         self.external = any(config.qpu.of_rank(r).backend != "statevector" for r in range(comm.size))
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
         self._w_M: Tensor | None = None
-        self._ledger = self._counted()
         self.optimizer = Adam(self.build(), config.algorithm.adam_epsilon)
         self.parameters = self.optimizer.parameters
         self._rates = self.optimizer.rates
@@ -98,29 +141,33 @@ class Replica:
         """Register in ``trained`` what a learner has beside the policy; all that is optimized, with learning rates."""
         raise NotImplementedError
 
+    @property
+    def num_steps(self) -> int:
+        """Of the policy."""
+        return self.generated.num_steps
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What makes this policy's random streams its own: nothing where there is one policy."""
+        return (self.number,) if self.number else ()
+
     def weights(self) -> Tensor:
         """w_M of the present parameters, made once and kept (with its graph) until they change.
 
         Raises DeviceLost on every rank when a device that is not our own fails on any.
         """
         if self._w_M is None:
-            with self.profile("generate"), torch.enable_grad():  # also where who asks first needs no gradient
-                self._ledger = self._counted()
-                if self.generator.qpu is not None:
-                    self.generator.qpu.seek(self.num_steps)
-                self._w_M = self._on_devices(self._generated)
+            with torch.enable_grad():
+                made = self._on_devices(lambda: self.generated.weights(self.place))
+                self._w_M = made if self.adapter is None else self.adapter(made)
         return self._w_M
-
-    def _generated(self) -> Tensor:
-        made: Tensor = self.generator()
-        return made if self.adapter is None else self.adapter(made)
 
     def acting_weights(self, update: int) -> Tensor:
         """w_M of the policy that acts in this update's rollout, detached."""
         w_M, r = self.weights().detach(), self.config.rollout
         if not behaviour.differs(r):
             return w_M
-        rng = seeding.stream(self.config.train.seed, "noise", update)
+        rng = seeding.stream(self.config.train.seed, "noise", update, *self.key)
         w_M, deviation, reached = self._alike(lambda: behaviour.weights(r, self.architecture, w_M, self.done, rng))
         self.noise = (deviation, reached)
         return w_M
@@ -128,14 +175,6 @@ class Replica:
     def deployed_weights(self) -> Tensor:
         """w_M as rank 0's QPU measured it, on every rank: what is validated, saved and evaluated."""
         return torch.from_numpy(self.comm.allgather(self.weights().detach().numpy())[0])
-
-    def pull_back(self, cotangent_M: Tensor) -> None:
-        """Send dL/dw_M through the generator, into the gradients of its parameters."""
-        w_M = self.weights()
-        with self.profile("generate"):
-            if w_M.requires_grad:
-                # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
-                self._on_devices(lambda: torch.dot(w_M, cotangent_M).backward())
 
     def _alike(self, action: Callable[[], Result]) -> Result:
         """action(); what it raises for these parameters, every rank that has the same raises."""
@@ -193,14 +232,25 @@ class Replica:
         Gradients and ``sums`` are this rank's parts, and are summed over the ranks. Raises Refused, naming the rank,
         when one is not finite (Diverged on that rank alone while ranks step by themselves).
         """
-        averaging, num = self.config.allreduce.aggregation == "average", len(sums)
+        total = self._total(self._flat(parameters, sums), where)
+        norm = self._move(parameters, total[: total.size - len(sums)])
+        return total[total.size - len(sums) :], norm
+
+    def _flat(self, parameters: Sequence[Tensor], sums: Array) -> Array:
         with self.profile("allreduce"):
-            flat = np.concatenate([*(_flat(p) for p in parameters), sums])
+            return np.concatenate([*(_flat(p) for p in parameters), sums])
+
+    def _total(self, flat: Array, where: str) -> Array:
+        """Summed over the ranks, or this rank's own while ranks step by themselves."""
+        averaging = self.config.allreduce.aggregation == "average"
+        with self.profile("allreduce"):
             total = flat if averaging else self._reduced(flat, where)
-            if averaging and not np.isfinite(flat).all():
-                raise Diverged(f"gradient is not finite at {where}: {REMEDY}")
+        if averaging and not np.isfinite(flat).all():
+            raise Diverged(f"gradient is not finite at {where}: {REMEDY}")
+        return total
+
+    def _move(self, parameters: Sequence[Tensor], gradient_N: Array) -> float:
         with self.profile("optimize"):
-            gradient_N = total[: total.size - num]
             if self.config.allreduce.aggregation == "sum":
                 gradient_N = gradient_N * self.comm.size
             norm = float(np.linalg.norm(gradient_N))
@@ -211,24 +261,21 @@ class Replica:
             for p, part in zip(parameters, _parts(gradient_N, parameters), strict=True):
                 p.grad = part
             self.optimizer.step()
-        return total[total.size - num :], norm
+        return norm
 
-    def descend_policy(
-        self, parameters: Sequence[Tensor], sums: Array, share: float, where: str
-    ) -> tuple[Array, float]:
-        """``descend`` for parameters that the policy is among; share is this rank's part of the step's samples."""
-        seen_S, quantizer = np.zeros(0), self.quantizer
-        if quantizer is not None and quantizer.warming:
-            if self.normalizer.count or not self.config.policy.normalize_observations:  # else it will look different
-                seen_S = quantizer.statistics() * share
-            fixed = {id(p) for p in self.scales}  # a gradient of 0 would count as one in Adam's moments
-            parameters = [p for p in parameters if id(p) not in fixed]
-        total, norm = self.descend(parameters, np.concatenate([sums, seen_S]), where)
-        if quantizer is not None and len(seen_S):
-            quantizer.update_scales(total[len(sums) :])
-        self.num_steps += 1
-        self._w_M = None
-        return total[: len(sums)], norm
+    def _warmed(self, share: float) -> Array:
+        """What a quantizer that warms up saw of this rank's samples."""
+        if self.quantizer is None or not self.quantizer.warming:
+            return np.zeros(0)
+        if self.config.policy.normalize_observations and not self.normalizer.count:
+            return np.zeros(0)  # it will look different
+        return self.quantizer.statistics() * share
+
+    def _stepping(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Those that may move now: scales that are warming up would take a gradient of 0 for one, in Adam's moments."""
+        warming = self.quantizer is not None and self.quantizer.warming
+        fixed = {id(p) for p in self.scales} if warming else set()
+        return [p for p in parameters if id(p) not in fixed]
 
     def _reduced(self, flat: Array, where: str) -> Array:
         return finite_sum(self.comm, self.config.allreduce.reduction, flat, f"gradient or loss at {where}")
@@ -246,7 +293,12 @@ class Replica:
             mean = self._reduced(flat, "parameter averaging") / self.comm.size
             for p, part in zip(self.parameters, _parts(mean, self.parameters), strict=True):
                 p.copy_(part)
-            self._w_M = None
+            self._forget()
+
+    def _forget(self) -> None:
+        """Parameters have changed, but no step was made."""
+        self._w_M = None
+        self.generated.forget(self.num_steps)
 
     def fingerprint(self) -> bytes:
         """The bytes of every parameter, in order."""
@@ -265,7 +317,7 @@ class Replica:
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` gave; raises KeyError or RuntimeError when names or shapes differ."""
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
-        self.num_steps = int(state["num_steps"][0])
+        self.generated.forget(int(state["num_steps"][0]))
         self.optimizer.state = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
@@ -276,17 +328,49 @@ class Replica:
         )
         self._w_M = None
 
-    def ledger(self) -> np.ndarray:
-        """This rank's ledger as a resumed run needs it: weights that are kept are generated anew."""
-        return np.array(self._counted() if self._w_M is None else self._ledger, dtype=np.int64)
 
-    def set_ledger(self, counts: np.ndarray) -> None:
-        """Take over what ``ledger`` gave."""
-        if self.generator.qpu is not None:
-            self.generator.qpu.ledger = Ledger(*(int(count) for count in counts))
+def shares(comm: Communicator) -> Ranks:
+    """The ranks that may share the circuits of one gradient."""
+    return Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
 
-    def _counted(self) -> tuple[int, ...]:
-        return (0, 0, 0) if self.generator.qpu is None else astuple(self.generator.qpu.ledger)
+
+def pull_back(replicas: Sequence[Replica], cotangents: Sequence[Tensor]) -> None:
+    """Send each one's dL/dw_M through its generator, into the gradients of its parameters."""
+    first, weights = replicas[0], [r.weights() for r in replicas]
+    with first.profile("generate"):
+        if any(w_M.requires_grad for w_M in weights):
+            # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
+            products = [torch.dot(w_M, v_M) for w_M, v_M in zip(weights, cotangents, strict=True)]
+            first._on_devices(lambda: torch.stack(products).sum().backward())
+
+
+def descend_policies(
+    replicas: Sequence[Replica],
+    parameters: Sequence[Sequence[Tensor]],
+    sums: Sequence[Array],
+    shares: Sequence[float],
+    where: str,
+) -> tuple[list[Array], list[float]]:
+    """One step of several replicas with one reduction, on parameters that each one's policy is among.
+
+    shares: the parts of the step's samples that are this rank's. Returns every replica's sums and gradient norm; raises
+    as ``Replica.descend``.
+    """
+    seen = [r._warmed(share) for r, share in zip(replicas, shares, strict=True)]
+    moving = [r._stepping(p) for r, p in zip(replicas, parameters, strict=True)]
+    flats = [r._flat(p, np.concatenate([s, x])) for r, p, s, x in zip(replicas, moving, sums, seen, strict=True)]
+    whole = replicas[0]._total(np.concatenate(flats), where)
+    norms, means, steps = [], [], replicas[0].num_steps + 1
+    totals = np.split(whole, np.cumsum([len(flat) for flat in flats])[:-1])
+    for r, p, s, x, total in zip(replicas, moving, sums, seen, totals, strict=True):
+        gradient_N, mean, scales_S = np.split(total, [total.size - len(s) - len(x), total.size - len(x)])
+        norms.append(r._move(p, gradient_N))
+        means.append(mean)
+        if len(x) and r.quantizer is not None:
+            r.quantizer.update_scales(scales_S)
+        r._w_M = None
+    replicas[0].generated.forget(steps)
+    return means, norms
 
 
 def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) -> Array:

@@ -1,84 +1,61 @@
 """From a replica and its environments to training samples, and to greedy returns."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from distqtrl import config as configuration
 from distqtrl import seeding
 from distqtrl.algorithm.advantage import advantages
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
-from distqtrl.config import Algorithm, Config, Qpu, UserError
+from distqtrl.config import Algorithm, Config
 from distqtrl.environment.rollout import Rollout, collect, play
-from distqtrl.environment.vector import Environments, Spaces
-from distqtrl.generator import Generator
-from distqtrl.learner import STATISTICS, Learner, Samples, minibatches
-from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
-from distqtrl.policy.network import Architecture
+from distqtrl.environment.vector import Environments
+from distqtrl.learner import STATISTICS, Learner, Samples, minibatches, step
+from distqtrl.policy.distribution import Categorical
 from distqtrl.policy.policy_file import Policy
-from distqtrl.replica import Replica
+from distqtrl.team import Player, Team
 
 Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
 
 
-def policy_for(config: Config, spaces: Spaces) -> tuple[Architecture, Head]:
-    """The network and head that fit an environment; ``equal_mlp`` gets the hidden width that trains as many numbers."""
-    head = _head(config, spaces)
-    p = config.policy
-    architecture = Architecture(spaces.num_observations, p.hidden, head.num_outputs, p.activation)
-    if config.generator.source == "equal_mlp":
-        architecture = _equal_mlp(config, architecture)
-    return architecture, head
+def rollout(config: Config, environments: Environments, update: int, players: Sequence[Player]) -> Rollout:
+    """One update's rollout, every role of the environments played by its own."""
+    a, roles = config.algorithm, range(len(players))
+    streams = [
+        [seeding.stream(config.train.seed, "action", number, update) for number in environments.numbers(role)]
+        for role in roles
+    ]
 
+    def noise(steps: int) -> Any:
+        drawn = [
+            np.stack([p.head.noise(s, steps) for s in own], axis=1) for p, own in zip(players, streams, strict=True)
+        ]
+        return drawn[0] if len(drawn) == 1 else list(zip(*drawn, strict=True))
 
-def _head(config: Config, spaces: Spaces) -> Head:
-    sac = config.algorithm.name == "sac"
-    if spaces.num_actions is None:
-        return SquashedGaussian(spaces.low, spaces.high) if sac else Gaussian(spaces.low, spaces.high)
-    if sac:
-        raise UserError(
-            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {spaces.num_actions} discrete "
-            "ones: use algorithm.name ppo"
-        )
-    return Categorical(spaces.num_actions, spaces.action_start)
+    steps = a.rollout_steps if a.rollout == "steps" else None
+    if len(players) == 1 and environments.obs_BO.shape[1] == environments.widths[0]:
+        return collect(environments, players[0].act, noise, steps)
 
+    def act(obs_BO: np.ndarray, block: Any) -> tuple[np.ndarray, np.ndarray]:
+        drawn = block if len(players) > 1 else [block]
+        parts = [
+            p.act(obs_BO[rows, :width], noise_B)
+            for p, rows, width, noise_B in zip(players, environments.rows, environments.widths, drawn, strict=True)
+        ]
+        chosen, scaled = zip(*parts, strict=True)
+        return environments.merged(chosen), environments.merged(scaled)
 
-def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
-    """One hidden layer, as wide as brings the number of weights nearest to what ``circuit`` trains for this policy."""
-    circuit = configuration.Generator(source="circuit")
-    values = config.model_copy(update={"generator": circuit, "qpu": Qpu()})
-    total = Generator(values, architecture.layers).counts()["total"]
-    o, a = architecture.num_inputs, architecture.num_outputs
-    width = max(1, round((total - a) / (o + 1 + a)))
-    return replace(architecture, hidden=(width,))
-
-
-def rollout(learner: Learner, environments: Environments, update: int, w_M: torch.Tensor) -> Rollout:
-    """One update's rollout under these weights."""
-    a, head, seed = learner.config.algorithm, learner.head, learner.config.train.seed
-    outputs = learner.acting(w_M)
-    std, dtype = learner.log_std.detach().exp().numpy(), learner.log_std.detach().numpy().dtype
-    streams = [seeding.stream(seed, "action", index, update) for index in environments.indices]
-
-    def noise(steps: int) -> np.ndarray:
-        return np.stack([head.noise(stream, steps) for stream in streams], axis=1)
-
-    def act(obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        normal_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)
-        actions = head.sample(outputs(obs_BO, normal_BO), noise_B.astype(dtype, copy=False), std)
-        return actions, head.to_environment(actions)
-
-    with learner.profile("rollout"):
-        return collect(environments, act, noise, a.rollout_steps if a.rollout == "steps" else None)
+    return collect(environments, act, noise, steps)
 
 
 def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
-    """The valid steps as samples of the policy with these weights; advantages are not yet normalised."""
+    """The valid steps of a role's rollout as samples of its policy with these weights; advantages as they are."""
     with learner.profile("loss"), torch.no_grad():
         obs_TBO = learner.observed(rollout.obs_TBO)
-        values_TB, next_values_TB = _values(learner, rollout, obs_TBO)
+        critic_TBO = obs_TBO if rollout.states_TES is None else _critic(learner, rollout, rollout.states_TES)
+        values_TB, next_values_TB = _values(learner, rollout, critic_TBO)
         a = learner.config.algorithm
         lam = a.gae_lambda if a.name == "ppo" else 1.0
         ends = (rollout.terminated_TB, rollout.truncated_TB)
@@ -90,52 +67,140 @@ def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
         log_prob_N = learner.head.log_prob(outputs, actions, learner.log_std)
         returns_N = (adv_TB + torch.from_numpy(values_TB))[valid_TB].to(learner.dtype)
         entropy_N = learner.head.entropy(outputs, learner.log_std)
-        return Samples(raw_NO, obs_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N, entropy_N)
+        critic_NO = critic_TBO[valid_TB]
+        return Samples(raw_NO, obs_NO, critic_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N, entropy_N)
 
 
-def update(learner: Learner, environments: Environments, number: int, totals: Totals) -> dict[str, float | None]:
+def critic_inputs(states_TES: np.ndarray, num_rows: int) -> np.ndarray:
+    """What a centralised critic sees (T, B, S): a row's environment's state, and which of several agents it is."""
+    num = num_rows // states_TES.shape[1]
+    out = np.repeat(states_TES, num, axis=1)
+    if num == 1:
+        return out
+    which = np.broadcast_to(np.tile(np.eye(num, dtype=np.float32), (states_TES.shape[1], 1)), (*out.shape[:2], num))
+    return np.concatenate([out, which], axis=-1)
+
+
+def _critic(learner: Learner, rollout: Rollout, states_TES: np.ndarray) -> torch.Tensor:
+    seen = learner.state_normalizer.apply(critic_inputs(states_TES, rollout.valid_TB.shape[1]))
+    return torch.from_numpy(seen).to(learner.dtype)
+
+
+def update(team: Team, environments: Environments, number: int, totals: Totals) -> dict[str, Any]:
     """One update, the number-th: a rollout and the optimizer steps on it; returns metrics.
 
     ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
     """
-    config = learner.config
-    w_M = learner.acting_weights(number)
-    found = rollout(learner, environments, number, w_M)
-    batch = samples(learner, found, w_M)
+    config, held, learners = team.config, team.held, team.policy_gradient
+    acting = [learner.acting_weights(number) for learner in learners]
+    players = team.players(acting)
+    with team.profile("rollout"):
+        whole = rollout(config, environments, number, players)
+    found = [
+        whole.of(environments.rows[role], environments.widths[role], isinstance(r.head, Categorical))
+        for role, r in zip(held, learners, strict=True)
+    ]
+    batches = [samples(r, own, w_M) for r, own, w_M in zip(learners, found, acting, strict=True)]
     if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
-        normalise_episodes(batch, found, config.algorithm.normalize_epsilon)
-    epochs = list(minibatches(config, environments.indices, found.valid_TB, number))
-    adv_N, normalizer = batch.adv_N.numpy(), learner.normalizer
-    normalizes = config.policy.normalize_observations
-    total = totals(
-        {
-            "counts": [len(part) for part in epochs[0]],
-            "steps": [found.rewards_TB.size],
-            "adv": [adv_N.sum(), (adv_N**2).sum()],
-            "entropy": [float(batch.entropy_N.double().sum())],
-            "obs": normalizer.sums(found.obs_TBO[found.valid_TB]) if normalizes else [],
+        for batch, own in zip(batches, found, strict=True):
+            normalise_episodes(batch, own, config.algorithm.normalize_epsilon)
+    dealt = [
+        list(minibatches(config, environments.numbers(role), own.valid_TB, number))
+        for role, own in zip(held, found, strict=True)
+    ]
+    total = totals(_parts(team, environments, whole, found, batches, dealt))
+    counts_KP = total["counts"].reshape(len(team.roles), -1)[held]
+    for batch, count, adv in zip(batches, counts_KP.sum(1), total["adv"].reshape(-1, 2)[held], strict=True):
+        _normalise(batch, float(count), adv, config.algorithm)
+    sums, steps, norms = np.zeros((len(learners), len(STATISTICS))), 0, [0.0] * len(learners)
+    most = config.algorithm.target_kl
+    for epoch in zip(*dealt, strict=True):
+        for part, counts_K in enumerate(counts_KP.T):
+            if not counts_K.any():
+                continue  # episodes were too short for so many minibatches
+            chosen = [b if len(own) == 1 else b.at(own[part]) for b, own in zip(batches, epoch, strict=True)]
+            statistics_K, norms = step(learners, chosen, counts_K.tolist(), f"update {number}, optimizer step {steps}")
+            sums, steps = sums + statistics_K, steps + 1
+            if most is not None and statistics_K[:, STATISTICS.index("approx_kl")].max() > most:
+                break
+        else:
+            continue
+        break
+    _merge(team, total, counts_KP.sum(1))
+    return _metrics(team, total, sums / max(steps, 1), norms)
+
+
+def _parts(
+    team: Team,
+    environments: Environments,
+    whole: Rollout,
+    found: Sequence[Rollout],
+    batches: Sequence[Samples],
+    dealt: Sequence[list[list[torch.Tensor]]],
+) -> dict[str, Any]:
+    """What the ranks sum of a rollout; of every policy its own place, empty on ranks that do not learn it."""
+    a, own, learners = team.config.algorithm, team.held, team.policy_gradient
+    num_parts = len(dealt[0][0])
+    counts, adv = np.zeros((len(team.roles), num_parts)), np.zeros((len(team.roles), 2))
+    entropy, central = np.zeros(len(team.roles)), a.uses_values
+    for role, batch, epochs in zip(own, batches, dealt, strict=True):
+        counts[role] = [len(part) for part in epochs[0]]
+        adv_N = batch.adv_N.numpy()
+        adv[role] = adv_N.sum(), (adv_N**2).sum()
+        entropy[role] = float(batch.entropy_N.double().sum())
+    acted = whole.valid_TB.sum(0).reshape(environments.num, -1).sum(0)
+    parts = {
+        "counts": counts.ravel(),
+        "steps": [whole.rewards_TB.size // environments.num_agents],
+        "adv": adv.ravel(),
+        "entropy": entropy,
+        "acted": acted if environments.num_agents > 1 else [],
+    }
+    if team.config.policy.normalize_observations:
+        for role, learner, rows in zip(own, learners, found, strict=True):
+            parts[f"obs{role}"] = learner.normalizer.sums(rows.obs_TBO[rows.valid_TB])
+            if central and rows.states_TES is not None:
+                seen = critic_inputs(rows.states_TES, rows.valid_TB.shape[1])
+                parts[f"states{role}"] = learner.state_normalizer.sums(seen[rows.valid_TB])
+        for role, width in enumerate(environments.widths):
+            parts.setdefault(f"obs{role}", np.zeros(2 * width))  # another rank's
+            if central and whole.states_TES is not None:
+                num = len(environments.roles[role])
+                width = whole.states_TES.shape[-1] + (num if num > 1 else 0)
+                parts.setdefault(f"states{role}", np.zeros(2 * width))
+    return dict(sorted(parts.items()))
+
+
+def _merge(team: Team, total: dict[str, np.ndarray], counts_K: np.ndarray) -> None:
+    """Let the normalisers take in what all ranks saw."""
+    for role, learner, count in zip(team.held, team.policy_gradient, counts_K.tolist(), strict=True):
+        if f"obs{role}" in total and count:
+            learner.normalizer.merge(count, total[f"obs{role}"])
+        if f"states{role}" in total and count:
+            learner.state_normalizer.merge(count, total[f"states{role}"])
+
+
+def _metrics(team: Team, total: dict[str, np.ndarray], means_K: np.ndarray, norms: Sequence[float]) -> dict[str, Any]:
+    """Means over all policies' samples; with several policies those of each, too."""
+    count_K = total["counts"].reshape(len(team.roles), -1).sum(1)
+    rows_K = team.gathered(np.column_stack([means_K, norms]))
+    names = (*STATISTICS, "gradient_norm")
+    weight_K = count_K / count_K.sum()
+    if len(team.roles) == 1:
+        whole: dict[str, Any] = {name: float(x) for name, x in zip(names, rows_K[0], strict=True)}
+    else:
+        whole = {name: float(x) for name, x in zip(names, weight_K @ rows_K, strict=True)}
+        whole["policies"] = {
+            name: {key: float(x) for key, x in zip(names, row, strict=True)}
+            for name, row in zip(team.names, rows_K, strict=True)
         }
-    )
-    _normalise(batch, total, config.algorithm)
-    sums, steps, norm, most = np.zeros(len(STATISTICS)), 0, 0.0, config.algorithm.target_kl
-    for index, count in ((index, n) for epoch in epochs for index, n in zip(epoch, total["counts"], strict=True)):
-        if not count:
-            continue  # episodes were too short for so many minibatches
-        part = batch if len(epochs[0]) == 1 else batch.at(index)
-        statistics, norm = learner.step(part, float(count), f"update {number}, optimizer step {steps}")
-        sums, steps = sums + statistics, steps + 1
-        if most is not None and statistics[STATISTICS.index("approx_kl")] > most:
-            break
-    if normalizes:
-        normalizer.merge(float(total["counts"].sum()), total["obs"])
-    acting = {"acting_entropy": float(total["entropy"][0] / total["counts"].sum()), "gradient_norm": norm}
-    return {**{name: float(x) for name, x in zip(STATISTICS, sums / steps, strict=True)}, **acting}
+    return {**whole, "acting_entropy": float(total["entropy"].sum() / count_K.sum())}
 
 
-def _normalise(samples: Samples, total: dict[str, np.ndarray], a: Algorithm) -> None:
+def _normalise(samples: Samples, count: float, sums: np.ndarray, a: Algorithm) -> None:
     """Advantages to zero mean and unit deviation over all ranks' samples, in the networks' precision."""
-    if a.normalize_advantages and a.normalize_over == "update":
-        count, (adv_sum, squares) = total["counts"].sum(), total["adv"]
+    if a.normalize_advantages and a.normalize_over == "update" and count:
+        adv_sum, squares = sums
         deviation = max(squares / count - (adv_sum / count) ** 2, 0.0) ** 0.5
         samples.adv_N = (samples.adv_N - adv_sum / count) / (deviation + a.normalize_epsilon)
     samples.adv_N = samples.adv_N.to(samples.returns_N.dtype)
@@ -155,39 +220,36 @@ def normalise_episodes(samples: Samples, rollout: Rollout, epsilon: float) -> No
     samples.adv_N = torch.from_numpy(adv_TB[rollout.valid_TB])
 
 
-def _values(learner: Learner, rollout: Rollout, obs_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """V of the observations and of those that followed; zeros without a baseline."""
+def _values(learner: Learner, rollout: Rollout, critic_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """V of what the critic sees and of what followed; zeros without a baseline."""
     if learner.value is None:
         return np.zeros_like(rollout.rewards_TB), np.zeros_like(rollout.rewards_TB)
-    values_TB = learner.values(obs_TBO).double().numpy()
+    values_TB = learner.values(critic_TBO).double().numpy()
     next_values_TB = np.roll(values_TB, -1, axis=0)
     cut_TB = rollout.truncated_TB.copy()  # what followed is not the next row
     cut_TB[-1] = True
-    next_values_TB[cut_TB] = learner.values(learner.observed(rollout.next_obs_TBO[cut_TB])).double().numpy()
+    if rollout.next_states_TES is None:
+        following = learner.observed(rollout.next_obs_TBO[cut_TB])
+    else:
+        following = _critic(learner, rollout, rollout.next_states_TES)[torch.from_numpy(cut_TB)]
+    next_values_TB[cut_TB] = learner.values(following).double().numpy()
     return values_TB, next_values_TB
 
 
-def policy(learner: Replica, env_steps: int) -> Policy:
-    """The policy of the present parameters, as it is deployed."""
-    config = learner.config
-    origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}
-    environment = config.environment.model_dump(mode="json")
-    trained = None if learner.quantizer is None else learner.quantizer.trained()
-    return Policy(
-        learner.architecture, learner.head, learner.deployed_weights(), learner.normalizer, environment, origin, trained
-    )
-
-
 def greedy_episodes(
-    config: Config, comm: Communicator, act: Callable[[np.ndarray], np.ndarray], purpose: str, episode: int, num: int
-) -> tuple[np.ndarray, int]:
-    """Returns of num greedy episodes in environments of their own, and their steps; spread over the ranks."""
-    indices, played = range(comm.rank, num, comm.size), np.zeros((2, 0))
+    config: Config, comm: Communicator, policies: Sequence[Policy], purpose: str, episode: int, num: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns of num greedy episodes in environments of their own (means over agents), those of the agents (G, num),
+    and all steps; spread over the ranks."""
+    roles = [policy.agents for policy in policies] if policies[0].agents else []
+    indices = range(comm.rank, num, comm.size)
+    environments = Environments(config.environment, indices, 0, purpose, episode, roles)
+    g, played = environments.num_agents, np.zeros((environments.num_agents + 1, 0))
     if indices:
-        environments = Environments(config.environment, indices, 0, purpose, episode)
-        played = np.stack(play(environments, act))
-        environments.close()
-    gathered = np.empty((2, num))
+        returns_B, length_E = play(environments, environments.acting([policy.act for policy in policies]))
+        played = np.concatenate([returns_B.reshape(-1, g).T, length_E[np.newaxis]])
+    environments.close()
+    gathered = np.empty((g + 1, num))
     for rank, part in enumerate(allgather_bytes(comm, played.tobytes())):
-        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(2, -1)
-    return gathered[0], int(gathered[1].sum())
+        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(g + 1, -1)
+    return gathered[:-1].mean(0), gathered[:-1], int(gathered[-1].sum())

@@ -11,7 +11,7 @@ from distqtrl.algorithm import sac
 from distqtrl.algorithm.replay import Transitions
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
-from distqtrl.replica import Array, Replica
+from distqtrl.replica import Array, Replica, descend_policies, pull_back
 
 CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "temperature")
 
@@ -94,5 +94,7 @@ class SoftActorCritic(Replica):
             self.differentiate(loss, [leaf_M, *self.direct])
             sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
         assert leaf_M.grad is not None
-        self.pull_back(leaf_M.grad)
-        return self.descend_policy([*self.generator.parameters(), *self.direct], sums, share, f"{where}, policy")
+        pull_back([self], [leaf_M.grad])
+        own = [*self.generator.parameters(), *self.direct]
+        (means,), (norm,) = descend_policies([self], [own], [sums], [share], f"{where}, policy")
+        return means, norm

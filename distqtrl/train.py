@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from distqtrl import checkpoint, off_policy, sampling, tensorfile
+from distqtrl import checkpoint, generator, off_policy, replica, roles, sampling, team, tensorfile
 from distqtrl.algorithm.replay import Replay
-from distqtrl.allreduce.communicator import Communicator, RankLost, agreed, check_equal
+from distqtrl.allreduce.communicator import Communicator, RankLost, Refused, agreed, check_equal
 from distqtrl.checkpoint import State
 from distqtrl.config import Config, UserError
 from distqtrl.environment.rollout import summary
-from distqtrl.environment.vector import Environments, make, spaces
+from distqtrl.environment.vector import Environments, Role, make
 from distqtrl.learner import Learner
+from distqtrl.policy.distribution import Head
+from distqtrl.policy.network import Architecture
 from distqtrl.record import Profile, Recorder, versions
-from distqtrl.replica import DeviceLost, finite_sum
+from distqtrl.replica import DeviceLost, Generated, Replica, finite_sum
 from distqtrl.soft_actor_critic import SoftActorCritic
 from distqtrl.stopping import EXIT_CODES
+from distqtrl.team import Team
 
 SURVIVING = "needs Open MPI 5 and mpirun --with-ft ulfm"
 
@@ -44,6 +47,7 @@ class Counters:
     train_s: float = 0.0
     cpu_s: float = 0.0  # mean over ranks of CPU seconds spent on anything but communication
     recent: list[float] = field(default_factory=list)  # mean returns of the last updates, train.smoothing of them
+    acted: list[int] = field(default_factory=list)  # steps of every agent, where there are several
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Run:
 
     config: Config
     comm: Communicator
-    learner: Learner | SoftActorCritic
+    team: Team
     environments: Environments
     replay: Replay | None  # of these environments, where the algorithm has one
     counters: Counters
@@ -60,6 +64,11 @@ class Run:
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
     lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
+
+    @property
+    def learner(self) -> Replica:
+        """Of this rank's first policy; with one agent there is no other."""
+        return self.team.learners[0]
 
     @property
     def done(self) -> float:
@@ -109,27 +118,76 @@ def _check_ranks(config: Config, comm: Communicator) -> None:
 
 def _built(config: Config, comm: Communicator, own: Sequence[int], num_environments: int, state: State | None) -> Run:
     """A run of the environments ``own`` on this rank, fresh or as state says."""
-    env = make(config.environment)
-    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
-    env.close()
-    shared = len(own) if config.allreduce.aggregation == "average" else num_environments
+    world = make(config.environment)
+    agents, found = world.agents, world.spaces
+    world.close()
+    played = roles.roles(config.agents, agents, found, config.environment.id)
+    _check_policies(config, agents, len(played))
+    environments = Environments(
+        config.environment, own, config.train.seed, "episode", 0, played, config.agents.critic == "centralised"
+    )
+    fits = roles.fits(config, environments)
     a, replay = config.algorithm, None
     if a.name == "sac":
         capacity = max(a.replay // num_environments, a.rollout_steps)
-        replay = Replay(len(own), capacity, architecture.num_inputs, head.num_outputs)
-    kind = Learner if replay is None else SoftActorCritic
-    learner = kind(config, architecture, head, comm, Profile(config.qpu.replicas), shared)
-    environments = Environments(config.environment, own, config.train.seed, "episode")
-    run = Run(config, comm, learner, environments, replay, Counters(), num_environments)
+        replay = Replay(len(own), capacity, fits[0][0].num_inputs, fits[0][1].num_outputs)
+    players = _team(config, comm, played, fits, environments, num_environments)
+    run = Run(config, comm, players, environments, replay, Counters(), num_environments)
     if state is not None:
         run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
-        learner.load({name: torch.from_numpy(t) for name, t in state.learner.items()})
-        learner.set_ledger(state.ledger)
+        for role, learner in zip(players.held, players.learners, strict=True):
+            own_tensors = checkpoint.below(state.learner, f"policy{role}/")
+            learner.load({name: torch.from_numpy(t) for name, t in own_tensors.items()})
+        players.generated.set_ledger(state.ledger)
         run.restarted = environments.restore(state.environments)
         if replay is not None:
             rows = state.environments["index_B"].tolist()
             replay.restore(state.environments, [rows.index(index) for index in own])
     return run
+
+
+def _check_policies(config: Config, agents: Sequence[str], num: int) -> None:
+    """Raise UserError for what is made for one agent, or one policy, alone."""
+    if config.algorithm.name == "sac" and len(agents) > 1:
+        raise UserError(
+            f"algorithm.name sac trains one agent, {config.environment.id} has {len(agents)}: use ppo or reinforce"
+        )
+    if config.adapter.base is not None and num > 1:
+        raise UserError(
+            f"adapter.base adapts one policy, agents.sharing {config.agents.sharing} makes {num}: use shared"
+        )
+
+
+def _team(
+    config: Config,
+    comm: Communicator,
+    played: list[Role],
+    fits: list[tuple[Architecture, Head]],
+    environments: Environments,
+    num_environments: int,
+) -> Team:
+    """The policies, and the learners of those that this rank holds."""
+    held, ranks = list(range(len(played))), list(range(comm.size))
+    if config.agents.placement == "spread":
+        held, ranks = team.blocks(len(played), comm)
+    among = comm if len(ranks) == comm.size else comm.among(ranks)
+    parts = np.array_split(range(num_environments), comm.size)
+    shared = sum(len(parts[rank]) for rank in ranks)
+    if config.allreduce.aggregation == "average":
+        shared = environments.num
+    profile = Profile(config.qpu.replicas)
+    generated: Generated | None = None
+    if len(held) > 1:
+        layers = [fits[role][0].layers for role in held]
+        generated = Generated(generator.several(config, layers, held, replica.shares(among)), profile)
+    learners: list[Replica] = []
+    for place, role in enumerate(held):
+        args = (config, *fits[role], among, profile, shared * len(played[role]), role, generated, place)
+        if config.algorithm.name == "sac":
+            learners.append(SoftActorCritic(*args))
+        else:
+            learners.append(Learner(*args, num_states=roles.num_states(environments, played[role])))
+    return Team(config, comm, profile, played, fits, held, learners)
 
 
 def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
@@ -179,7 +237,7 @@ def _cycle(
     run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
 ) -> tuple[bool, signal.Signals | None]:
     """One update with everything around it; returns whether the target is reached, and the signal to stop on."""
-    config, profile = run.config, run.learner.profile
+    config, profile = run.config, run.team.profile
     with _saved_when_a_device_fails(run, directory):
         metrics, stop = _update(run, pending)
         _synchronise(run)
@@ -213,7 +271,7 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     state = next(state for state in before if state.counters["update"] == update_R.min())
     again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
     run.environments.close()
-    run.learner, run.environments, run.counters = again.learner, again.environments, again.counters
+    run.team, run.environments, run.counters = again.team, again.environments, again.counters
     run.replay = again.replay
     run.num_environments, run.restarted = again.num_environments, again.restarted
 
@@ -223,7 +281,7 @@ class _Clock:
 
     def __init__(self, run: Run) -> None:
         self._last = time.perf_counter()
-        run.learner.profile.busy_s()  # what came before is setup
+        run.team.profile.busy_s()  # what came before is setup
 
     def lap_s(self) -> float:
         last, self._last = self._last, time.perf_counter()
@@ -260,13 +318,13 @@ def prediction(run: Run) -> dict[str, Any]:
         silent = -(-a.learning_starts // (run.num_environments * a.rollout_steps))
     circuits = shots = 0
     if qpu is not None and run.config.generator.source == "circuit":
-        circuits = num_steps * (1 + qpu.circuits_per_gradient)
+        circuits = num_steps * (1 + qpu.circuits_per_gradient) * run.team.num_circuits
         shots = circuits * (qpu.settings.shots or 0)
     updates, steps = run.config.train.updates, run.config.train.steps
     if steps is not None:
         by_steps = -(-steps // (run.num_environments * a.rollout_steps))
         updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
-    used, left = run.learner.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
+    used, left = run.team.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
     return {
         "updates": updates,
         "update": _over_ranks(run, circuits, shots),
@@ -283,16 +341,19 @@ def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
 
 def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
     """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
-    config, learner, counters, received = run.config, run.learner, run.counters, run.comm.received
-    learner.set_progress(run.done)
+    config, profile, counters, received = run.config, run.team.profile, run.counters, run.comm.received
+    for learner in run.team.learners:
+        learner.set_progress(run.done)
     total: dict[str, np.ndarray] = {}
 
     def totals(parts: dict[str, Any]) -> dict[str, np.ndarray]:
         """The parts, and what the loop asks for, summed over ranks in one reduction."""
         finished, run.environments.finished = run.environments.finished, []
-        busy_s = learner.profile.busy_s()
-        with learner.profile("allreduce"):
+        of_agents, run.environments.agent_returns = run.environments.agent_returns, []
+        busy_s = profile.busy_s()
+        with profile("allreduce"):
             own = {
+                "agents": np.sum(of_agents, axis=0) if of_agents else np.zeros(run.environments.num_agents),
                 "episodes": [len(finished), sum(r for r, _ in finished), sum(n for _, n in finished)],
                 "signals": [pending.count(s) for s in EXIT_CODES],
                 "busy": [busy_s],
@@ -300,11 +361,13 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
             total.update(_summed(run, parts | own, f"rollout of update {counters.update}"))
         return total
 
-    if isinstance(learner, SoftActorCritic):
-        assert run.replay is not None
-        learned = off_policy.update(learner, run.environments, run.replay, counters.update, counters.env_steps, totals)
+    if run.replay is not None:
+        assert isinstance(run.learner, SoftActorCritic)
+        learned = off_policy.update(
+            run.learner, run.environments, run.replay, counters.update, counters.env_steps, totals
+        )
     else:
-        learned = sampling.update(learner, run.environments, counters.update, totals)
+        learned = sampling.update(run.team, run.environments, counters.update, totals)
     episodes, return_sum, length_sum = (float(x) for x in total["episodes"])
     counters.update += 1
     counters.env_steps += int(total["steps"][0])
@@ -312,10 +375,10 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     counters.cpu_s += float(total["busy"][0]) / run.comm.size
     if episodes:
         counters.recent = [*counters.recent, return_sum / episodes][-config.train.smoothing :]
-    used = learner.ledger()
-    with learner.profile("allreduce"):
+    used = run.team.generated.ledger()
+    with profile("allreduce"):
         qpu = _over_ranks(run, used[0], used[2])
-        wait_R = run.comm.allgather(np.array([learner.profile.seconds("allreduce")]))[:, 0]
+        wait_R = run.comm.allgather(np.array([profile.seconds("allreduce")]))[:, 0]
     metrics = {
         "update": counters.update - 1,
         "ranks": run.comm.size,
@@ -324,9 +387,10 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
         "return_mean": return_sum / episodes if episodes else None,
         "return_smoothed": sum(counters.recent) / len(counters.recent) if counters.recent else None,
         "length_mean": length_sum / episodes if episodes else None,
+        **_of_agents(run, total),
         **learned,
         **_noise(run),
-        "learning_rate": learner.optimizer.rates[0],
+        "learning_rate": run.learner.optimizer.rates[0],
         **qpu,
         "cpu_s": counters.cpu_s,
         "wait_s": [round(wait_s, 6) for wait_s in wait_R.tolist()],
@@ -336,6 +400,27 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     }
     stops = [s for s, count in zip(EXIT_CODES, total["signals"], strict=True) if count]
     return metrics, stops[0] if stops else None
+
+
+def _of_agents(run: Run, total: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Mean returns of every agent, where there are several.
+
+    Raises Refused when an episode has ended and an agent has never acted.
+    """
+    env, episodes = run.environments, run.counters.episodes
+    if env.num_agents == 1:
+        return {}
+    acted_G = np.array(run.counters.acted or [0] * env.num_agents) + total["acted"].astype(np.int64)
+    run.counters.acted = acted_G.tolist()
+    if episodes and not acted_G.all():
+        agent = env.agents[int(np.flatnonzero(acted_G == 0)[0])]
+        raise Refused(
+            f"{run.config.environment.id}: agent {agent} has not acted in {episodes} episodes: leave it out of "
+            "possible_agents, there is nothing to learn for it"
+        )
+    ended = total["episodes"][0]
+    returns = {agent: float(x / ended) for agent, x in zip(env.agents, total["agents"], strict=True)} if ended else None
+    return {"agent_returns": returns}
 
 
 def _noise(run: Run) -> dict[str, float]:
@@ -357,11 +442,12 @@ def _synchronise(run: Run) -> None:
     a, update = run.config.allreduce, run.counters.update
     if a.aggregation == "average":
         if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
-            run.learner.average()
+            for learner in run.team.learners:
+                learner.average()
     elif update % a.check_every == 0 or run.finished:
         remedy = "these results cannot be trusted; resume the run from its last checkpoint"
-        with run.learner.profile("allreduce"):
-            check_equal(run.comm, run.learner.fingerprint(), f"parameters after update {update}", remedy)
+        with run.team.profile("allreduce"):
+            check_equal(run.learner.comm, run.team.fingerprint(), f"parameters after update {update}", remedy)
 
 
 def _reached(config: Config, metrics: dict[str, Any]) -> bool:
@@ -377,10 +463,10 @@ def _due(run: Run, every: int | None) -> bool:
 
 def _validation(run: Run) -> float:
     e = run.config.evaluate
-    act = sampling.policy(run.learner, run.counters.env_steps).act
-    with run.learner.profile("evaluate"):
-        returns, steps = sampling.greedy_episodes(
-            run.config, run.comm, act, "validation", run.counters.update, e.validation_episodes
+    policies = run.team.policies(run.counters.env_steps)
+    with run.team.profile("evaluate"):
+        returns, _, steps = sampling.greedy_episodes(
+            run.config, run.comm, policies, "validation", run.counters.update, e.validation_episodes
         )
     run.counters.validation_steps += steps
     return float(returns.mean())
@@ -388,9 +474,13 @@ def _validation(run: Run) -> float:
 
 def _state(run: Run) -> State:
     """What a checkpoint holds of this rank; tensors may change with the run."""
-    learner = {name: t.numpy() for name, t in run.learner.tensors().items()}
+    learner = {
+        f"policy{role}/{name}": t.numpy()
+        for role, own in zip(run.team.held, run.team.learners, strict=True)
+        for name, t in own.tensors().items()
+    }
     replay = {} if run.replay is None else run.replay.state()
-    return State(asdict(run.counters), learner, run.environments.state() | replay, run.learner.ledger())
+    return State(asdict(run.counters), learner, run.environments.state() | replay, run.team.generated.ledger())
 
 
 def _copy(state: State) -> State:
@@ -399,13 +489,14 @@ def _copy(state: State) -> State:
 
 def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
     """Write the policy file, evaluate it, and mark the run as complete."""
-    policy = sampling.policy(run.learner, run.counters.env_steps)
-    num = run.config.evaluate.episodes
-    returns, _ = sampling.greedy_episodes(run.config, run.comm, policy.act, "evaluation", 0, num)
+    policies, num = run.team.policies(run.counters.env_steps), run.config.evaluate.episodes
+    returns, returns_GE, _ = sampling.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
+    agents = run.environments.agents
     result = {
         "status": "complete",
         "target_reached": reached,
         "evaluation": summary(returns),
+        **({"agents": dict(zip(agents, returns_GE.mean(1).tolist(), strict=True))} if len(agents) > 1 else {}),
         "ranks": run.comm.size,
         "lost_ranks": run.lost,
         "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
@@ -414,6 +505,7 @@ def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
         **asdict(run.counters),
     }
     if run.comm.rank == 0:
-        policy.save(directory / "policy.safetensors")
+        for name, policy in zip(run.team.names, policies, strict=True):
+            policy.save(directory / ("policy.safetensors" if len(policies) == 1 else f"policy-{name}.safetensors"))
         tensorfile.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from distqtrl.config import Config, UserError
-from distqtrl.generator import Generator
+from distqtrl.generator import Generator, effective_parameters
 
 CARTPOLE = [(640, 4), (258, 128)]  # QTRL's policy 4-128-2
 SMALL = [(40, 4), (27, 8)]
@@ -88,7 +88,7 @@ def test_generator_equals_an_independent_qtrl(seed, dtype, tolerance):
 def test_effective_parameters_count_what_moves_the_weights(source, counts, effective):
     g = generator(source, kind="mlp", activation="none", output="raw")
     assert g.counts() == {"source": counts[0], "mapping": counts[1], "total": sum(counts)}
-    assert g.effective_parameters() == effective
+    assert effective_parameters([g]) == effective
 
 
 @pytest.mark.parametrize("source", TRAINED)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distqtrl import config
-from distqtrl.generator import Generator
+from distqtrl.generator import Generator, effective_parameters
 from distqtrl.policy.network import Architecture
 from distqtrl.report.describe import describe
 
@@ -178,7 +178,7 @@ def test_totals_at_the_depths_of_the_paper(name, depth, total):
 
 @pytest.mark.parametrize(("depth", "rank"), [(1, 21), (3, 120)])
 def test_effective_parameters_are_the_rank_of_the_circuit_and_of_an_affine_map(depth, rank):
-    assert generator("qtrl-cartpole", depth).effective_parameters() == rank + 11
+    assert effective_parameters([generator("qtrl-cartpole", depth)]) == rank + 11
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl import config, sampling
+from distqtrl import config, roles, sampling, team
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.config import Config
 from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments, Spaces, make, spaces
-from distqtrl.learner import STATISTICS, Learner
+from distqtrl.environment.single import Single
+from distqtrl.environment.spaces import Spaces
+from distqtrl.environment.vector import Environments
+from distqtrl.learner import STATISTICS, Learner, step
 from distqtrl.policy.distribution import Categorical, Gaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.record import Profile
@@ -53,10 +55,12 @@ def learner(algorithm, **environment):
             "algorithm": {"gamma": 0.5, "gae_lambda": 0.5, **algorithm},
         }
     )
-    env = make(config.environment)
-    return Learner(
-        config, *sampling.policy_for(config, spaces(env, "")), Serial(), Profile(), config.environment.local_num
-    )
+    (found,) = Single(config.environment).spaces
+    return Learner(config, *roles.policy_for(config, found), Serial(), Profile(), config.environment.local_num)
+
+
+def rolled(replica, envs, update):
+    return sampling.rollout(replica.config, envs, update, [team.player(replica, replica.weights().detach())])
 
 
 def environments(replica, indices):
@@ -77,7 +81,7 @@ def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
     replica.value = torch.nn.Identity()
     samples = sampling.samples(
         replica,
-        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
     )
     assert samples.obs_NO.ravel().tolist() == [0, 1, 0]
@@ -104,7 +108,7 @@ def test_reinforce_over_whole_episodes(limit, baseline, adv):
         replica.value = torch.nn.Identity()
     samples = sampling.samples(
         replica,
-        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
     )
     assert samples.adv_N.tolist() == adv
@@ -112,7 +116,7 @@ def test_reinforce_over_whole_episodes(limit, baseline, adv):
 
 def test_episodes_are_normalised_each_by_itself():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id="CartPole-v1")
-    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach())
+    rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
     samples = sampling.samples(replica, rollout, replica.weights().detach())
     before, after = (np.full(rollout.valid_TB.shape, np.nan) for _ in range(2))
     before[rollout.valid_TB] = samples.adv_N
@@ -126,7 +130,7 @@ def test_episodes_are_normalised_each_by_itself():
 
 def test_an_episode_of_one_step_has_no_deviation():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id=CHAIN, kwargs={"length": 1})
-    rollout = sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach())
+    rollout = rolled(replica, environments(replica, [0]), 0)
     samples = sampling.samples(replica, rollout, replica.weights().detach())
     sampling.normalise_episodes(samples, rollout, 1e-8)
     assert samples.adv_N.tolist() == [0.0]
@@ -145,10 +149,10 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
         replica = learner(algorithm, id="CartPole-v1", local_num=3)
         samples = sampling.samples(
             replica,
-            sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach()),
+            rolled(replica, environments(replica, [0, 1, 2]), 0),
             replica.weights().detach(),
         )
-        statistics[loss], norms[loss] = replica.step(samples, len(samples.adv_N), "")
+        (statistics[loss],), (norms[loss],) = step([replica], [samples], [len(samples.adv_N)], "")
     np.testing.assert_allclose(norms["sum"], norms["mean"] * len(samples.adv_N) / 3, rtol=1e-12)
     np.testing.assert_allclose(statistics["sum"], statistics["mean"], rtol=1e-12)  # per sample, whatever the loss
 
@@ -158,10 +162,10 @@ def test_gradients_are_clipped_only_when_asked(limit, clipped):
     replica = learner({"rollout": "episodes", "max_grad_norm": limit}, id="CartPole-v1")
     samples = sampling.samples(
         replica,
-        sampling.rollout(replica, environments(replica, [0]), 0, replica.weights().detach()),
+        rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
     )
-    _, norm = replica.step(samples, len(samples.adv_N), "")
+    _, (norm,) = step([replica], [samples], [len(samples.adv_N)], "")
     applied = torch.cat([p.grad.flatten() for p in replica.parameters]).norm().item()
     assert applied == pytest.approx(1e-3 if clipped else norm)
 
@@ -170,14 +174,14 @@ def test_gradients_are_clipped_only_when_asked(limit, clipped):
 def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, hidden, total):
     cfg = config.with_flags(config.preset(name), {"generator.source": "equal_mlp"})
     o, a = (4, 2) if name == "qtrl-cartpole" else (147, 3)
-    architecture, _ = sampling.policy_for(cfg, Spaces(o, a, 0, (), ()))
+    architecture, _ = roles.policy_for(cfg, Spaces(o, a, 0, (), ()))
     assert architecture.hidden == (hidden,)
     assert abs(architecture.num_weights - total) <= (o + 1 + a) / 2
 
 
 def test_samples_of_whole_episodes_are_the_valid_steps():
     replica = learner({"rollout": "episodes"}, id="CartPole-v1")
-    rollout = sampling.rollout(replica, environments(replica, [0, 1, 2]), 0, replica.weights().detach())
+    rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
     samples = sampling.samples(replica, rollout, replica.weights().detach())
     assert not rollout.valid_TB.all()
     np.testing.assert_array_equal(samples.obs_NO, rollout.obs_TBO[rollout.valid_TB])
@@ -190,7 +194,7 @@ def test_samples_do_not_depend_on_how_indices_are_split(name):
     parts = []
     for indices in ([0, 1, 2, 3], [0, 1], [2, 3]):
         envs = environments(replica, indices)
-        rollouts = [sampling.rollout(replica, envs, update, replica.weights().detach()) for update in range(2)]
+        rollouts = [rolled(replica, envs, update) for update in range(2)]
         parts.append([rollout.obs_TBO for rollout in rollouts] + [rollout.actions for rollout in rollouts])
     for whole, first, second in zip(*parts, strict=True):
         np.testing.assert_allclose(whole, np.concatenate([first, second], axis=1), rtol=1e-9, atol=1e-9)
@@ -198,10 +202,7 @@ def test_samples_do_not_depend_on_how_indices_are_split(name):
 
 def test_every_update_and_environment_draws_its_own_actions():
     replica = learner({"rollout_steps": 60}, id=CHAIN, kwargs={"length": 1})  # always in doubt
-    rollouts = [
-        sampling.rollout(replica, environments(replica, [0, 1]), update, replica.weights().detach())
-        for update in (0, 1)
-    ]
+    rollouts = [rolled(replica, environments(replica, [0, 1]), update) for update in (0, 1)]
     np.testing.assert_array_equal(rollouts[0].obs_TBO, rollouts[1].obs_TBO)
     actions_TB = np.concatenate([rollout.actions for rollout in rollouts], axis=1)
     assert len(np.unique(actions_TB, axis=1).T) == 4
@@ -212,14 +213,14 @@ def test_old_probabilities_are_those_of_the_policy_that_acted(name):
     replica = learner({"rollout_steps": 20}, id=name)
     samples = sampling.samples(
         replica,
-        sampling.rollout(replica, environments(replica, [0, 1]), 0, replica.weights().detach()),
+        rolled(replica, environments(replica, [0, 1]), 0),
         replica.weights().detach(),
     )
-    statistics, _ = replica.step(samples, 40.0, "")
+    (statistics,), _ = step([replica], [samples], [40.0], "")
     first = dict(zip(STATISTICS, statistics, strict=True))
     assert (first["approx_kl"], first["clip_fraction"]) == pytest.approx((0, 0), abs=1e-14)
     assert first["policy_loss"] == pytest.approx(-samples.adv_N.mean().item())
-    statistics, _ = replica.step(samples, 40.0, "")
+    (statistics,), _ = step([replica], [samples], [40.0], "")
     assert dict(zip(STATISTICS, statistics, strict=True))["approx_kl"] > 0
 
 
@@ -233,12 +234,12 @@ def test_old_probabilities_are_those_of_the_policy_that_acted(name):
 )
 def test_policy_for(found, architecture, head):
     config = Config.model_validate({"policy": {"hidden": [8], "activation": "tanh"}})
-    assert sampling.policy_for(config, found) == (architecture, head)
+    assert roles.policy_for(config, found) == (architecture, head)
 
 
 def test_the_policy_is_the_replica_s():
     replica = learner({}, id="CartPole-v1")
-    policy = sampling.policy(replica, 7)
+    policy = team.policy(replica, 7, replica.deployed_weights())
     assert policy.w_M.tolist() == replica.weights().float().tolist()
     assert policy.origin == {"source": "direct", "env_steps": 7, "seed": 0}
     assert policy.environment["id"] == "CartPole-v1"
@@ -246,9 +247,10 @@ def test_the_policy_is_the_replica_s():
 
 def test_greedy_episodes_belong_to_their_index():
     replica = learner({}, id="CartPole-v1")
-    act = sampling.policy(replica, 0).act
-    returns, steps = sampling.greedy_episodes(replica.config, Serial(), act, "evaluation", 3, 4)
+    policy = team.policy(replica, 0, replica.deployed_weights())
+    returns, agents, steps = sampling.greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
+    assert agents.tolist() == [returns.tolist()]
     alone = [Environments(replica.config.environment, [index], 0, "evaluation", 3) for index in range(4)]
-    assert returns.tolist() == [play(envs, act)[0].item() for envs in alone]
+    assert returns.tolist() == [play(envs, policy.act)[0].item() for envs in alone]
     assert returns.sum() == steps
     assert len(set(returns.tolist())) > 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distqtrl import config as configuration
-from distqtrl import off_policy, sampling, train
+from distqtrl import off_policy, soft_actor_critic, train
 from distqtrl.algorithm.replay import Transitions
 from distqtrl.allreduce.communicator import Refused, Serial
 from distqtrl.config import UserError
@@ -91,16 +91,16 @@ def test_the_policy_descends_its_own_loss():
 
 
 @pytest.mark.parametrize("flags", [{"gradient_steps": "2", "policy_every": "1"}, {"train_every": "4"}])
-def test_every_policy_step_reaches_what_makes_the_weights(flags):
+def test_every_policy_step_reaches_what_makes_the_weights(flags, monkeypatch):
     """Also where the critics ask for the weights first, and need no gradient."""
     run = prepared(generator__source="free_vector", **{f"algorithm__{key}": value for key, value in flags.items()})
-    found, step = [], run.learner.descend_policy
+    found, step = [], soft_actor_critic.descend_policies
 
-    def seen(parameters, *rest):
+    def seen(replicas, *rest):
         found.append(max(float(p.grad.abs().max()) for p in run.learner.generator.parameters() if p.grad is not None))
-        return step(parameters, *rest)
+        return step(replicas, *rest)
 
-    run.learner.descend_policy = seen
+    monkeypatch.setattr(soft_actor_critic, "descend_policies", seen)
     train._update(run, [])
     assert len(found) >= 20
     assert min(found) > 0
@@ -185,10 +185,10 @@ def test_rounds_of_gradient_steps():
 
 def test_greedy_actions_are_those_of_the_mean():
     run = prepared()
-    act = sampling.policy(run.learner, 0).act
+    (policy,) = run.team.policies(0)
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     mean = run.learner.acting(run.learner.weights().detach())(obs, obs)
-    np.testing.assert_allclose(act(obs), 2 * np.tanh(mean), rtol=1e-5)
+    np.testing.assert_allclose(policy.act(obs), 2 * np.tanh(mean), rtol=1e-5)
 
 
 def test_other_policies_than_the_learned_one_act():

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -46,6 +46,9 @@ class Communicator(Protocol):
     def exchange(self, x_N: Array, partner: int) -> Array:
         """The partner's x_N, which gets ours; all ranks call this, those without a partner name themselves."""
 
+    def among(self, ranks: Sequence[int]) -> "Communicator":
+        """These ranks only, of which this is one; nothing is said before they first speak with each other."""
+
     def limit(self, timeout_s: float | None) -> None:
         """End this process when it waits longer than this for the others, from now on."""
 
@@ -75,6 +78,9 @@ class Serial:
 
     def exchange(self, x_N: Array, partner: int) -> Array:
         return x_N
+
+    def among(self, ranks: Sequence[int]) -> "Serial":
+        return self
 
     def limit(self, timeout_s: float | None) -> None:
         pass

@@ -6,7 +6,7 @@ import sys
 import termios
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -21,16 +21,32 @@ Array = npt.NDArray[np.float64]
 
 
 class Mpi:
-    """All ranks of COMM_WORLD; where the MPI has User Level Failure Mitigation (ULFM), those that are left."""
+    """All ranks of COMM_WORLD; where the MPI has User Level Failure Mitigation (ULFM), those that are left.
 
-    def __init__(self) -> None:
+    parent, ranks: those of its ranks only.
+    """
+
+    def __init__(self, parent: "Mpi | None" = None, ranks: Sequence[int] = ()) -> None:
+        self._parent, self._ranks, self.received = parent, list(ranks), 0
         self._comm: MPI.Comm = MPI.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size
-        self.received = 0
+        if parent is not None:
+            self._comm = MPI.Intracomm()  # none yet, see _begin
+            self.rank, self.size = self._ranks.index(parent.rank), len(self._ranks)
         self._number, self._alive = self.rank, list(range(self.size))  # as ranks were numbered at the start
         self._watchdog = Watchdog(self.rank)
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
         self.survives = told in ("1", "true") and library().startswith("Open MPI")
+
+    def among(self, ranks: Sequence[int]) -> "Mpi":
+        return Mpi(self, ranks)
+
+    def _begin(self) -> None:
+        """Of a part of the ranks: make its communicator, where it is first used."""
+        if self._parent is not None and self._comm == MPI.COMM_NULL:
+            whole = self._parent._comm
+            assert isinstance(whole, MPI.Intracomm)
+            self._comm = whole.Create_group(whole.Get_group().Incl(self._ranks))
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         gathered = np.empty((self.size, *x.shape), dtype=x.dtype)
@@ -57,9 +73,10 @@ class Mpi:
 
     @contextmanager
     def _waiting(self, num_bytes: int) -> Iterator[None]:
-        self.received += num_bytes
+        (self._parent or self).received += num_bytes
         try:
             with self._watchdog():
+                self._begin()
                 yield
         except MPI.Exception as error:
             lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)

@@ -51,6 +51,9 @@ class Member:
         part: Array = self.allgather(x_N)[partner]
         return part
 
+    def among(self, ranks: Sequence[int]) -> Communicator:
+        raise NotImplementedError("replicas of one process all speak with each other")
+
     def limit(self, timeout_s: float | None) -> None:
         self._process.limit(timeout_s)
 

@@ -118,6 +118,22 @@ class QPU:
             return p_S, lambda v_S: self._perturbed(theta_P, v_S)
         return p_S, lambda v_S: self._back(self._shifted(theta_D, v_S))
 
+    def probabilities_batch(self, theta_KP: Array) -> tuple[Array, Gradient]:
+        """p_KS, and the function v_KS -> d(v.p)/d theta_KP: as one batch where the device can, else one by one."""
+        batch = getattr(self.device, "differentiable_batch", None)
+        if batch is None or self.method not in EXACT:
+            p, gradients = zip(*(self.probabilities(theta_P) for theta_P in theta_KP), strict=True)
+            return np.stack(p), lambda v_KS: np.stack([f(v_S) for f, v_S in zip(gradients, v_KS, strict=True)])
+        theta_KD, num = self._device_angles(theta_KP), len(theta_KP)
+        self.ledger.circuits += num
+        p_KS, gradient = self._guarded(lambda: batch(theta_KD))
+
+        def back(v_KS: Array) -> Array:
+            self.ledger.gradients += num
+            return self._back(self._guarded(lambda: gradient(v_KS)))
+
+        return self._checked(p_KS), back
+
     def _device_angles(self, theta: Array) -> Array:
         """The device's angles of one or several parameter sets."""
         return theta if self.spread_DP is None else theta @ self.spread_DP.T
@@ -229,16 +245,17 @@ def _method(settings: Qpu, device: Device) -> str:
 
 class _Probabilities(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, theta_P: torch.Tensor, qpu: QPU) -> torch.Tensor:
-        p_S, ctx.gradient = qpu.probabilities(theta_P.detach().numpy().astype(np.float64))
-        return torch.from_numpy(p_S)
+    def forward(ctx: Any, theta: torch.Tensor, qpu: QPU) -> torch.Tensor:
+        circuits = qpu.probabilities if theta.dim() == 1 else qpu.probabilities_batch
+        p, ctx.gradient = circuits(theta.detach().numpy().astype(np.float64))
+        return torch.from_numpy(p)
 
     @staticmethod
-    def backward(ctx: Any, *v_S: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.from_numpy(ctx.gradient(v_S[0].numpy())), None
+    def backward(ctx: Any, *v: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.from_numpy(ctx.gradient(v[0].numpy())), None
 
 
-def probabilities(qpu: QPU, theta_P: torch.Tensor) -> torch.Tensor:
-    """p_S (float64) of theta_P (float64), differentiable in theta_P whatever the device."""
-    p_S: torch.Tensor = _Probabilities.apply(theta_P, qpu)
-    return p_S
+def probabilities(qpu: QPU, theta: torch.Tensor) -> torch.Tensor:
+    """p_S (float64) of theta_P (float64), or p_KS of theta_KP, differentiable in theta whatever the device."""
+    p: torch.Tensor = _Probabilities.apply(theta, qpu)
+    return p

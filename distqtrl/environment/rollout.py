@@ -4,7 +4,8 @@ The policy is a function handed in, so nothing here knows where its weights come
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from distqtrl.config import UserError
 from distqtrl.environment.vector import Environments
 
-Act = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-Noise = Callable[[int], np.ndarray]
+Act = Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
+Noise = Callable[[int], Any]  # k steps' -> something of length k
+Rows = slice | npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
 BLOCK = 64  # steps of noise drawn at a time
 
@@ -22,8 +24,9 @@ BLOCK = 64  # steps of noise drawn at a time
 class Rollout:
     """Samples in time order. ``next_obs_TBO`` is what followed, final observations included.
 
-    ``valid_TB`` is False for steps after an environment's episode, in rollouts of whole episodes.
-    ``actions`` are the policy's own, (T, B) or (T, B, A), before they were scaled for the environment.
+    ``valid_TB`` is False where an agent did not act, and after an environment's episode in rollouts of whole ones.
+    ``actions`` are the policy's own, (T, B) or (T, B, A), before they were scaled for the environment. States, and
+    what followed them, are there where a centralised critic wants them.
     """
 
     obs_TBO: npt.NDArray[np.float32]
@@ -33,6 +36,24 @@ class Rollout:
     truncated_TB: npt.NDArray[np.bool_]
     valid_TB: npt.NDArray[np.bool_]
     next_obs_TBO: npt.NDArray[np.float32]
+    states_TES: npt.NDArray[np.float32] | None = None
+    next_states_TES: npt.NDArray[np.float32] | None = None
+
+    def of(self, rows: Rows, width: int, discrete: bool) -> "Rollout":
+        """A role's rows of it, (T, rows, ...); ``discrete``: its actions are numbers."""
+        if isinstance(rows, slice) and width == self.obs_TBO.shape[-1]:
+            return self
+        actions = self.actions[:, rows]
+        return replace(
+            self,
+            obs_TBO=self.obs_TBO[:, rows, :width],
+            actions=actions[..., 0].astype(np.int64) if discrete and actions.ndim > 2 else actions,
+            rewards_TB=self.rewards_TB[:, rows],
+            terminated_TB=self.terminated_TB[:, rows],
+            truncated_TB=self.truncated_TB[:, rows],
+            valid_TB=self.valid_TB[:, rows],
+            next_obs_TBO=self.next_obs_TBO[:, rows, :width],
+        )
 
 
 def collect(environments: Environments, act: Act, noise: Noise, num_steps: int | None) -> Rollout:
@@ -42,25 +63,28 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
     """
     if num_steps is None:
         environments.restart()
-    obs, actions, steps, valid = [], [], [], []
-    running_B = np.ones(environments.num, dtype=np.bool_)
+    obs, actions, steps, valid, states = [], [], [], [], []
+    running_E = np.ones(environments.num, dtype=np.bool_)
     block = noise(BLOCK)
     t = 0
-    while t < num_steps if num_steps is not None else running_B.any():
+    while t < num_steps if num_steps is not None else running_E.any():
         if t and t % BLOCK == 0:
             block = noise(BLOCK)
         obs.append(environments.obs_BO)
-        valid.append(running_B)
+        states.append(environments.states_ES)
+        valid.append(environments.acts_B & np.repeat(running_E, environments.num_agents))
         chosen, scaled = act(environments.obs_BO, block[t % BLOCK])
-        step = environments.step(scaled, None if num_steps is not None else running_B)
+        episode_E = environments.episode_B.copy()
+        step = environments.step(scaled, None if num_steps is not None else running_E)
         actions.append(chosen)
         steps.append(step)
         if num_steps is None:
-            running_B = running_B & ~(step.terminated_B | step.truncated_B)
+            running_E = running_E & (environments.episode_B == episode_E)
         t += 1
     rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])
     obs_TBO = np.array(obs)
     _check_finite(environments, obs_TBO, rewards_TB, next_obs_TBO)
+    central = states[0] is not None
     return Rollout(
         obs_TBO,
         np.array(actions),
@@ -69,6 +93,8 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
         np.array([s.truncated_B for s in steps]),
         np.array(valid),
         next_obs_TBO,
+        np.array(states) if central else None,
+        np.array([s.states_ES for s in steps]) if central else None,
     )
 
 
@@ -81,23 +107,29 @@ def _check_finite(
     if not good_TB.all():
         t, b = np.argwhere(~good_TB)[0].tolist()
         seen_O = (obs_TBO if not start_TB[t, b] else next_obs_TBO)[t, b]
+        index, g = divmod(b, environments.num_agents)
+        who = f", agent {environments.agents[g]}" if environments.num_agents > 1 else ""
         raise UserError(
-            f"environment {environments.indices[b]}, step {t + 1} of a rollout: observation "
+            f"environment {environments.indices[index]}{who}, step {t + 1} of a rollout: observation "
             f"{seen_O.tolist()} and reward {rewards_TB[t, b]} are not finite: mend the environment"
         )
 
 
 def play(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Array, Array]:
-    """Undiscounted return_B and length_B of one episode of every environment; act(obs_BO) is the action taken."""
+    """Undiscounted returns (one per row, B) and lengths (E,) of one episode of every environment.
+
+    act(obs_BO) is the action taken.
+    """
     environments.restart()
-    return_B, length_B = np.zeros(environments.num), np.zeros(environments.num)
-    running_B = np.ones(environments.num, dtype=np.bool_)
-    while running_B.any():
-        step = environments.step(act(environments.obs_BO), running_B)
+    return_B, length_E = np.zeros(len(environments.obs_BO)), np.zeros(environments.num)
+    running_E = np.ones(environments.num, dtype=np.bool_)
+    while running_E.any():
+        episode_E = environments.episode_B.copy()
+        step = environments.step(act(environments.obs_BO), running_E)
         return_B += step.rewards_B
-        length_B += running_B
-        running_B = running_B & ~(step.terminated_B | step.truncated_B)
-    return return_B, length_B
+        length_E += running_E
+        running_E = running_E & (environments.episode_B == episode_E)
+    return return_B, length_E
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:

@@ -1,47 +1,72 @@
-"""B copies of a Gymnasium environment on this rank, each known by its global index.
+"""Copies of an environment on this rank, each known by its global index, stepped as one batch.
+
+B counts what the policies see: one row per environment, or per environment and agent, environment by environment. A
+row is padded to the widest observation (``widths`` says how much of it a role reads); a role with several agents also
+reads which of them it is, one-hot behind the observation.
 
 Every episode starts with ``reset(seed)``, and the seed belongs to (global environment index, episode number),
 so samples do not depend on how environments are spread over ranks; no vector environment stands between, which
-would reset by itself and step those that wait for others. Gymnasium offers no way to save an environment; a saved
-state is therefore the episode's number and its actions, and restoring replays them. An environment whose replay
-does not give the saved observation bit for bit (it draws from a source that its seed does not reach) restarts with
-its next episode, and the caller is told which ones did.
+would reset by itself and step those that wait for others. Neither Gymnasium nor PettingZoo offers a way to save an
+environment; a saved state is therefore the episode's number and its actions, and restoring replays them. An environment
+whose replay does not give the saved observation bit for bit (it draws from a source that its seed does not reach)
+restarts with its next episode, and the caller is told which ones did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Dict, Discrete
 
 from distqtrl import config as configuration
 from distqtrl import seeding
-from distqtrl.config import UserError, nearest
+from distqtrl.config import UserError
+from distqtrl.environment.parallel import Parallel, is_parallel
+from distqtrl.environment.single import Single
+from distqtrl.environment.spaces import Floats, Spaces
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Role = tuple[str, ...]  # the agents that one policy plays
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Spaces:
-    """What a policy must know of an environment: O, and the actions (discrete, or bounds of a Box)."""
+class World(Protocol):
+    """One environment with G agents. With one agent, what is said of G agents here is said of it without a list."""
 
-    num_observations: int
-    num_actions: int | None
-    action_start: int
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    agents: tuple[str, ...]
+    spaces: tuple[Spaces, ...]
+
+    def reset(self, seed: int) -> tuple[Any, Any]:
+        """Observations, float32 of each agent's width, and which agents act."""
+
+    def step(self, actions_G: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Observations (final for an agent that ended), rewards, terminated, truncated, and who acts in the next step.
+
+        The episode is over when nobody does. Actions are in the environment's units.
+        """
+
+    def state(self) -> Floats | None:
+        """What a centralised critic sees; none where there is nothing but the observations."""
+
+    def render(self) -> np.ndarray:
+        """A picture (H, W, 3), uint8."""
+
+    def close(self) -> None:
+        """Give its resources back."""
 
 
 @dataclass
 class Step:
-    """One step of every environment. obs_BO is final for an episode that ended."""
+    """One step of every environment. obs_BO is final for an agent whose episode ended, and so is states_ES."""
 
-    obs_BO: npt.NDArray[np.float32]
+    obs_BO: Floats
     rewards_B: Array
-    terminated_B: npt.NDArray[np.bool_]
-    truncated_B: npt.NDArray[np.bool_]
+    terminated_B: Flags
+    truncated_B: Flags
+    states_ES: Floats | None = None
 
 
 def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -51,105 +76,134 @@ def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def make(config: configuration.Environment) -> gymnasium.Env:
-    """One environment with flat observations; raises UserError for an unknown id, arguments or spaces."""
-    try:
-        env = gymnasium.make(config.id, max_episode_steps=config.max_episode_steps, **config.kwargs)
-    except gymnasium.error.UnregisteredEnv:
-        raise UserError(f"unknown environment '{config.id}': {nearest(config.id, gymnasium.registry)}") from None
-    except ModuleNotFoundError as error:
-        module = config.id.partition(":")[0]
-        remedy = "pip install 'distqtrl[minigrid]'" if module == "minigrid" else "install the package that has it"
-        raise UserError(f"environment.id = '{config.id}' cannot be made ({error}): {remedy}") from None
-    except Exception as error:  # an environment may refuse its arguments with any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"environment.id = '{config.id}' (kwargs {config.kwargs}) cannot be made: {reason}") from None
-    if config.num_actions is not None:
-        env = _with_first_actions(env, config.id, config.num_actions)
-    space = env.observation_space
-    if config.observation is not None:
-        if not isinstance(space, Dict) or config.observation not in space.spaces:
-            known = nearest(config.observation, space.spaces) if isinstance(space, Dict) else f"it observes {space}"
-            raise UserError(f"{config.id}: environment.observation = '{config.observation}' is not there: {known}")
-        key, space = config.observation, space[config.observation]
-        env = gymnasium.wrappers.TransformObservation(env, lambda obs: obs[key], space)
-    if isinstance(space, Dict):
-        raise UserError(
-            f"{config.id}: observation space Dict: set environment.observation to one of {', '.join(space.spaces)}"
-        )
-    if not isinstance(space, Box | Discrete):
-        raise UserError(
-            f"{config.id}: observation space {space} is not supported; use one with a Box or Discrete space"
-        )
-    if isinstance(space, Discrete) or len(space.shape) != 1:
-        env = gymnasium.wrappers.FlattenObservation(env)  # Discrete becomes one-hot
-    return env
-
-
-def _with_first_actions(env: gymnasium.Env, name: str, num: int) -> gymnasium.Env:
-    space = env.action_space
-    if not isinstance(space, Discrete) or num > space.n:
-        raise UserError(f"{name}: environment.num_actions = {num} does not fit its actions, {space}")
-    return gymnasium.wrappers.TransformAction(env, lambda action: action, Discrete(num, start=space.start))
-
-
-def spaces(env: gymnasium.Env, name: str) -> Spaces:
-    """The environment's spaces; raises UserError when its actions are not Discrete or a bounded 1-D Box."""
-    assert env.observation_space.shape is not None
-    num_observations, action = env.observation_space.shape[0], env.action_space
-    if isinstance(action, Discrete):
-        return Spaces(num_observations, int(action.n), int(action.start), (), ())
-    if isinstance(action, Box) and len(action.shape) == 1 and action.is_bounded():
-        low, high = (tuple(float(x) for x in bound) for bound in (action.low, action.high))
-        return Spaces(num_observations, None, 0, low, high)
-    raise UserError(f"{name}: action space {action} is not supported; use Discrete or a bounded one-dimensional Box")
+def make(config: configuration.Environment, render: bool = False) -> World:
+    """One environment; raises UserError for an unknown id, arguments or spaces."""
+    return Parallel(config, render) if is_parallel(config.id) else Single(config, render)
 
 
 class Environments:
     """The rank's environments; ``indices`` are their global numbers, ``purpose`` and ``episode`` (the first) seed them.
 
-    ``obs_BO`` is what the policy sees next; ``finished`` collects (return, length) of episodes that ended.
+    roles: the agents of every policy; by default one role has them all. ``rows`` says for every role which of the B
+    rows are its own. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next, ``states_ES`` the states (with
+    ``central``; where an environment has none, all its agents' observations). ``finished`` collects (return, length) of
+    episodes that ended, the return being the mean over agents, whose own are in ``agent_returns``.
     """
 
     def __init__(
-        self, config: configuration.Environment, indices: Sequence[int], seed: int, purpose: str, episode: int = 0
+        self,
+        config: configuration.Environment,
+        indices: Sequence[int],
+        seed: int,
+        purpose: str,
+        episode: int = 0,
+        roles: Sequence[Role] = (),
+        central: bool = False,
     ) -> None:
         self.indices, self.seed, self.purpose = list(indices), seed, purpose
         self.num = len(self.indices)
         self.envs = [make(config) for _ in indices]
+        self._take(self.envs[0] if self.envs else make(config), roles)
+        self._central = central
         self.episode_B = np.full(self.num, episode, dtype=np.int64)
-        self.return_B = np.zeros(self.num)
+        self.return_B = np.zeros(self.num * self.num_agents)
         self.actions: list[list[np.ndarray]] = [[] for _ in indices]
         self.finished: list[tuple[float, int]] = []
-        self.obs_BO = np.array([self._reset(b) for b in range(self.num)])
+        self.agent_returns: list[Array] = []
+        self.acts_B = np.ones(self.num * self.num_agents, dtype=np.bool_)
+        self.states_ES: Floats | None = None
+        for b in range(self.num):
+            self._reset(b)
 
-    def step(self, actions_B: np.ndarray, running_B: npt.NDArray[np.bool_] | None = None) -> Step:
+    def _take(self, world: World, roles: Sequence[Role]) -> None:
+        """Lay out the rows."""
+        self.agents, several = world.agents, len(world.agents) > 1
+        self.num_agents = len(self.agents)
+        self.roles = list(roles) or [self.agents]
+        numbers = {agent: g for g, agent in enumerate(self.agents)}
+        played = [agent for role in self.roles for agent in role]
+        if sorted(played) != sorted(self.agents):
+            lost = ", ".join(sorted(set(self.agents) ^ set(played)) or played)
+            raise UserError(f"the policies do not play each agent once, see {lost}: give a whole run directory")
+        self._own = [slice(b * self.num_agents, (b + 1) * self.num_agents) if several else b for b in range(self.num)]
+        self.rows: list[Any] = []
+        self.widths: list[int] = []
+        for role in self.roles:
+            own = [numbers[agent] for agent in role]
+            every = [b * self.num_agents + g for b in range(self.num) for g in own]
+            self.rows.append(np.array(every, dtype=np.int64) if len(own) < self.num_agents else slice(None))
+            self.widths.append(world.spaces[own[0]].num_observations + (len(own) if several and len(own) > 1 else 0))
+        self.spaces = dict(zip(self.agents, world.spaces, strict=True))
+        self._num_O = [each.num_observations for each in world.spaces]
+        self.obs_BO = np.zeros((self.num * self.num_agents, max(self.widths)), dtype=np.float32)
+        for role, width in zip(self.roles, self.widths, strict=True):
+            if several and len(role) > 1:
+                for place, agent in enumerate(role):
+                    self.obs_BO[numbers[agent] :: self.num_agents, width - len(role) + place] = 1
+
+    def numbers(self, role: int) -> list[int]:
+        """The global numbers of a role's rows: of its environments and agents."""
+        every = np.arange(self.num * self.num_agents)[self.rows[role]]
+        return [self.indices[b] * self.num_agents + g for b, g in (divmod(row, self.num_agents) for row in every)]
+
+    def merged(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The B rows of what every role has for its own: numbers, or rows padded to the widest."""
+        if len(parts) == 1:
+            return parts[0]
+        widths = [part.shape[1] for part in parts if part.ndim > 1]
+        out = np.zeros((len(self.obs_BO), *([max(widths)] if widths else [])), dtype=np.result_type(*parts))
+        for rows, part in zip(self.rows, parts, strict=True):
+            if widths:
+                out[rows, : part.shape[1] if part.ndim > 1 else 1] = part.reshape(len(part), -1)
+            else:
+                out[rows] = part
+        return out
+
+    def acting(self, acts: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
+        """obs_BO -> actions_B of every role's obs_BO -> actions_B."""
+        if len(acts) == 1 and self.obs_BO.shape[1] == self.widths[0]:
+            return acts[0]
+        own = list(zip(acts, self.rows, self.widths, strict=True))
+        return lambda obs_BO: self.merged([act(obs_BO[rows, :width]) for act, rows, width in own])
+
+    def step(self, actions_B: np.ndarray, running_E: Flags | None = None) -> Step:
         """One step of all, or of those that run; the others keep their observation and get no reward.
 
         An episode that ended gives way to the next one, and ``obs_BO`` is then that one's first.
         """
-        obs_BO, rewards_B = self.obs_BO.copy(), np.zeros(self.num)
-        terminated_B, truncated_B = np.zeros((2, self.num), dtype=np.bool_)
+        obs_BO, rewards_B = self.obs_BO.copy(), np.zeros(len(self.obs_BO))
+        terminated_B, truncated_B = np.zeros((2, len(obs_BO)), dtype=np.bool_)
+        acts_B = self.acts_B.copy()
         ended = []
-        for b in range(self.num) if running_B is None else np.flatnonzero(running_B).tolist():
-            obs_BO[b], rewards_B[b], terminated_B[b], truncated_B[b], _ = self.envs[b].step(actions_B[b])
-            self.return_B[b] += rewards_B[b]
-            self.actions[b].append(actions_B[b])
-            if terminated_B[b] or truncated_B[b]:
+        for b in range(self.num) if running_E is None else np.flatnonzero(running_E).tolist():
+            own, actions = self._own[b], actions_B[self._own[b]]
+            seen, reward, terminated, truncated, acts = self._called(b, partial(self.envs[b].step, actions))
+            self._put(obs_BO, b, seen)
+            rewards_B[own], terminated_B[own], truncated_B[own], acts_B[own] = reward, terminated, truncated, acts
+            self.return_B[own] += reward
+            self.actions[b].append(actions)
+            if not np.any(acts):
                 ended.append(b)
-        self.obs_BO = obs_BO.copy() if ended else obs_BO
+        states_ES = self._stated(obs_BO, range(self.num) if running_E is None else np.flatnonzero(running_E).tolist())
+        self.acts_B, self.states_ES = acts_B, states_ES
+        self.obs_BO = obs_BO
+        if ended:
+            self.obs_BO = obs_BO.copy()
+            self.states_ES = None if states_ES is None else states_ES.copy()
         for b in ended:
-            self.finished.append((float(self.return_B[b]), len(self.actions[b])))
+            returns_G = self.return_B.reshape(self.num, -1)[b].copy()
+            self.finished.append((float(returns_G.mean()), len(self.actions[b])))
+            self.agent_returns.append(returns_G)
             self.episode_B[b] += 1
-            self.obs_BO[b] = self._reset(b)
-        return Step(obs_BO, rewards_B, terminated_B, truncated_B)
+            self._reset(b)
+        return Step(obs_BO, rewards_B, terminated_B, truncated_B, states_ES)
 
     def restart(self) -> None:
         """Leave every unfinished episode and start the next one."""
         for b, history in enumerate(self.actions):
             if history:
                 self.episode_B[b] += 1
-                self.obs_BO[b] = self._reset(b)
+                self._reset(b)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything ``restore`` needs, as flat arrays."""
@@ -159,7 +213,7 @@ class Environments:
             "episode_B": self.episode_B.copy(),
             "length_B": np.array([len(history) for history in self.actions]),
             "actions": np.array(every) if every else np.zeros(0),
-            "obs_BO": self.obs_BO.copy(),
+            "obs_BO": self.obs_BO.reshape(self.num, -1).copy(),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> list[int]:
@@ -168,28 +222,78 @@ class Environments:
         row = {index: i for i, index in enumerate(state["index_B"].tolist())}
         restarted = []
         for b, (env, index) in enumerate(zip(self.envs, self.indices, strict=True)):
-            saved = row[index]
+            saved, own, acts = row[index], self._own[b], np.True_
             self.episode_B[b] = state["episode_B"][saved]
-            self.obs_BO[b] = self._reset(b)
+            self._reset(b)
             for action in histories[saved]:
-                self.obs_BO[b], reward, terminated, truncated, _ = env.step(action)
-                self.actions[b].append(action)
-                self.return_B[b] += float(reward)
-                if terminated or truncated:  # no saved episode has ended, so this is another one
-                    self.obs_BO[b] = np.nan
+                if not np.any(acts):  # no saved episode has ended, so this is another one
                     break
-            if (self.obs_BO[b] != state["obs_BO"][saved]).any():
+                seen, reward, _, _, acts = self._called(b, partial(env.step, action))
+                self._put(self.obs_BO, b, seen)
+                self.actions[b].append(action)
+                self.return_B[own] += reward
+                self.acts_B[own] = acts
+            if not np.any(acts) or (self.obs_BO[own].ravel() != state["obs_BO"][saved]).any():
                 self.episode_B[b] += 1
-                self.obs_BO[b] = self._reset(b)
+                self._reset(b)
                 restarted.append(index)
+            else:
+                self._set_state(b)
         return restarted
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
 
-    def _reset(self, b: int) -> npt.NDArray[np.float32]:
-        """The first observation of environment b's present episode."""
-        seed = seeding.integer(self.seed, self.purpose, self.indices[b], int(self.episode_B[b]))
-        self.actions[b], self.return_B[b] = [], 0.0
-        return np.asarray(self.envs[b].reset(seed=seed)[0], dtype=np.float32)
+    def _reset(self, b: int) -> None:
+        """Begin environment b's present episode."""
+        self.actions[b] = []
+        seen, self.acts_B[self._own[b]] = self._called(b, partial(self.envs[b].reset, self._seed(b)))
+        self.return_B[self._own[b]] = 0.0
+        self._put(self.obs_BO, b, seen)
+        self._set_state(b)
+
+    def _seed(self, b: int) -> int:
+        return seeding.integer(self.seed, self.purpose, self.indices[b], int(self.episode_B[b]))
+
+    def _put(self, obs_BO: Floats, b: int, seen: Any) -> None:
+        """Write what the agents of environment b observe into its rows."""
+        if self.num_agents == 1:
+            obs_BO[b] = seen
+            return
+        for g, (num, obs_O) in enumerate(zip(self._num_O, seen, strict=True)):
+            obs_BO[b * self.num_agents + g, :num] = obs_O
+
+    def _set_state(self, b: int) -> None:
+        if self._central:
+            state_S = self._state(b, self.obs_BO)
+            if self.states_ES is None:
+                self.states_ES = np.zeros((self.num, len(state_S)), dtype=np.float32)
+            self.states_ES[b] = state_S
+
+    def _stated(self, obs_BO: Floats, running: Sequence[int]) -> Floats | None:
+        """The states after a step of these environments."""
+        if not self._central:
+            return None
+        assert self.states_ES is not None
+        states_ES = self.states_ES.copy()
+        for b in running:
+            states_ES[b] = self._state(b, obs_BO)
+        return states_ES
+
+    def _state(self, b: int, obs_BO: Floats) -> Floats:
+        state_S = self._called(b, self.envs[b].state)
+        return obs_BO[self._own[b]].reshape(-1) if state_S is None else state_S
+
+    def _called(self, b: int, action: Callable[[], Result]) -> Result:
+        """action(); an error of environment b's own also says which one it was, and when."""
+        try:
+            return action()
+        except UserError as error:
+            raise UserError(f"environment {self._where(b)}: {error}") from None
+        except Exception as error:
+            error.add_note(f"in environment {self._where(b)}")
+            raise
+
+    def _where(self, b: int) -> str:
+        return f"{self.indices[b]} (reset with seed {self._seed(b)}), step {len(self.actions[b]) + 1} of its episode"

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +13,7 @@ import numpy as np
 
 from distqtrl import record
 from distqtrl.config import Environment, UserError, nearest
-from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments
-from distqtrl.export import c, cuda, folded, readme, synthesis, tools, unrolled, verify
+from distqtrl.export import c, cuda, episodes, folded, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
@@ -93,11 +91,10 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong."""
     if folder.exists():
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
-    policy = policy_file.load(path)
-    environment = Environment(**policy.environment)
+    policy, partners = policy_file.load(path), policy_file.partners(path)
     if policy.trained is not None:
         _refuse(path, options)
-    obs_BO = _observations(policy, environment, options.calibration)
+    obs_BO = _observations(policy, partners, options.calibration)
     quantized, settings = _quantized(policy, obs_BO, options)
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
@@ -110,14 +107,17 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             "policy": {"file": str(path), "sha256": verify.digest(path)},
             "program": programs.digest(program),
             "environment": policy.environment,
+            "agents": policy.agents,
             "targets": list(options.targets),
             **settings,
             "formats": formats(program),
             "errors": errors(quantized, whole, None if policy.trained else policy.floating(), obs_BO),
-            "returns": returns(policy, program, environment, options.episodes),
+            "returns": returns(policy, partners, program, options.episodes),
             "versions": record.versions(),
         }
         about |= _written(made, program, obs_BO, options)
+        for partner in partners:  # what the proof in the environment needs beside the program
+            partner.save(made / f"{verify.PARTNER}{'-'.join(partner.agents)}.safetensors")
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
         with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
@@ -224,16 +224,18 @@ def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO:
         yield layer.writes.values(q_BK) - x_BK
 
 
-def returns(policy: Policy, program: Program, environment: Environment, episodes: int) -> dict[str, Any]:
+def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: int) -> dict[str, Any]:
     """Of the same episodes before and after, and the mean difference with its 95 % normal interval."""
+    environment = Environment(**policy.environment)
     both = [
-        play(Environments(environment, range(episodes), 0, "evaluation"), act)[0] for act in (policy.act, program.act)
+        episodes.returns(environment, policy.agents, partners, act, num, "evaluation")
+        for act in (policy.act, program.act)
     ]
     difference = both[1] - both[0]
     half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
     mean = float(difference.mean())
     return {
-        "episodes": episodes,
+        "episodes": num,
         "float": float(both[0].mean()),
         "integer": float(both[1].mean()),
         "difference": mean,
@@ -241,7 +243,7 @@ def returns(policy: Policy, program: Program, environment: Environment, episodes
     }
 
 
-def _observations(policy: Policy, environment: Environment, file: Path | None) -> np.ndarray:
+def _observations(policy: Policy, partners: Sequence[Policy], file: Path | None) -> np.ndarray:
     """Observations to calibrate on: a file's, or what the policy sees when it plays."""
     width = policy.architecture.num_inputs
     if file is not None:
@@ -251,14 +253,8 @@ def _observations(policy: Policy, environment: Environment, file: Path | None) -
             raise UserError(
                 f"cannot read observations {file} ({error}): give a .npy file of shape (N, {width})"
             ) from None
-    seen = []
-
-    def act(obs_BO: np.ndarray) -> np.ndarray:
-        seen.append(np.array(obs_BO))
-        return policy.act(obs_BO)
-
-    play(Environments(environment, range(CALIBRATION_EPISODES), 0, "calibration"), act)
-    return calibrate.checked(np.concatenate(seen), width, "the policy's own episodes")
+    seen = episodes.observations(policy, partners, CALIBRATION_EPISODES)
+    return calibrate.checked(seen, width, "the policy's own episodes")
 
 
 def _written(folder: Path, program: Program, obs_BO: np.ndarray, options: Options) -> dict[str, Any]:

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from distqtrl.config import Environment, UserError
-from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments
-from distqtrl.export import cuda, simulate, synthesis, tools
+from distqtrl.export import cuda, episodes, simulate, synthesis, tools
 from distqtrl.export.tools import Missing
+from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Argmax, Ints, Program, Scale
 
 MANIFEST = "manifest.json"
 FORMAT = "distqtrl export 1"
 EQUAL, BUILT, DIFFERENT, SKIPPED = "equal", "built", "DIFFERENT", "skipped"
+PARTNER = "partner-"  # policy files of the other agents
 NETLIST_VECTORS = 100  # of a synthesized netlist, whose every change of a net is counted
 ICARUS_VECTORS = 1000
 PART = 65_536  # vectors that the interpreter takes at once
@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[Program, Ints, Ints]:
 
 
 def checks(
-    folder: Path, num_vectors: int, episodes: int, targets: tuple[str, ...] = (), netlists: bool = False
+    folder: Path, num_vectors: int, num_episodes: int, targets: tuple[str, ...] = (), netlists: bool = False
 ) -> Iterator[Check]:
     """Every check of a folder: its files, each target (of those named), and C in the environment."""
     about = manifest(folder)
@@ -90,7 +90,7 @@ def checks(
         for future in todo:
             yield future.result()
     if "c" in wanted:
-        yield _closed_loop(folder, program, Environment(**about["environment"]), episodes)
+        yield _closed_loop(folder, program, about, num_episodes)
 
 
 def vectors(program: Program, seen_BO: Ints, num: int, seed: int) -> Ints:
@@ -273,8 +273,10 @@ def _core(folder: Path, core: str) -> tuple[str, int]:
     return (folder / f"policy_{core}.v").read_text(), manifest(folder)["verilog"][core]["observations_per_beat"]
 
 
-def _closed_loop(folder: Path, program: Program, environment: Environment, episodes: int) -> Check:
-    """The C policy drives the environment; the interpreter looks on."""
+def _closed_loop(folder: Path, program: Program, about: dict[str, Any], num: int) -> Check:
+    """The C policy drives the environment, beside the policies of other agents; the interpreter looks on."""
+    environment, agents = Environment(**about["environment"]), tuple(about.get("agents", ()))
+    partners = [policy_file.load(path) for path in sorted(folder.glob(f"{PARTNER}*.safetensors"))]
     try:
         tools.compiler()
         policy = loader(folder).Policy()
@@ -289,8 +291,8 @@ def _closed_loop(folder: Path, program: Program, environment: Environment, episo
         steps, wrong = steps + len(obs_BO), wrong + int((actions.reshape(expected.shape) != expected).any())
         return actions[:, 0].astype(np.int64) if isinstance(program.ops[-1], Argmax) else actions.astype(np.float32)
 
-    returns, _ = play(Environments(environment, range(episodes), 0, "evaluation"), act)
-    detail = f"{episodes} episodes of {environment.id} driven by C, return {returns.mean():.2f}"
+    returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
+    detail = f"{num} episodes of {environment.id} driven by C, return {returns.mean():.2f}"
     return Check("closed loop", DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})
 
 

@@ -22,19 +22,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "no
 class Mapping(nn.Module):
     """p_S (float64) -> w_M.
 
-    layers: (number of weights, fan-in) of every policy layer, in the order of w_M.
+    layers: (number of weights, fan-in) of every policy layer, in the order of w_M. num_qubits: of a circuit that also
+    serves larger policies; by default as many as this one needs.
     """
 
     bits: Tensor
     scale_M: Tensor
     negative_shift_M: Tensor
 
-    def __init__(self, config: MappingModel, layers: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, config: MappingModel, layers: Sequence[tuple[int, int]], num_qubits: int = 0) -> None:
         super().__init__()
         self.config, self.layers = config, tuple(layers)
         self.num_weights = sum(size for size, _ in layers)
         self.num_nodes = graph.num_nodes(self.num_weights, config.chunk)
-        self.num_qubits = n = graph.num_qubits(self.num_weights, config.chunk)
+        self.num_qubits = n = num_qubits or graph.num_qubits(self.num_weights, config.chunk)
         self.network = _network(config, n)
         self.num_inputs = 2**n if config.kind == "gnn" else self.num_nodes  # an MLP sees only the nodes it uses
         self.register_buffer("bits", graph.bits(n)[: self.num_inputs], persistent=False)

@@ -29,7 +29,8 @@ class Policy:
     """A policy as it acts: network, weights (float32), head, observation normalisation, and where it belongs.
 
     ``environment`` holds the stage of that name of a configuration; ``origin`` says how the weights came about.
-    With ``trained`` (a quantizer's settings and scales) it acts as the integer program that is exported.
+    With ``trained`` (a quantizer's settings and scales) it acts as the integer program that is exported. ``agents`` are
+    those that it plays, where the environment has several.
     """
 
     architecture: Architecture
@@ -39,6 +40,7 @@ class Policy:
     environment: dict[str, Any]
     origin: dict[str, Any] = field(default_factory=dict)
     trained: Trained | None = None
+    agents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.w_M = self.w_M.detach().float()
@@ -75,6 +77,7 @@ class Policy:
             "count": self.normalizer.count,
             "environment": self.environment,
             "origin": self.origin,
+            "agents": self.agents,
         }
         n = self.normalizer
         tensors = {"w_M": self.w_M.numpy(), "mean_O": n.mean_O, "m2_O": n.m2_O}
@@ -98,7 +101,23 @@ def load(path: Path) -> Policy:
         about["environment"],
         about["origin"],
         trained,
+        tuple(about.get("agents", ())),
     )
+
+
+def files(run: Path) -> list[Path]:
+    """The policy files of a run directory: policy.safetensors, or policy-NAME.safetensors of several agents."""
+    return sorted(run.glob("policy-*.safetensors")) or [run / "policy.safetensors"]
+
+
+def team(path: Path) -> list[Policy]:
+    """All policies of a run directory; of a file, it and those beside it that play other agents. Raises as ``load``."""
+    return [load(file) for file in files(path)] if path.is_dir() else [load(path), *partners(path)]
+
+
+def partners(path: Path) -> list[Policy]:
+    """The policies beside a policy file that play the other agents."""
+    return [load(file) for file in files(path.parent) if file != path and path.name.startswith("policy-")]
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

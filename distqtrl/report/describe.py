@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from distqtrl import sampling
+from distqtrl import generator, roles
 from distqtrl.algorithm.sac import Critics
+from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Algorithm, Config
-from distqtrl.environment.vector import make, spaces
-from distqtrl.generator import Generator
+from distqtrl.environment.vector import Environments, make
 from distqtrl.learner import value_network
 from distqtrl.policy import adapter
 from distqtrl.policy.distribution import Gaussian, Head
@@ -20,33 +20,43 @@ def describe(config: Config) -> dict[str, Any]:
     file. ``effective_parameters`` is the rank of d w_M / d(parameters) at the start; ``compression`` is deployed
     policy weights per trained parameter (below 1, the generator is larger than what it generates).
     """
-    env = make(config.environment)
-    architecture, head = sampling.policy_for(config, spaces(env, config.environment.id))
-    env.close()
+    world = make(config.environment)
+    played = roles.roles(config.agents, world.agents, world.spaces, config.environment.id)
+    central = config.agents.critic == "centralised"
+    environments = Environments(config.environment, [0], 0, "evaluation", 0, played, central)
+    fits, training_only = roles.fits(config, environments), 0
+    for role, (architecture, head) in zip(played, fits, strict=True):
+        seen = roles.num_states(environments, role) or architecture.num_inputs
+        training_only += _training_only(config.algorithm, seen, head)
+    environments.close()
+    world.close()
     low_rank = config.adapter.base is not None
-    generator = Generator(
-        config, adapter.layers(architecture, config.adapter.rank) if low_rank else architecture.layers
-    )
-    counts, mapping, device = generator.counts(), generator.mapping, generator.qpu
-    widths = (architecture.num_inputs, *architecture.hidden, architecture.num_outputs)
-    normalizer = 2 * architecture.num_inputs if config.policy.normalize_observations else 0
+    layers = [adapter.layers(a, config.adapter.rank) if low_rank else a.layers for a, _ in fits]
+    made = generator.several(config, layers, range(len(fits)), Ranks())
+    counts = {key: sum(each.counts()[key] for each in made) for key in ("source", "mapping", "total")}
+    mapping, device = made[0].mapping, made[0].qpu
+    normalizer = 2 * sum(a.num_inputs for a, _ in fits) if config.policy.normalize_observations else 0
+    weights = sum(a.num_weights for a, _ in fits)
+    shapes = ["-".join(map(str, a.widths)) + f" {a.activation}, {type(h).__name__.lower()}" for a, h in fits]
+    several = {"agents": len(world.agents), "policies": len(fits)} if len(world.agents) > 1 else {}
     return {
         "environment": config.environment.id,
-        "policy": "-".join(str(w) for w in widths) + f" {architecture.activation}, {type(head).__name__.lower()}",
+        **several,
+        "policy": "; ".join(dict.fromkeys(shapes)),
         "source": config.generator.source,
         "qubits": device.num_qubits if device else 0,
         "basis_states": 2**mapping.num_qubits if mapping else 0,
-        "basis_states_used": mapping.num_nodes if mapping else 0,
+        "basis_states_used": max(each.mapping.num_nodes for each in made if each.mapping) if mapping else 0,
         "circuit": f"{config.circuit.ansatz}, L = {config.circuit.layers}" if device else "none",
         "circuit_parameters": counts["source"] if config.generator.source == "circuit" else 0,
         "source_parameters": counts["source"],
         "mapping_parameters": counts["mapping"],
         "total_parameters": counts["total"],
-        "effective_parameters": generator.effective_parameters(),
-        "training_only_parameters": _training_only(config.algorithm, architecture.num_inputs, head),
-        "policy_weights": architecture.num_weights,
-        "deployed_parameters": architecture.num_weights + normalizer,
-        "compression": round(architecture.num_weights / counts["total"], 3),
+        "effective_parameters": generator.effective_parameters(made),
+        "training_only_parameters": training_only,
+        "policy_weights": weights,
+        "deployed_parameters": weights + normalizer,
+        "compression": round(weights / counts["total"], 3),
     }
 
 

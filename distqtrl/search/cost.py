@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl.config import Environment, UserError
-from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments
-from distqtrl.export import c, folded, simulate, synthesis, tools, unrolled, verify
+from distqtrl.config import UserError
+from distqtrl.export import c, episodes, folded, simulate, synthesis, tools, unrolled, verify
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.program import Ints, Program
@@ -79,14 +77,7 @@ def _core(program: Program, core: str) -> tuple[str, int]:
 
 def _seen(policy: Policy) -> np.ndarray:
     """Observations of an episode, evenly spread, as many as an export simulates netlists with."""
-    seen = []
-
-    def act(obs_BO: np.ndarray) -> np.ndarray:
-        seen.append(np.array(obs_BO))
-        return policy.act(obs_BO)
-
-    play(Environments(Environment(**policy.environment), range(1), 0, "calibration"), act)
-    obs_BO = np.concatenate(seen)
+    obs_BO = episodes.observations(policy, (), 1)
     return obs_BO[np.linspace(0, len(obs_BO) - 1, min(verify.NETLIST_VECTORS, len(obs_BO))).astype(int)]
 
 

@@ -10,7 +10,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from distqtrl import config
 from distqtrl.config import UserError
-from distqtrl.environment.vector import Environments, Spaces, make, spaces
+from distqtrl.environment.single import Single, make
+from distqtrl.environment.spaces import Spaces, spaces
+from distqtrl.environment.vector import Environments
 
 NAMES = ["CartPole-v1", "FrozenLake-v1", "Acrobot-v1", "Pendulum-v1"]
 TOY = "distqtrl/Toy-v0"
@@ -103,7 +105,7 @@ def test_restore_is_bitwise(name, num_steps):
 
 def test_discrete_observations_are_one_hot():
     assert environments("FrozenLake-v1", [0]).obs_BO.tolist() == [[1.0] + 15 * [0.0]]
-    assert spaces(make(config.Environment(id="FrozenLake-v1")), "") == Spaces(16, 4, 0, (), ())
+    assert Single(config.Environment(id="FrozenLake-v1")).spaces == (Spaces(16, 4, 0, (), ()),)
 
 
 def test_an_episode_that_cannot_be_replayed_is_left_for_the_next():
@@ -189,7 +191,7 @@ def test_those_that_wait_stay_where_they_are():
 )
 def test_what_cannot_be_used_is_named_in_one_line(name, kwargs, message):
     with pytest.raises(UserError, match=message) as error:
-        spaces(make(config.Environment(id=name, kwargs=kwargs)), name)
+        Single(config.Environment(id=name, kwargs=kwargs))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -198,7 +200,7 @@ def test_minigrid_shows_its_image_and_takes_the_first_actions():
     pytest.importorskip("minigrid")
     cfg = config.preset("qtrl-minigrid").environment
     env = make(cfg)
-    assert spaces(env, cfg.id) == Spaces(147, 3, 0, (), ())
+    assert Single(cfg).spaces == (Spaces(147, 3, 0, (), ()),)
     obs, _ = env.reset(seed=0)
     np.testing.assert_array_equal(obs, env.unwrapped.gen_obs()["image"].ravel())
     rewards = [env.step(action)[1] for action in (2, 2, 1, 2, 2)]  # forward, forward, right, forward, forward
@@ -237,4 +239,4 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     ],
 )
 def test_spaces(action, expected):
-    assert spaces(Toy(action), "") == expected
+    assert spaces(Toy().observation_space, action, "") == expected

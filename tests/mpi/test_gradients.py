@@ -107,7 +107,9 @@ def test_aggregation_on_two_ranks(mpirun, tmp_path):
         path = tmp_path / "2" / "every2" / "checkpoints" / f"update-{update + 1:06d}.safetensors"
         _, tensors = tensorfile.read(path, FORMAT, "")
         trained = [
-            name for name in tensors if name.startswith(("rank0/learner/generator.theta", "rank0/learner/value"))
+            name
+            for name in tensors
+            if name.startswith(("rank0/learner/policy0/generator.theta", "rank0/learner/policy0/value"))
         ]
         assert len(trained) > 4
         for name in trained:

@@ -1,0 +1,71 @@
+"""A Gymnasium environment: one agent, which acts in every step."""
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Discrete
+
+from distqtrl import config as configuration
+from distqtrl.config import UserError, nearest
+from distqtrl.environment.spaces import Floats, Spaces, flattened, part
+from distqtrl.environment.spaces import spaces as spaces_of
+
+
+class Single:
+    """An environment with one agent (see vector.World)."""
+
+    agents: tuple[str, ...] = ("",)
+
+    def __init__(self, config: configuration.Environment, render: bool = False) -> None:
+        self.env = make(config, render)
+        self.spaces: tuple[Spaces, ...] = (spaces_of(self.env.observation_space, self.env.action_space, config.id),)
+
+    def reset(self, seed: int) -> tuple[Floats, bool]:
+        obs_O: Floats = self.env.reset(seed=seed)[0]
+        return obs_O, True
+
+    def step(self, actions_G: np.ndarray) -> tuple[Floats, float, bool, bool, bool]:
+        obs_O, reward, terminated, truncated, _ = self.env.step(actions_G)
+        return obs_O, float(reward), terminated, truncated, not (terminated or truncated)
+
+    def state(self) -> None:
+        """There is none beyond the observation."""
+
+    def render(self) -> np.ndarray:
+        frame = self.env.render()
+        assert isinstance(frame, np.ndarray)
+        return frame
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def make(config: configuration.Environment, render: bool = False) -> gymnasium.Env:
+    """One environment with flat observations; raises UserError for an unknown id, arguments or spaces."""
+    more = {"render_mode": "rgb_array"} if render else {}
+    try:
+        env = gymnasium.make(config.id, max_episode_steps=config.max_episode_steps, **{**config.kwargs, **more})
+    except gymnasium.error.UnregisteredEnv:
+        raise UserError(f"unknown environment '{config.id}': {nearest(config.id, gymnasium.registry)}") from None
+    except ModuleNotFoundError as error:
+        module = config.id.partition(":")[0]
+        remedy = "pip install 'distqtrl[minigrid]'" if module == "minigrid" else "install the package that has it"
+        raise UserError(f"environment.id = '{config.id}' cannot be made ({error}): {remedy}") from None
+    except Exception as error:  # an environment may refuse its arguments with any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"environment.id = '{config.id}' (kwargs {config.kwargs}) cannot be made: {reason}") from None
+    if config.num_actions is not None:
+        env = _with_first_actions(env, config.id, config.num_actions)
+    space, key = part(env.observation_space, config.observation, config.id), config.observation
+    flat, flatten = flattened(space, config.image, config.id)
+    if key is not None or config.image or space.shape is None or len(space.shape) != 1:  # Discrete becomes one-hot
+        env = gymnasium.wrappers.TransformObservation(env, lambda obs: flatten(obs if key is None else obs[key]), flat)
+    if config.frames > 1:
+        env = gymnasium.wrappers.FlattenObservation(gymnasium.wrappers.FrameStackObservation(env, config.frames))
+    return env
+
+
+def _with_first_actions(env: gymnasium.Env, name: str, num: int) -> gymnasium.Env:
+    space = env.action_space
+    if not isinstance(space, Discrete) or num > space.n:
+        raise UserError(f"{name}: environment.num_actions = {num} does not fit its actions, {space}")
+    return gymnasium.wrappers.TransformAction(env, lambda action: action, Discrete(num, start=space.start))

@@ -1,0 +1,37 @@
+"""Episodes in which a policy, or what it was exported as, acts; other agents are played by their own policies."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from distqtrl.config import Environment
+from distqtrl.environment.rollout import play
+from distqtrl.environment.vector import Environments
+from distqtrl.policy.policy_file import Policy
+
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+def returns(
+    environment: Environment, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
+) -> npt.NDArray[np.float64]:
+    """Of num episodes, means over agents; act plays ``agents`` (empty: the only one)."""
+    roles = [agents, *(partner.agents for partner in partners)] if agents else []
+    environments = Environments(environment, range(num), 0, purpose, 0, roles)
+    returns_B, _ = play(environments, environments.acting([act, *(partner.act for partner in partners)]))
+    environments.close()
+    out: npt.NDArray[np.float64] = returns_B.reshape(num, -1).mean(1)
+    return out
+
+
+def observations(policy: Policy, partners: Sequence[Policy], num: int) -> np.ndarray:
+    """What the policy sees in num episodes of calibration, (N, O)."""
+    seen = []
+
+    def act(obs_BO: np.ndarray) -> np.ndarray:
+        seen.append(np.array(obs_BO))
+        return policy.act(obs_BO)
+
+    returns(Environment(**policy.environment), policy.agents, partners, act, num, "calibration")
+    return np.concatenate(seen)

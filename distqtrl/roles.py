@@ -1,0 +1,82 @@
+"""Who plays whom, and with what: the agents of every policy, and the network and head that fit what they see and do."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from distqtrl import config as configuration
+from distqtrl.config import Agents, Config, Qpu, UserError
+from distqtrl.environment.spaces import Spaces
+from distqtrl.environment.vector import Environments, Role
+from distqtrl.generator import Generator
+from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.network import Architecture
+
+
+def fits(config: Config, environments: Environments) -> list[tuple[Architecture, Head]]:
+    """Network and head of every role's policy."""
+    found = zip(environments.roles, environments.widths, strict=True)
+    return [policy_for(config, environments.spaces[role[0]], width) for role, width in found]
+
+
+def num_states(environments: Environments, role: Role) -> int:
+    """How many numbers a role's centralised critic sees: the state, and which of several agents it is about."""
+    states = environments.states_ES
+    return 0 if states is None else states.shape[1] + (len(role) if len(role) > 1 else 0)
+
+
+def policy_for(config: Config, spaces: Spaces, num_inputs: int = 0) -> tuple[Architecture, Head]:
+    """The network and head that fit an environment; ``equal_mlp`` gets the hidden width that trains as many numbers.
+
+    num_inputs: what the policy reads, where that is more than an observation.
+    """
+    head = _head(config, spaces)
+    p = config.policy
+    architecture = Architecture(num_inputs or spaces.num_observations, p.hidden, head.num_outputs, p.activation)
+    if config.generator.source == "equal_mlp":
+        architecture = _equal_mlp(config, architecture)
+    return architecture, head
+
+
+def _head(config: Config, spaces: Spaces) -> Head:
+    sac = config.algorithm.name == "sac"
+    if spaces.num_actions is None:
+        return SquashedGaussian(spaces.low, spaces.high) if sac else Gaussian(spaces.low, spaces.high)
+    if sac:
+        raise UserError(
+            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {spaces.num_actions} discrete "
+            "ones: use algorithm.name ppo"
+        )
+    return Categorical(spaces.num_actions, spaces.action_start)
+
+
+def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
+    """One hidden layer, as wide as brings the number of weights nearest to what ``circuit`` trains for this policy."""
+    circuit = configuration.Generator(source="circuit")
+    values = config.model_copy(update={"generator": circuit, "qpu": Qpu()})
+    total = Generator(values, architecture.layers).counts()["total"]
+    o, a = architecture.num_inputs, architecture.num_outputs
+    width = max(1, round((total - a) / (o + 1 + a)))
+    return replace(architecture, hidden=(width,))
+
+
+def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name: str) -> list[Role]:
+    """The agents of every policy; raises UserError for agents whose spaces do not fit what they are to share."""
+    if len(agents) == 1:
+        if config != Agents():
+            raise UserError(
+                f"{name} has one agent: remove the settings of agents, such as agents.sharing {config.sharing}"
+            )
+        return [tuple(agents)]
+    if config.sharing == "independent" or (config.sharing == "shared_circuit" and config.heads == "agent"):
+        return [(agent,) for agent in agents]
+    groups: dict[Spaces, list[str]] = {}
+    for agent, own in zip(agents, spaces, strict=True):
+        groups.setdefault(own, []).append(agent)
+    if config.sharing == "shared" and len(groups) > 1:
+        (a, *_), (b, *_), *_ = groups.values()
+        (x, y, *_) = groups
+        raise UserError(
+            f"agents.sharing shared needs equal spaces: {name}'s {a} has {x.words}, {b} has {y.words}: set "
+            "agents.sharing to independent or shared_circuit"
+        )
+    return [tuple(group) for group in groups.values()]

@@ -1,0 +1,180 @@
+"""The policies of a run: who plays which agents, who learns which policy, and what acts in a rollout.
+
+One policy is a team of one. With ``agents.placement spread`` the ranks fall into blocks, and every block holds the
+policies (and hosts the QPUs) of some agents: it learns those from its own environments, gradients are reduced within
+the block, and the weights of all are exchanged once per update.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distqtrl.allreduce.communicator import Communicator, allgather_bytes
+from distqtrl.config import Config
+from distqtrl.environment.vector import Role
+from distqtrl.learner import Learner
+from distqtrl.policy import network
+from distqtrl.policy.distribution import Head
+from distqtrl.policy.network import Architecture
+from distqtrl.policy.normalizer import Normalizer
+from distqtrl.policy.policy_file import Policy
+from distqtrl.record import Profile
+from distqtrl.replica import Generated, Replica
+
+
+@dataclass
+class Player:
+    """What acts for one role in a rollout: weights and all else that does not change meanwhile."""
+
+    head: Head
+    outputs: Callable[[np.ndarray, np.ndarray], np.ndarray]  # raw and normalised observations -> (B, A)
+    normalizer: Normalizer
+    std_A: np.ndarray
+
+    def act(self, obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The policy's actions, and the environment's."""
+        dtype = self.std_A.dtype
+        normal_BO = self.normalizer.apply(obs_BO).astype(dtype, copy=False)
+        actions = self.head.sample(self.outputs(obs_BO, normal_BO), noise_B.astype(dtype, copy=False), self.std_A)
+        return actions, self.head.to_environment(actions)
+
+
+@dataclass
+class Team:
+    """``fits`` holds network and head of every role's policy, ``held`` the numbers of those that this rank learns."""
+
+    config: Config
+    comm: Communicator  # of all ranks
+    profile: Profile
+    roles: list[Role]
+    fits: list[tuple[Architecture, Head]]
+    held: list[int]
+    learners: Sequence[Replica]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the policies: the agents' own, or numbers of groups."""
+        return [role[0] if len(role) == 1 else f"group{number}" for number, role in enumerate(self.roles)]
+
+    @property
+    def policy_gradient(self) -> list[Learner]:
+        """Its learners, where the algorithm is PPO or REINFORCE."""
+        return [learner for learner in self.learners if isinstance(learner, Learner)]
+
+    @property
+    def generated(self) -> Generated:
+        """The weights of this rank's policies."""
+        return self.learners[0].generated
+
+    @property
+    def num_circuits(self) -> int:
+        """That run for one evaluation of this rank's policies."""
+        return len(self.held) if self.config.agents.sharing == "independent" else 1
+
+    @property
+    def spread(self) -> bool:
+        """Whether other ranks hold policies that this one does not."""
+        return len(self.held) < len(self.roles)
+
+    def players(self, acting: Sequence[torch.Tensor]) -> list[Player]:
+        """What acts for every role; acting: the weights of this rank's policies."""
+        own = [player(learner, w_M) for learner, w_M in zip(self.learners, acting, strict=True)]
+        if not self.spread:
+            return own
+        by_role = dict(zip(self.held, own, strict=True))
+        everyone = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, acting, strict=True)])
+        for role, ((architecture, head), packed) in enumerate(zip(self.fits, everyone, strict=True)):
+            if role not in by_role:
+                w_M, std_A, normalizer = _unpacked(architecture, head, packed)
+                outputs = network.acting(architecture, torch.from_numpy(w_M.astype(own[0].std_A.dtype)))
+                std_A = std_A.astype(own[0].std_A.dtype)
+                by_role[role] = Player(head, lambda raw, obs, outputs=outputs: outputs(obs), normalizer, std_A)  # type: ignore[misc]
+        return [by_role[role] for role in range(len(self.roles))]
+
+    def policies(self, env_steps: int) -> list[Policy]:
+        """All policies as they are deployed, on every rank."""
+        several = len(self.roles[0]) > 1 or len(self.roles) > 1
+        agents = self.roles if several else [()]
+        deployed = [learner.deployed_weights() for learner in self.learners]
+        own = [
+            policy(learner, env_steps, w_M, agents[role])
+            for role, learner, w_M in zip(self.held, self.learners, deployed, strict=True)
+        ]
+        if not self.spread:
+            return own
+        by_role = dict(zip(self.held, own, strict=True))
+        packed = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, deployed, strict=True)])
+        for role, (architecture, head) in enumerate(self.fits):
+            if role not in by_role:
+                w_M, _, normalizer = _unpacked(architecture, head, packed[role])
+                weights = torch.from_numpy(w_M)
+                by_role[role] = Policy(
+                    architecture, head, weights, normalizer, own[0].environment, own[0].origin, None, agents[role]
+                )
+        return [by_role[role] for role in range(len(self.roles))]
+
+    def gathered(self, rows_K: np.ndarray) -> np.ndarray:
+        """Rows of this rank's policies -> rows of all policies."""
+        return np.array(self._exchanged(list(rows_K))) if self.spread else rows_K
+
+    def _exchanged(self, own: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """A vector of every role, from the first rank that holds it."""
+        sizes = self.comm.allgather(np.array([*_at(self.held, [len(x) for x in own], len(self.roles))]))
+        packed = allgather_bytes(self.comm, np.concatenate([np.asarray(x, dtype=np.float64) for x in own]).tobytes())
+        out: list[np.ndarray] = []
+        for role in range(len(self.roles)):
+            rank = int(np.flatnonzero(sizes[:, role])[0])
+            begin = int(sizes[rank, :role].sum())
+            out.append(np.frombuffer(packed[rank])[begin : begin + int(sizes[rank, role])])
+        return out
+
+    def fingerprint(self) -> bytes:
+        """The bytes of every parameter on this rank, in order."""
+        return b"".join(learner.fingerprint() for learner in self.learners)
+
+
+def _at(held: Sequence[int], values: Sequence[int], num: int) -> list[int]:
+    out = [0] * num
+    for role, value in zip(held, values, strict=True):
+        out[role] = value
+    return out
+
+
+def player(learner: Replica, w_M: torch.Tensor) -> Player:
+    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
+    return Player(learner.head, learner.acting(w_M), learner.normalizer, std_A)
+
+
+def _packed(learner: Replica, w_M: torch.Tensor) -> np.ndarray:
+    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
+    n = learner.normalizer
+    return np.concatenate([w_M.detach().numpy(), std_A, [n.count], n.mean_O, n.m2_O])
+
+
+def _unpacked(architecture: Architecture, head: Head, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, Normalizer]:
+    m, o = architecture.num_weights, architecture.num_inputs
+    w_M, std_A, count, mean_O, m2_O = np.split(packed, np.cumsum([m, head.num_outputs, 1, o]))
+    return w_M, std_A, Normalizer(float(count[0]), mean_O.copy(), m2_O.copy())
+
+
+def policy(learner: Replica, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
+    """A learner's policy with these weights; agents: those that it plays, where there are several."""
+    config = learner.config
+    origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}
+    environment = config.environment.model_dump(mode="json")
+    trained = None if learner.quantizer is None else learner.quantizer.trained()
+    return Policy(learner.architecture, learner.head, w_M, learner.normalizer, environment, origin, trained, agents)
+
+
+def blocks(num_roles: int, comm: Communicator) -> tuple[list[int], list[int]]:
+    """With agents.placement spread: the roles that this rank holds, and the ranks that hold them.
+
+    >>> from distqtrl.allreduce.communicator import Serial
+    >>> blocks(3, Serial())
+    ([0, 1, 2], [0])
+    """
+    num = min(num_roles, comm.size)
+    parts = zip(np.array_split(range(num_roles), num), np.array_split(range(comm.size), num), strict=True)
+    return next((own.tolist(), ranks.tolist()) for own, ranks in parts if comm.rank in ranks)
