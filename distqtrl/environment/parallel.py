@@ -4,7 +4,9 @@ import importlib
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
+from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces, flattened, part, spaces
 
 if TYPE_CHECKING:
@@ -32,13 +35,15 @@ def is_parallel(name: str) -> bool:
 
 
 class Parallel:
-    """An environment with G agents (see vector.World). Agents that do not act observe zeros.
+    """An environment with G agents (see vector.World).
 
-    An agent that leaves without a word has terminated. Raises UserError for what no policy could be trained in.
+    An agent that leaves without a word has terminated, and one of whom nothing is said observes zeros. Raises UserError
+    for what no policy could be trained in.
     """
 
     def __init__(self, config: configuration.Environment, render: bool = False) -> None:
         self.env, self._name, self._limit = _made(config, render), config.id, config.max_episode_steps
+        self.metadata: dict[str, Any] = getattr(self.env, "metadata", {})
         self.agents: tuple[str, ...] = tuple(str(agent) for agent in self.env.possible_agents)
         self._keys = list(self.env.possible_agents)
         self._part, self._readers, found = config.observation, list[Callable[[Any], Floats]](), list[Spaces]()
@@ -95,9 +100,8 @@ class Parallel:
         except NotImplementedError:
             return None
 
-    def render(self) -> np.ndarray:
-        frame: np.ndarray = self.env.render()
-        return frame
+    def render(self) -> Picture:
+        return picture(self.env.render, self._name)
 
     def close(self) -> None:
         self.env.close()
@@ -158,6 +162,7 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
     return env
 
 
+INSTALL = "pip install 'distqtrl[marl]'"
 AEC = (
     "is an AEC environment, whose agents take turns: name a function that returns "
     "pettingzoo.utils.conversions.aec_to_parallel(env), where its rules allow that"
@@ -165,7 +170,9 @@ AEC = (
 
 
 def _maker(name: str, module: str, last: str) -> Callable[..., Any]:
-    """``parallel_env`` of module.last, or the function ``last`` of module."""
+    """``parallel_env`` of module.last, or the function ``last`` of module; PettingZoo's own come from its registry."""
+    if module.startswith("pettingzoo."):
+        return _registered(name, f"{module.removeprefix('pettingzoo.')}/{last}")
     whole = f"{module}.{last}"
     try:
         found = importlib.import_module(whole)
@@ -179,11 +186,28 @@ def _maker(name: str, module: str, last: str) -> Callable[..., Any]:
     return maker
 
 
+def _registered(name: str, key: str) -> Callable[..., Any]:
+    try:
+        import pettingzoo
+        from pettingzoo.env_registry.exceptions import PettingZooRegistryError
+    except ImportError as error:
+        raise UserError(f"environment.id = '{name}' cannot be made ({error}): {INSTALL}") from None
+    try:
+        pettingzoo.spec("parallel", key)
+    except PettingZooRegistryError as error:
+        with suppress(PettingZooRegistryError):
+            pettingzoo.spec("aec", key)
+            raise UserError(f"environment.id = '{name}' {AEC}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"environment.id = '{name}' is not in PettingZoo's registry: {reason[:200]}") from None
+    return partial(pettingzoo.make, "parallel", key)
+
+
 def _function(name: str, module: str, last: str, reason: ModuleNotFoundError) -> Callable[..., Any]:
     try:
         holder: ModuleType = importlib.import_module(module)
     except ModuleNotFoundError:
-        remedy = "pip install 'distqtrl[marl]'" if module.split(".")[0] in ("mpe2", "pettingzoo") else "install it"
+        remedy = INSTALL if module.split(".")[0] == "mpe2" else "install it"
         raise UserError(f"environment.id = '{name}' cannot be imported ({reason}): {remedy}") from None
     if not callable(getattr(holder, last, None)):
         known = nearest(last, [x for x in dir(holder) if not x.startswith("_")])

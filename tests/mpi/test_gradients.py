@@ -17,6 +17,12 @@ TINY = {
     "algorithm.value_hidden": "8",
     "algorithm.rollout_steps": "16",
 }
+AGENTS = {
+    "environment.id": "distqtrl.environment.coin_game/parallel_env",
+    "environment.max_episode_steps": "7",
+    "policy.normalize_observations": "true",
+    "algorithm.minibatches": "2",
+}
 ALGORITHMS = {
     "ppo": {
         "algorithm.epochs": "2",
@@ -38,6 +44,9 @@ ALGORITHMS = {
         "quantize.warmup": "0",  # in it scales follow the mean of the ranks' percentiles, which depends on the ranks
         "algorithm.epochs": "3",
     },
+    "agents": {**AGENTS, "agents.sharing": "shared", "agents.critic": "centralised"},
+    "agents-independent": {**AGENTS, "agents.sharing": "independent"},
+    "agents-shared-circuit": {**AGENTS, "agents.sharing": "shared_circuit"},
 }
 
 

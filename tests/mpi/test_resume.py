@@ -28,6 +28,9 @@ RUNS = {
         --quantize.warmup 20""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
+    "agents": """--environment.id mpe2/simple_speaker_listener_v4 --environment.max_episode_steps 9
+        --agents.critic centralised --agents.sharing independent --agents.placement spread
+        --policy.normalize_observations true""",
 }
 
 
@@ -54,11 +57,11 @@ def left(folder, name):
     (run,) = (folder / name).iterdir()
     (checkpoint,) = (run / "checkpoints").glob(f"update-{UPDATES:06d}.safetensors")
     _, tensors = tensorfile.read(checkpoint, FORMAT, "")
+    policies = [tensorfile.read(path, policy_file.FORMAT, "") for path in policy_file.files(run)]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    about, policy = tensorfile.read(run / "policy.safetensors", policy_file.FORMAT, "")
     return {
         "checkpoint": content(tensors),
-        "policy": (about, content(policy)),
+        "policy": [(about, content(policy)) for about, policy in policies],
         "result": without_times(json.loads((run / "result.json").read_text())),
         "metrics": [without_times(line) for line in metrics],
     }
@@ -87,6 +90,7 @@ def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
     killed = [
         {"argv": resume(parts, "gaussian")},
         {"argv": resume(parts, "sac")},
+        {"argv": resume(parts, "agents")},
         {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
     ]
     code, _, err = mpirun(ranks, [PROGRAM, json.dumps(killed)], when=[(killed_at, signal.SIGKILL)])

@@ -19,7 +19,7 @@ GLOBAL_ENVIRONMENTS = 8
 
 def parameters(run):
     """Every rank's parameters as one float64 vector each, (R, N)."""
-    flat = np.concatenate([p.detach().double().numpy().ravel() for p in run.learner.parameters])
+    flat = np.concatenate([p.detach().double().numpy().ravel() for r in run.team.learners for p in r.parameters])
     return run.comm.allgather(flat)
 
 
@@ -36,8 +36,8 @@ def case(comm, directory, updates, flags):
         train._synchronise(run)
         result["agreed"].append(parameters(run))
         checkpoint.save(directory, config, comm, train._state(run))
-    n = run.learner.normalizer
-    return {**result, "normalizer": np.concatenate([[n.count], n.mean_O, n.m2_O])}
+    seen = [learner.normalizer for learner in run.team.learners]
+    return {**result, "normalizer": np.concatenate([x for n in seen for x in ([n.count], n.mean_O, n.m2_O)])}
 
 
 def main():
