@@ -172,13 +172,16 @@ def effective_parameters(generators: Sequence[Generator]) -> int:
     return rank
 
 
-def several(config: Config, layers_K: Sequence[Layers], numbers: Sequence[int], ranks: Ranks) -> list[Generator]:
-    """The generators of policies with these layers, and these numbers among all; one QPU runs the circuits of all."""
+def several(config: Config, layers_K: Sequence[Layers], held: Sequence[int], ranks: Ranks) -> list[Generator]:
+    """The generators of those policies that are held here, of all with these layers; one QPU runs their circuits.
+
+    It has as many qubits as the largest policy of all needs, so that no circuit depends on where it is held.
+    """
     chunk = config.mapping.chunk
     n = max(graph.num_qubits(sum(size for size, _ in layers), chunk) for layers in layers_K)
     made: list[Generator] = []
-    for layers, number in zip(layers_K, numbers, strict=True):
-        made.append(Generator(config, layers, ranks, number, made[0] if made else None, n))
+    for number in held:
+        made.append(Generator(config, layers_K[number], ranks, number, made[0] if made else None, n))
     return made
 
 

@@ -107,7 +107,7 @@ class Replica:
         base, rank = adapter.base(config.adapter, architecture, head), config.adapter.rank
         if generated is None:
             layers = architecture.layers if base is None else adapter.layers(architecture, rank)
-            generated = Generated(generator.several(config, [layers], [number], shares(comm)), profile)
+            generated = Generated([Generator(config, layers, shares(comm), number)], profile)
         self.generated, self.number, self.place = generated, number, place
         self.generator = generated.generators[place]
         self.generator.set_precision(self.dtype)
@@ -378,7 +378,10 @@ def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) ->
     total_N = REDUCTIONS[reduction](comm, local_N)
     if not np.isfinite(total_N).all():
         finite_R = comm.allgather(np.array([np.isfinite(local_N).all()]))[:, 0]
-        ranks = ", ".join(str(rank) for rank in np.flatnonzero(~finite_R)) or "none alone (the sum overflows)"
+        ranks = (
+            ", ".join(str(rank) for rank, good in zip(comm.ranks, finite_R, strict=True) if not good)
+            or "none alone (the sum overflows)"
+        )
         raise NotFinite(f"{what} is not finite on rank {ranks}: {REMEDY}")
     return total_N
 

@@ -7,6 +7,7 @@ the block, and the weights of all are exchanged once per update.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record import Profile
 from distqtrl.replica import Generated, Replica
+
+Unpacked = tuple[np.ndarray, np.ndarray, Normalizer]
 
 
 @dataclass
@@ -80,17 +83,12 @@ class Team:
 
     def players(self, acting: Sequence[torch.Tensor]) -> list[Player]:
         """What acts for every role; acting: the weights of this rank's policies."""
-        own = [player(learner, w_M) for learner, w_M in zip(self.learners, acting, strict=True)]
-        if not self.spread:
-            return own
-        by_role = dict(zip(self.held, own, strict=True))
-        everyone = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, acting, strict=True)])
-        for role, ((architecture, head), packed) in enumerate(zip(self.fits, everyone, strict=True)):
-            if role not in by_role:
-                w_M, std_A, normalizer = _unpacked(architecture, head, packed)
-                outputs = network.acting(architecture, torch.from_numpy(w_M.astype(own[0].std_A.dtype)))
-                std_A = std_A.astype(own[0].std_A.dtype)
-                by_role[role] = Player(head, lambda raw, obs, outputs=outputs: outputs(obs), normalizer, std_A)  # type: ignore[misc]
+        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.held, self.learners, acting, strict=True)}
+        for role, (w_M, std_A, normalizer) in self._elsewhere(acting).items():
+            architecture, head = self.fits[role]
+            dtype = acting[0].numpy().dtype
+            outputs = network.acting(architecture, torch.from_numpy(w_M.astype(dtype)))
+            by_role[role] = Player(head, partial(_of_normalised, outputs), normalizer, std_A.astype(dtype))
         return [by_role[role] for role in range(len(self.roles))]
 
     def policies(self, env_steps: int) -> list[Policy]:
@@ -98,22 +96,23 @@ class Team:
         several = len(self.roles[0]) > 1 or len(self.roles) > 1
         agents = self.roles if several else [()]
         deployed = [learner.deployed_weights() for learner in self.learners]
-        own = [
-            policy(learner, env_steps, w_M, agents[role])
+        by_role = {
+            role: policy(learner, env_steps, w_M, agents[role])
             for role, learner, w_M in zip(self.held, self.learners, deployed, strict=True)
-        ]
-        if not self.spread:
-            return own
-        by_role = dict(zip(self.held, own, strict=True))
-        packed = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, deployed, strict=True)])
-        for role, (architecture, head) in enumerate(self.fits):
-            if role not in by_role:
-                w_M, _, normalizer = _unpacked(architecture, head, packed[role])
-                weights = torch.from_numpy(w_M)
-                by_role[role] = Policy(
-                    architecture, head, weights, normalizer, own[0].environment, own[0].origin, None, agents[role]
-                )
+        }
+        like = by_role[self.held[0]]
+        for role, (w_M, _, normalizer) in self._elsewhere(deployed).items():
+            place = *self.fits[role], torch.from_numpy(w_M), normalizer
+            by_role[role] = Policy(*place, like.environment, like.origin, None, agents[role])
         return [by_role[role] for role in range(len(self.roles))]
+
+    def _elsewhere(self, weights: Sequence[torch.Tensor]) -> dict[int, Unpacked]:
+        """Weights, deviations, normaliser of the policies that only other ranks hold; weights: of this rank's own."""
+        if not self.spread:
+            return {}
+        packed = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, weights, strict=True)])
+        foreign = [role for role in range(len(self.roles)) if role not in self.held]
+        return {role: _unpacked(*self.fits[role], packed[role]) for role in foreign}
 
     def gathered(self, rows_K: np.ndarray) -> np.ndarray:
         """Rows of this rank's policies -> rows of all policies."""
@@ -135,6 +134,10 @@ class Team:
         return b"".join(learner.fingerprint() for learner in self.learners)
 
 
+def _of_normalised(outputs: Callable[[np.ndarray], np.ndarray], raw_BO: np.ndarray, obs_BO: np.ndarray) -> np.ndarray:
+    return outputs(obs_BO)
+
+
 def _at(held: Sequence[int], values: Sequence[int], num: int) -> list[int]:
     out = [0] * num
     for role, value in zip(held, values, strict=True):
@@ -143,6 +146,7 @@ def _at(held: Sequence[int], values: Sequence[int], num: int) -> list[int]:
 
 
 def player(learner: Replica, w_M: torch.Tensor) -> Player:
+    """What acts with these weights."""
     std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
     return Player(learner.head, learner.acting(w_M), learner.normalizer, std_A)
 
@@ -153,7 +157,7 @@ def _packed(learner: Replica, w_M: torch.Tensor) -> np.ndarray:
     return np.concatenate([w_M.detach().numpy(), std_A, [n.count], n.mean_O, n.m2_O])
 
 
-def _unpacked(architecture: Architecture, head: Head, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, Normalizer]:
+def _unpacked(architecture: Architecture, head: Head, packed: np.ndarray) -> Unpacked:
     m, o = architecture.num_weights, architecture.num_inputs
     w_M, std_A, count, mean_O, m2_O = np.split(packed, np.cumsum([m, head.num_outputs, 1, o]))
     return w_M, std_A, Normalizer(float(count[0]), mean_O.copy(), m2_O.copy())

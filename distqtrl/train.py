@@ -177,8 +177,8 @@ def _team(
         shared = environments.num
     profile = Profile(config.qpu.replicas)
     generated: Generated | None = None
-    if len(held) > 1:
-        layers = [fits[role][0].layers for role in held]
+    if len(played) > 1:
+        layers = [architecture.layers for architecture, _ in fits]
         generated = Generated(generator.several(config, layers, held, replica.shares(among)), profile)
     learners: list[Replica] = []
     for place, role in enumerate(held):

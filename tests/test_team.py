@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import cli, config, sampling, train
+from distqtrl import cli, config, generator, sampling, train
 from distqtrl.allreduce.communicator import Refused, Serial
 from distqtrl.circuit import qpu
+from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Circuit, Qpu, UserError
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
@@ -258,6 +259,30 @@ def test_blocks_of_ranks_and_roles():
     assert [blocks(2, Rank(r, 4)) for r in range(4)] == [([0], [0, 1])] * 2 + [([1], [2, 3])] * 2
     assert [blocks(3, Rank(r, 2)) for r in range(2)] == [([0, 1], [0]), ([2], [1])]
     assert [blocks(3, Rank(r, 3)) for r in range(3)] == [([k], [k]) for k in range(3)]
+
+
+def test_policies_of_integers_are_programs_of_their_own(tmp_path):
+    flags = {"quantize__aware": "true", "quantize__core_bits": "3", "quantize__warmup": "1"}
+    result = train.train(prepared(TALK, "independent", **flags), tmp_path)
+    policies = policy_file.team(tmp_path)
+    assert all(policy.trained is not None for policy in policies)
+    envs = Environments(
+        config.Environment(**policies[0].environment), range(3), 0, "evaluation", 0, [p.agents for p in policies]
+    )
+    returns_B, _ = play(envs, envs.acting([policy.act for policy in policies]))
+    assert returns_B.mean() == pytest.approx(result["evaluation"]["mean"])
+
+
+def test_a_circuit_is_the_same_wherever_it_is_held():
+    """Also where the other agents' policies are larger, and need more qubits."""
+    run = prepared(TALK, "independent", mapping__chunk="2")
+    speaker, listener = run.team.learners
+    assert speaker.architecture.num_weights < listener.architecture.num_weights / 1.5
+    layers = [r.architecture.layers for r in run.team.learners]
+    for learner in run.team.learners:
+        (alone,) = generator.several(run.config, layers, [learner.number], Ranks())
+        alone.set_precision(torch.float64)
+        torch.testing.assert_close(alone(), learner.weights())
 
 
 def test_on_one_rank_spread_is_all(tmp_path):

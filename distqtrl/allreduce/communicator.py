@@ -31,6 +31,7 @@ class Communicator(Protocol):
 
     rank: int
     size: int
+    ranks: Sequence[int]  # their numbers in the whole job
     survives: bool  # whether a rank that is lost raises RankLost on the others, which can ``shrink`` then
 
     @property
@@ -69,6 +70,7 @@ class Serial:
     """The one rank of a job without MPI."""
 
     rank, size, survives, received = 0, 1, True, 0
+    ranks: Sequence[int] = (0,)
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         return x[np.newaxis]
@@ -252,6 +254,6 @@ def check_equal(comm: Communicator, data: bytes, what: str, remedy: str) -> None
     """Raise UserError on every rank, naming the ranks that differ from the majority, unless data is equal."""
     digests = allgather_bytes(comm, hashlib.blake2b(data, digest_size=16).digest())
     majority = max(digests, key=digests.count)
-    odd = [str(rank) for rank, digest in enumerate(digests) if digest != majority]
+    odd = [str(rank) for rank, digest in zip(comm.ranks, digests, strict=True) if digest != majority]
     if odd:
         raise Refused(f"{what} differ on rank {', '.join(odd)} of {comm.size}: {remedy}")

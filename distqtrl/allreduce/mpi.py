@@ -27,12 +27,13 @@ class Mpi:
     """
 
     def __init__(self, parent: "Mpi | None" = None, ranks: Sequence[int] = ()) -> None:
-        self._parent, self._ranks, self.received = parent, list(ranks), 0
+        self._parent, self.received = parent, 0
         self._comm: MPI.Comm = MPI.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size
+        self.ranks: Sequence[int] = range(self.size)
         if parent is not None:
             self._comm = MPI.Intracomm()  # none yet, see _begin
-            self.rank, self.size = self._ranks.index(parent.rank), len(self._ranks)
+            self.ranks, self.rank, self.size = ranks, ranks.index(parent.rank), len(ranks)
         self._number, self._alive = self.rank, list(range(self.size))  # as ranks were numbered at the start
         self._watchdog = Watchdog(self.rank)
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
@@ -46,7 +47,7 @@ class Mpi:
         if self._parent is not None and self._comm == MPI.COMM_NULL:
             whole = self._parent._comm
             assert isinstance(whole, MPI.Intracomm)
-            self._comm = whole.Create_group(whole.Get_group().Incl(self._ranks))
+            self._comm = whole.Create_group(whole.Get_group().Incl(list(self.ranks)))
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         gathered = np.empty((self.size, *x.shape), dtype=x.dtype)
@@ -90,6 +91,7 @@ class Mpi:
                 self._comm.Revoke()
             self._comm = self._comm.Shrink()  # a new communicator, of those that are left
             self.rank, self.size = self._comm.rank, self._comm.size
+            self.ranks = range(self.size)
             try:
                 alive = self.allgather(np.array([self._number]))[:, 0].tolist()
             except RankLost:  # another one, meanwhile

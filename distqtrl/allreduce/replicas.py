@@ -27,6 +27,7 @@ class Member:
     def __init__(self, process: Communicator, meet: Rendezvous, number: int) -> None:
         self._process, self._meet, self._number = process, meet, number
         self.rank, self.size = process.rank * meet.num + number, process.size * meet.num
+        self.ranks: Sequence[int] = range(self.size)
 
     @property
     def received(self) -> int:

@@ -97,6 +97,10 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
         raise UserError("policy.hidden is empty: a search of widths needs a policy with hidden layers")
     if config.generator.source == "equal_mlp":
         raise UserError("generator.source = equal_mlp has a width of its own: a search of widths needs another source")
+    if config.agents.sharing != "shared":
+        raise UserError(
+            f"agents.sharing = {config.agents.sharing}: a search chooses the bits of one policy: use shared"
+        )
     if config.qpu.replicas > 1:
         raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search has one replica: use 1")
     rule = args.mode == "rule"
