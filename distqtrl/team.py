@@ -160,7 +160,7 @@ def _packed(learner: Replica, w_M: torch.Tensor) -> np.ndarray:
 def _unpacked(architecture: Architecture, head: Head, packed: np.ndarray) -> Unpacked:
     m, o = architecture.num_weights, architecture.num_inputs
     w_M, std_A, count, mean_O, m2_O = np.split(packed, np.cumsum([m, head.num_outputs, 1, o]))
-    return w_M, std_A, Normalizer(float(count[0]), mean_O.copy(), m2_O.copy())
+    return w_M.copy(), std_A, Normalizer(float(count[0]), mean_O.copy(), m2_O.copy())
 
 
 def policy(learner: Replica, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
