@@ -28,7 +28,7 @@ TASKS = {
     "hopper": ("hopper", (*KEEP, "--policy.hidden", "32", "32", "--train.steps", "150000")),
 }
 LARGE = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5", "ant": "Ant-v5", "humanoid": "Humanoid-v5"}
-TASKS |= {task: (task, (*KEEP, "--train.steps", "150000")) for task in LARGE}
+TASKS |= {task: (task, (*KEEP, "--train.steps", "60000")) for task in LARGE}
 UNITS = {"pendulum": "Pendulum-v1", "hopper": "Hopper-v5", **LARGE}
 DIRECT = {"pendulum": ("--generator.source", "direct", "--algorithm.learning_rate", "0.001")}
 CIRCUIT = ("--generator.source", "circuit", "--mapping.hidden", "16", "16", "--mapping.chunk", "16")
