@@ -65,6 +65,7 @@ def _parser() -> Parser:
     sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
     sub.add_argument("--episodes", type=_positive, default=100, metavar="N", help="default 100")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the episodes, default 0")
+    sub.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
     _add_fields(sub)
@@ -97,6 +98,8 @@ def _parser() -> Parser:
     sub.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
     )
+    text = "also write the runs as the JSON that marl-eval reads"
+    sub.add_argument("--marl-eval", type=Path, metavar="FILE.json", help=text)
     _add_slurm(
         command("slurm", "Write and submit a SLURM job that trains, and goes on by itself after its time limit.")
     )

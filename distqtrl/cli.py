@@ -173,19 +173,23 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     from distqtrl.environment.rollout import play, summary
     from distqtrl.environment.vector import Environments
     from distqtrl.policy import policy_file
+    from distqtrl.report import animation
 
     if comm.rank:
         return 0
     policies = policy_file.team(Path(args.policy))
     environment = configuration.Environment(**policies[0].environment)
-    roles = [policy.agents for policy in policies] if policies[0].agents else []
+    roles, acts = [policy.agents for policy in policies] if policies[0].agents else [], [p.act for p in policies]
+    shown = None if args.gif is None else animation.record(args.gif, environment, args.seed, roles, acts)
     environments = Environments(environment, range(args.episodes), args.seed, "evaluation", 0, roles)
-    returns_B, _ = play(environments, environments.acting([policy.act for policy in policies]))
+    returns_B, _ = play(environments, environments.acting(acts))
     returns_EG = returns_B.reshape(args.episodes, -1)
     returns = returns_EG.mean(1)
     result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
     if environments.num_agents > 1:
         result["agents"] = dict(zip(environments.agents, returns_EG.mean(0).tolist(), strict=True))
+    if shown is not None:
+        result["gif"] = {"file": str(args.gif), "return": shown}
     if args.json:
         print(json.dumps(result))
     else:
@@ -193,6 +197,8 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
             f"{environment.id}: return {returns.mean():.2f} ± {returns.std():.2f} "
             f"(min {returns.min():.2f}, max {returns.max():.2f}) over {len(returns)} greedy episodes, seed {args.seed}"
         )
+        if shown is not None:
+            print(f"{args.gif} shows the first of them, return {shown:.2f}")
     return 0
 
 
@@ -272,7 +278,7 @@ def _report_page(args: argparse.Namespace, flags: Flags, comm: Communicator) -> 
 
     if comm.rank:
         return 0
-    files = [str(path) for path in report(args.runs, args.output)]
+    files = [str(path) for path in report(args.runs, args.output, args.marl_eval)]
     print(json.dumps({"files": files}) if args.json else "\n".join(files))
     return 0
 

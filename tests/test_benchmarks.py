@@ -189,6 +189,45 @@ def test_twins(quick, tmp_path):
     assert "**circuit, integers**" in written("twins-pendulum.md")
 
 
+def test_marl(quick, tmp_path):
+    pytest.importorskip("mpe2")
+    options = ("--peer", "none", "--seeds", "1", "--runs", tmp_path / "runs")
+    written = quick("marl", *options)
+    results = json.loads(written("marl-spread.json"))
+    assert {name: len(case["runs"]) for name, case in results["cases"].items()} == {"circuit": 1, "direct": 1}
+    assert results["failed"] == []
+    assert results["cases"]["circuit"]["runs"][0]["greedy"] < 0
+    assert "**No peer was run**: `pip install benchmarl" in written("marl-spread.md")
+    assert (tmp_path / "marl-spread.png").stat().st_size > 10_000
+
+    written = quick("marl", "--task", "rate", *options)
+    rates = json.loads(written("marl-rate.json"))
+    assert {name: len(case["runs"]) for name, case in rates["cases"].items()} == {"distqtrl": 1, "plain loop": 1}
+    assert rates["ratios"]["plain loop"].keys() == {"steps_per_cpu_s", "steps_per_s"}
+    assert "| plain loop | 1 of 1 |" in written("marl-rate.md")
+
+
+def test_marl_coin_game(quick, tmp_path):
+    pytest.importorskip("pettingzoo")
+    kept = tmp_path / "runs"
+    written = quick("marl", "--task", "coin-game", "--seeds", "1", "--runs", kept)
+    cases = json.loads(written("marl-coin-game.json"))["cases"]
+    result = json.loads(next(kept.glob("coin-game-*-seed0/*/result.json")).read_text())
+    assert 2 * result["evaluation"]["mean"] in {case["runs"][0]["greedy"] for case in cases.values()}
+    assert cases["circuit"]["parameters"][0] > cases["frozen_random"]["parameters"][0]
+    assert "| eQMARL-Psi+, L = 5, published |" in written("marl-coin-game.md")
+
+
+@pytest.mark.xdist_group("ranks")
+def test_speedup_of_several_agents(quick, mpirun, tmp_path):
+    pytest.importorskip("pettingzoo")
+    options = ("--task", "coin-game", "--policies", "generated", "--runs", tmp_path / "runs")
+    results = json.loads(quick("speedup", *options)("speedup-coin-game.json"))
+    assert [(r["ranks"], r["seeds"]) for r in results["rows"]] == [(1, 2), (2, 2)]
+    assert results["targets"].keys() == {"generated"}
+    assert results["failed"] == []
+
+
 def test_robustness(quick, tmp_path):
     search = tmp_path / "search-toy"
     rng, environment = np.random.default_rng(0), config.Environment(id="Pendulum-v1", max_episode_steps=20)

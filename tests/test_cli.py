@@ -51,6 +51,23 @@ def test_evaluate_reads_the_policy_file_alone(trained, capfd, tmp_path):
     assert "CartPole-v1: return" in run(capfd, "evaluate", moved, "--episodes", 3)[1]
 
 
+def test_evaluate_draws_its_first_episode(trained, capfd, tmp_path):
+    plain = json.loads(run(capfd, "evaluate", trained, "--episodes", 2, "--json")[1])
+    file = tmp_path / "first.gif"
+    code, out, err = run(capfd, "evaluate", trained, "--episodes", 2, "--json", "--gif", file)
+    drawn = json.loads(out)
+    assert (code, err, drawn.pop("gif")["file"], drawn) == (0, "", str(file), plain)
+    assert file.read_bytes().startswith(b"GIF89a")
+    code, out, _ = run(capfd, "evaluate", trained, "--episodes", 1, "--gif", file)
+    first = float(out.split("return ")[1].split()[0])  # the mean of one
+    assert out.splitlines()[1] == f"{file} shows the first of them, return {first:.2f}"
+    before = sorted(tmp_path.iterdir())
+    for path in (tmp_path / "first.png", tmp_path / "nowhere" / "first.gif"):
+        code, out, err = run(capfd, "evaluate", trained, "--gif", path)
+        assert (code, out, err.count("\n"), sorted(tmp_path.iterdir())) == (2, "", 1, before)
+        assert f"--gif {path} " in err
+
+
 def test_a_complete_run_is_not_trained_again(trained, capfd):
     before = {path: path.stat().st_mtime_ns for path in Path(trained).rglob("*")}
     code, out, _ = run(capfd, "train", "--resume", trained, "--json")

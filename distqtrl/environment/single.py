@@ -1,11 +1,14 @@
 """A Gymnasium environment: one agent, which acts in every step."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
+from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces, flattened, part
 from distqtrl.environment.spaces import spaces as spaces_of
 
@@ -16,7 +19,8 @@ class Single:
     agents: tuple[str, ...] = ("",)
 
     def __init__(self, config: configuration.Environment, render: bool = False) -> None:
-        self.env = make(config, render)
+        self.env, self._name = make(config, render), config.id
+        self.metadata: dict[str, Any] = self.env.metadata
         self.spaces: tuple[Spaces, ...] = (spaces_of(self.env.observation_space, self.env.action_space, config.id),)
 
     def reset(self, seed: int) -> tuple[Floats, bool]:
@@ -30,10 +34,8 @@ class Single:
     def state(self) -> None:
         """There is none beyond the observation."""
 
-    def render(self) -> np.ndarray:
-        frame = self.env.render()
-        assert isinstance(frame, np.ndarray)
-        return frame
+    def render(self) -> Picture:
+        return picture(self.env.render, self._name)
 
     def close(self) -> None:
         self.env.close()

@@ -23,7 +23,9 @@ import numpy.typing as npt
 from distqtrl import config as configuration
 from distqtrl import seeding
 from distqtrl.config import UserError
+from distqtrl.environment import pictures
 from distqtrl.environment.parallel import Parallel, is_parallel
+from distqtrl.environment.pictures import Picture
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Floats, Spaces
 
@@ -34,10 +36,11 @@ Result = TypeVar("Result")
 
 
 class World(Protocol):
-    """One environment with G agents. With one agent, what is said of G agents here is said of it without a list."""
+    """One environment with G agents; what is said of an agent without a name, Gymnasium's, is said without a list."""
 
     agents: tuple[str, ...]
     spaces: tuple[Spaces, ...]
+    metadata: dict[str, Any]  # what it says of itself: render_modes, render_fps
 
     def reset(self, seed: int) -> tuple[Any, Any]:
         """Observations, float32 of each agent's width, and which agents act."""
@@ -51,8 +54,8 @@ class World(Protocol):
     def state(self) -> Floats | None:
         """What a centralised critic sees; none where there is nothing but the observations."""
 
-    def render(self) -> np.ndarray:
-        """A picture (H, W, 3), uint8."""
+    def render(self) -> Picture:
+        """What it looks like now, where it was made to be drawn; raises UserError where it does not draw."""
 
     def close(self) -> None:
         """Give its resources back."""
@@ -77,8 +80,13 @@ def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def make(config: configuration.Environment, render: bool = False) -> World:
-    """One environment; raises UserError for an unknown id, arguments or spaces."""
-    return Parallel(config, render) if is_parallel(config.id) else Single(config, render)
+    """One environment; raises UserError for an unknown id, arguments or spaces, and to render what draws nothing."""
+    kind: type[Parallel] | type[Single] = Parallel if is_parallel(config.id) else Single
+    if render:  # asked for pictures, one that draws none would fail or warn in a way of its own
+        world = kind(config)
+        world.close()
+        pictures.check(world.metadata, config.id)
+    return kind(config, render)
 
 
 class Environments:
@@ -87,7 +95,8 @@ class Environments:
     roles: the agents of every policy; by default one role has them all. ``rows`` says for every role which of the B
     rows are its own. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next, ``states_ES`` the states (with
     ``central``; where an environment has none, all its agents' observations). ``finished`` collects (return, length) of
-    episodes that ended, the return being the mean over agents, whose own are in ``agent_returns``.
+    episodes that ended, the return being the mean over agents, whose own are in ``agent_returns``. ``film`` is given a
+    picture of every environment before each of its steps and at the end of its episode.
     """
 
     def __init__(
@@ -99,12 +108,13 @@ class Environments:
         episode: int = 0,
         roles: Sequence[Role] = (),
         central: bool = False,
+        film: Callable[[Picture], None] | None = None,
     ) -> None:
         self.indices, self.seed, self.purpose = list(indices), seed, purpose
         self.num = len(self.indices)
-        self.envs = [make(config) for _ in indices]
+        self.envs = [make(config, render=film is not None) for _ in indices]
         self._take(self.envs[0] if self.envs else make(config), roles)
-        self._central = central
+        self._central, self._film = central, film
         self.episode_B = np.full(self.num, episode, dtype=np.int64)
         self.return_B = np.zeros(self.num * self.num_agents)
         self.actions: list[list[np.ndarray]] = [[] for _ in indices]
@@ -117,27 +127,29 @@ class Environments:
 
     def _take(self, world: World, roles: Sequence[Role]) -> None:
         """Lay out the rows."""
-        self.agents, several = world.agents, len(world.agents) > 1
+        self.agents, self._listed = world.agents, world.agents != ("",)
         self.num_agents = len(self.agents)
         self.roles = list(roles) or [self.agents]
         numbers = {agent: g for g, agent in enumerate(self.agents)}
         played = [agent for role in self.roles for agent in role]
         if sorted(played) != sorted(self.agents):
-            lost = ", ".join(sorted(set(self.agents) ^ set(played)) or played)
+            lost = ", ".join(sorted({agent for agent in {*self.agents, *played} if played.count(agent) != 1}))
             raise UserError(f"the policies do not play each agent once, see {lost}: give a whole run directory")
-        self._own = [slice(b * self.num_agents, (b + 1) * self.num_agents) if several else b for b in range(self.num)]
+        self._own = [
+            slice(b * self.num_agents, (b + 1) * self.num_agents) if self._listed else b for b in range(self.num)
+        ]
         self.rows: list[Any] = []
         self.widths: list[int] = []
         for role in self.roles:
             own = [numbers[agent] for agent in role]
             every = [b * self.num_agents + g for b in range(self.num) for g in own]
             self.rows.append(np.array(every, dtype=np.int64) if len(own) < self.num_agents else slice(None))
-            self.widths.append(world.spaces[own[0]].num_observations + (len(own) if several and len(own) > 1 else 0))
+            self.widths.append(world.spaces[own[0]].num_observations + (len(own) if len(own) > 1 else 0))
         self.spaces = dict(zip(self.agents, world.spaces, strict=True))
         self._num_O = [each.num_observations for each in world.spaces]
         self.obs_BO = np.zeros((self.num * self.num_agents, max(self.widths)), dtype=np.float32)
         for role, width in zip(self.roles, self.widths, strict=True):
-            if several and len(role) > 1:
+            if len(role) > 1:
                 for place, agent in enumerate(role):
                     self.obs_BO[numbers[agent] :: self.num_agents, width - len(role) + place] = 1
 
@@ -177,6 +189,7 @@ class Environments:
         ended = []
         for b in range(self.num) if running_E is None else np.flatnonzero(running_E).tolist():
             own, actions = self._own[b], actions_B[self._own[b]]
+            self._show(b)
             seen, reward, terminated, truncated, acts = self._called(b, partial(self.envs[b].step, actions))
             self._put(obs_BO, b, seen)
             rewards_B[own], terminated_B[own], truncated_B[own], acts_B[own] = reward, terminated, truncated, acts
@@ -191,6 +204,7 @@ class Environments:
             self.obs_BO = obs_BO.copy()
             self.states_ES = None if states_ES is None else states_ES.copy()
         for b in ended:
+            self._show(b)
             returns_G = self.return_B.reshape(self.num, -1)[b].copy()
             self.finished.append((float(returns_G.mean()), len(self.actions[b])))
             self.agent_returns.append(returns_G)
@@ -253,12 +267,16 @@ class Environments:
         self._put(self.obs_BO, b, seen)
         self._set_state(b)
 
+    def _show(self, b: int) -> None:
+        if self._film is not None:
+            self._film(self._called(b, self.envs[b].render))
+
     def _seed(self, b: int) -> int:
         return seeding.integer(self.seed, self.purpose, self.indices[b], int(self.episode_B[b]))
 
     def _put(self, obs_BO: Floats, b: int, seen: Any) -> None:
         """Write what the agents of environment b observe into its rows."""
-        if self.num_agents == 1:
+        if not self._listed:
             obs_BO[b] = seen
             return
         for g, (num, obs_O) in enumerate(zip(self._num_O, seen, strict=True)):

@@ -33,13 +33,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def panels(number: int, lines: int | None = None) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure with panels side by side, high enough for so many lines of text."""
+def panels(number: int, lines: int | None = None, columns: int | None = None) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure with panels side by side, in rows of so many columns, high enough for so many lines of text."""
     from matplotlib.figure import Figure
 
     height = 4.4 if lines is None else 1.2 + 0.4 * lines
-    figure = Figure(figsize=(6.4 * number, height), layout="constrained")
-    return figure, figure.subplots(1, number, squeeze=False)[0].tolist()
+    columns = min(number, columns or number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(6.4 * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for empty in axes[number:]:
+        empty.remove()
+    return figure, axes[:number]
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
@@ -53,7 +58,7 @@ def save(figure: "Figure", path: Path) -> list[Path]:
 def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: str, shade: bool = True) -> None:
     """IQM over the runs and its 95 % bootstrap interval at every point; no interval for a single run."""
     color, line = COLORS[number % len(COLORS)], LINES[(number // len(COLORS) + number) % len(LINES)]
-    axes.plot(x_T, iqm_T(y_RT), color=color, linestyle=line, linewidth=1.5, label=_wrapped(label))
+    axes.plot(x_T, iqm_T(y_RT), color=color, linestyle=line, linewidth=1.5, label=wrapped(label))
     if shade and len(y_RT) > 1:
         rows = np.random.default_rng(0).integers(len(y_RT), size=(RESAMPLES, len(y_RT)))
         means = np.array([iqm_T(y_RT[row]) for row in rows])
@@ -61,7 +66,7 @@ def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: st
         axes.fill_between(x_T, low_T, high_T, color=color, alpha=0.15, linewidth=0)
 
 
-def _wrapped(label: str) -> str:
+def wrapped(label: str) -> str:
     """In lines, and with dollars that begin no formula."""
     return textwrap.fill(label, WIDTH).replace("$", r"\$")
 
@@ -84,7 +89,7 @@ def scores(axes: "Axes", cases: Mapping[str, Sequence[float]]) -> None:
         axes.plot([iqm(x)] * 2, [y - 0.3, y + 0.3], color=COLORS[1], linewidth=2.5)
         if len(x) > 1:
             axes.plot(interval(iqm, x), [y, y], color=COLORS[0], linewidth=1.5)
-    axes.set_yticks(range(len(cases)), [_wrapped(label) for label in cases])
+    axes.set_yticks(range(len(cases)), [wrapped(label) for label in cases])
     axes.invert_yaxis()
 
 
@@ -97,7 +102,7 @@ def stacks(axes: "Axes", cases: Mapping[str, Mapping[str, float]]) -> None:
         color, hatch = COLORS[(number + 1) % len(COLORS)], hatches[number % len(hatches)]
         axes.barh(range(len(cases)), width, left=left, color=color, hatch=hatch, edgecolor="white", label=part)
         left += width
-    axes.set_yticks(range(len(cases)), [_wrapped(label) for label in cases])
+    axes.set_yticks(range(len(cases)), [wrapped(label) for label in cases])
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
 
@@ -110,6 +115,7 @@ def learning_curve(run: Path) -> Path:
         figure, (axes,) = panels(1)
         trained = _points(rows, "return_mean")
         axes.plot(*trained, color=COLORS[2], label="training episodes, mean of each update")
+        _agents(axes, rows)
         checked = _points(rows, "validation_return")
         if checked[0]:
             axes.plot(*checked, "o", color=COLORS[1], label="greedy validation")
@@ -121,10 +127,20 @@ def learning_curve(run: Path) -> Path:
         axes.set_title(
             f"{config['environment']['id']}, {config['generator']['source']}, seed {config['train']['seed']}"
         )
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=1 + len(axes.lines) // 8)
         path = run / "learning_curve.png"
         figure.savefig(path, dpi=150)
     return path
+
+
+def _agents(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    """A thin line for every agent's mean returns, where there are several."""
+    told = [{**(row.get("agent_returns") or {}), "env_steps": row["env_steps"]} for row in rows]
+    agents = dict.fromkeys(agent for row in rows for agent in row.get("agent_returns") or {})
+    colors = COLORS[3:]
+    for number, agent in enumerate(agents):
+        color, line = colors[number % len(colors)], LINES[(number // len(colors) + number) % len(LINES)]
+        axes.plot(*_points(told, agent), color=color, linestyle=line, linewidth=0.7, label=wrapped(agent))
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -17,6 +17,7 @@ from distqtrl import __version__, tensorfile
 from distqtrl.config import UserError, differences
 from distqtrl.report import figures
 from distqtrl.report.describe import describe
+from distqtrl.report.marl_eval import raw
 from distqtrl.report.runs import Group, directories, grouped, read
 from distqtrl.report.statistics import interval, iqm, probability_of_improvement, verdict
 
@@ -41,23 +42,26 @@ td:first-child,th:first-child{text-align:left}.warn{border-left:4px solid #D55E0
 svg{max-width:100%;height:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
 
 
-def report(folders: Sequence[Path], page: Path) -> list[Path]:
+def report(folders: Sequence[Path], page: Path, marl_eval: Path | None = None) -> list[Path]:
     """Write the page about runs (or folders of runs), and its figures as PNG and PDF beside it; returns the files.
 
-    Raises UserError when a folder is no run, or the runs' environments or budgets differ, or none is whole.
+    marl_eval: also the file that marl-eval reads. Raises UserError when a folder is no run, or the runs' environments
+    or budgets differ, or none is whole, or marl-eval could not read them.
     """
     groups = grouped([read(directory) for directory in directories(folders)])
     shown = [group for group in groups if group.whole]
     if not shown:
         run = groups[0].runs[0]
         raise UserError(f"no run is whole, so there is nothing to show: {run.directory}: {run.problem}")
-    drawn = {name: _picture(name, shown) for name in PICTURES}
+    drawn = _pictures(shown)
+    more = {} if marl_eval is None else {marl_eval: json.dumps(raw(shown), indent=2) + "\n"}
     text = _page(groups, shown, {name: svg for name, (_, svg) in drawn.items()})  # all that can be refused is before
-    page.parent.mkdir(parents=True, exist_ok=True)
-    tensorfile.replace(page, text.encode())
+    for path, content in {page: text, **more}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensorfile.replace(path, content.encode())
     with figures.styled():
         saved = [figures.save(f, page.with_name(f"{page.stem}-{name}")) for name, (f, _) in drawn.items()]
-    return [page, *(path for paths in saved for path in paths)]
+    return [page, *(path for paths in saved for path in paths), *more]
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
@@ -103,6 +107,7 @@ def _page(groups: Sequence[Group], shown: Sequence[Group], pictures: dict[str, s
             _rows(shown),
         ),
         _list(_verdicts(shown)),
+        _agents(shown, pictures["agents"], window) if "agents" in pictures else "",
         "<h2>Parameters</h2>" + _parameters(shown),
         f"<h2>Time</h2>{pictures['time']}<p>Share of the phases in wall time, rank 0.</p>",
         "<h2>Configuration</h2>" + _configuration(shown),
@@ -143,6 +148,20 @@ def _verdicts(shown: Sequence[Group]) -> list[str]:
             p = probability_of_improvement(x, y)
             out.append(verdict(reference.label, group.label, p, *interval(probability_of_improvement, x, y)))
     return out
+
+
+def _agents(shown: Sequence[Group], picture: str, window: int) -> str:
+    """Every agent's curve, and what it got in the final evaluation."""
+    rows = []
+    for agent in dict.fromkeys(agent for group in shown for agent in group.agents):
+        told = [[run.result.get("agents", {}).get(agent) for run in group.whole] for group in shown]
+        found = [[x for x in values if x is not None] for values in told]
+        rows.append([agent, *(_number(float(np.median(values))) if values else "none" for values in found)])
+    return (
+        f"<h2>Agents</h2>{picture}<p>Return of every agent in training episodes, smoothed over {window} updates; IQM "
+        "over seeds with its 95 % bootstrap interval.</p>"
+        f"{_table(['greedy, median over seeds', *(group.label for group in shown)], rows)}"
+    )
 
 
 def _parameters(shown: Sequence[Group]) -> str:
@@ -196,19 +215,38 @@ def _time(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
     drawn[0].set_xlabel("share of wall time")
 
 
-PICTURES: dict[str, tuple[int, Callable[[Sequence[Any], Sequence[Group]], None]]] = {
-    "curves": (2, _curves),  # panels
-    "scores": (1, _scores),
-    "time": (1, _time),
-}
+def _agents_curves(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
+    """A panel for every group that has several agents."""
+    for axes, group in zip(drawn, (group for group in shown if group.agents), strict=True):
+        if axes is not drawn[0]:
+            axes.sharey(drawn[0])
+        x_T = np.median(group.column("env_steps"), axis=0)
+        at = np.unique(np.linspace(0, len(x_T) - 1, POINTS).astype(int))
+        for number, agent in enumerate(group.agents):
+            figures.band(axes, x_T[at], group.agent_column(agent)[:, at], number, agent)
+        axes.set_title(figures.wrapped(group.label), fontsize=10)
+        axes.set_xlabel("environment steps of all ranks, median over seeds")
+        axes.set_ylabel("smoothed return of training")
+        axes.legend(frameon=False, fontsize=8, ncols=1 + len(group.agents) // 8)
 
 
-def _picture(name: str, shown: Sequence[Group]) -> tuple[Any, str]:
-    """The figure, and its text for the page."""
-    panels, draw = PICTURES[name]
+def _pictures(shown: Sequence[Group]) -> dict[str, tuple[Any, str]]:
+    """Every figure, and its text for the page."""
+    lines = sum(1 + len(group.label) // figures.WIDTH for group in shown)
+    several = sum(bool(group.agents) for group in shown)
+    drawn = {
+        "curves": _picture(shown, 2, None, _curves),
+        "scores": _picture(shown, 1, lines, _scores),
+        "time": _picture(shown, 1, lines, _time),
+    }
+    return drawn | ({"agents": _picture(shown, several, None, _agents_curves)} if several else {})
+
+
+def _picture(
+    shown: Sequence[Group], panels: int, lines: int | None, draw: Callable[[Sequence[Any], Sequence[Group]], None]
+) -> tuple[Any, str]:
     with figures.styled():
-        lines = sum(1 + len(group.label) // figures.WIDTH for group in shown)
-        drawn, axes = figures.panels(panels, lines if panels == 1 else None)
+        drawn, axes = figures.panels(panels, lines, columns=2)
         draw(axes, shown)
         text = io.StringIO()
         drawn.savefig(text, format="svg", metadata={"Date": None})

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from distqtrl import config as configuration
 from distqtrl.config import Config, UserError
+from distqtrl.report.statistics import smoothed
 
 Array = npt.NDArray[np.float64]
 COLUMNS = (
@@ -24,7 +25,10 @@ FILES = ("config.json", "metrics.jsonl")  # one of them makes a folder a run, wh
 
 @dataclass
 class Run:
-    """One run directory. ``columns`` holds a number per update (nan: none); ``problem`` says why it is in no mean."""
+    """One run directory. ``columns`` holds a number per update (nan: none); ``problem`` says why it is in no mean.
+
+    ``agent_returns`` are columns, too: every agent's mean returns, where there are several agents.
+    """
 
     directory: Path
     config: Config
@@ -32,6 +36,7 @@ class Run:
     columns: dict[str, Array]
     profile_s: dict[str, float]
     problem: str = ""
+    agent_returns: dict[str, Array] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -63,10 +68,22 @@ class Group:
         """Of the whole runs."""
         return np.array([run.score for run in self.whole])
 
+    @property
+    def agents(self) -> list[str]:
+        """Those whose returns the whole runs hold; none where there is one agent."""
+        return list(dict.fromkeys(agent for run in self.whole for agent in run.agent_returns))
+
     def column(self, name: str) -> Array:
         """(runs, updates) of the whole runs, as far as all of them go."""
-        columns = [run.columns[name] for run in self.whole]
-        length = min((len(c) for c in columns), default=0)
+        return self._rows([run.columns[name] for run in self.whole])
+
+    def agent_column(self, agent: str) -> Array:
+        """An agent's smoothed returns, (runs, updates) of the whole runs that hold it, as far as ``column`` goes."""
+        held = [run for run in self.whole if agent in run.agent_returns]
+        return self._rows([smoothed(run.agent_returns[agent], run.config.train.smoothing) for run in held])
+
+    def _rows(self, columns: Sequence[Array]) -> Array:
+        length = min((len(run.columns["update"]) for run in self.whole), default=0)
         return np.array([c[:length] for c in columns]).reshape(len(columns), length)
 
 
@@ -98,7 +115,10 @@ def read(directory: Path) -> Run:
     for row in rows:
         for phase, seconds in row.get("profile_s", {}).items():
             profile[phase] = profile.get(phase, 0.0) + seconds
-    return Run(directory, config, result, columns, profile, problem)
+    told = [row.get("agent_returns") or {} for row in rows]
+    agents = dict.fromkeys(agent for returns in told for agent in returns)
+    returns = {agent: np.array([each.get(agent) for each in told], dtype=np.float64) for agent in agents}
+    return Run(directory, config, result, columns, profile, problem, returns)
 
 
 def _tenth(updates: int) -> int:
@@ -112,6 +132,8 @@ def _json(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         if not isinstance(result, dict) or not {"update", "evaluation"} <= result.keys():
             raise ValueError("it holds no result of a run")
+        if not _are_numbers(_values(result.get("agents", {}))):
+            raise ValueError("agents holds no numbers")
         return result
     except ValueError as error:
         raise UserError(f"cannot read {path}: {error}; the run is damaged, train it again") from None
@@ -129,12 +151,20 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
             return rows, f"metrics.jsonl cannot be read from line {number + 1} on"
         if not isinstance(row, dict) or row.get("update") != number:
             return rows, f"metrics.jsonl: line {number + 1} is not update {number}"
-        profile = row.get("profile_s", {})
-        numbers = [row.get(name) for name in COLUMNS] + list(profile.values() if isinstance(profile, dict) else [""])
-        if not all(x is None or isinstance(x, int | float) for x in numbers):
+        nested = _values(row.get("profile_s", {})) + _values(row.get("agent_returns") or {})
+        if not _are_numbers([row.get(name) for name in COLUMNS] + nested):
             return rows, f"metrics.jsonl: line {number + 1} holds no numbers"
         rows.append(row)
     return rows, "" if rows else "metrics.jsonl is empty"
+
+
+def _values(nested: Any) -> list[Any]:
+    """What a dictionary holds; what is none holds no numbers."""
+    return list(nested.values()) if isinstance(nested, dict) else [""]
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(x is None or isinstance(x, int | float) for x in values)
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:

@@ -98,6 +98,18 @@ def on_grid(steps: np.ndarray, values: np.ndarray, grid_T: np.ndarray) -> np.nda
     return values[np.maximum(np.searchsorted(steps, grid_T, side="right") - 1, 0)]
 
 
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """At every point the mean of the last known values, window of them or fewer; NaN is unknown, and before the first.
+
+    >>> smoothed(np.array([np.nan, 1, 3, np.nan, 5]), window=2).tolist()
+    [nan, 1.0, 2.0, 2.0, 4.0]
+    """
+    known = ~np.isnan(values)
+    found = values[known]
+    means = [found[max(0, end - window) : end].mean() for end in range(1, len(found) + 1)]
+    return np.array([np.nan, *means])[np.cumsum(known)]
+
+
 def first_reached(values: np.ndarray, target: float) -> int | None:
     """Index of the first value >= target; None: there is none.
 

@@ -11,6 +11,8 @@ import pytest
 from distqtrl import cli
 
 TINY = "--train.updates 20 --evaluate.episodes 2 --environment.max_episode_steps 15 --train.directory"
+COINS = """--train.updates 9 --train.steps none --algorithm.rollout_steps 3 --algorithm.minibatches 1
+    --generator.source direct --policy.hidden 4 --evaluate.episodes 2 --train.directory"""
 SILENT = "--algorithm.rollout steps --algorithm.rollout_steps 1 --algorithm.baseline true --algorithm.normalize_over"
 MORE = {"early-3": ["--train.target", "0.5"], "silent-4": [*SILENT.split(), "update"]}  # one update; no episode ends
 NAMES = ("circuit-0", "circuit-1", "circuit-2", "direct-1", "direct-2", "frozen_random-0", *MORE)
@@ -27,6 +29,15 @@ def trained(tmp_path_factory):
             assert cli.main(["train", *argv, *more]) == 0
         made[f"{source}-{seed}"] = Path(json.loads(out.getvalue())["run"])
     return made
+
+
+@pytest.fixture(scope="session")
+def coins(tmp_path_factory):
+    """A run with two agents, player_0 and player_1; not to be changed. In some of its updates no episode ends."""
+    argv = ["coin-game", "--json", "--environment.kwargs", '{"max_cycles": 5}', *COINS.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(["train", *argv, str(tmp_path_factory.mktemp("coins"))]) == 0
+    return Path(json.loads(out.getvalue())["run"])
 
 
 @pytest.fixture

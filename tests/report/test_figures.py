@@ -1,5 +1,9 @@
 """Figures: what is drawn are the numbers; files for print and screen."""
 
+import json
+import shutil
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -44,6 +48,30 @@ def test_stacks_and_points(axes):
     figures.points(axes, [(1, 4, 2, np.inf), (2, np.inf, 1, np.inf), (3, np.nan, 1, 2), (4, 8, 8, 9)], 0, "case")
     assert np.array(axes.lines[0].get_data()).tolist() == [[1, 4], [4, 8]]  # finite ones only
     assert [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()] == [[2, 256], [8, 9]]  # 64 times at most
+
+
+@pytest.mark.parametrize(("number", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_panels_in_rows(number, rows):
+    figure, axes = figures.panels(number, columns=2)
+    assert len(axes) == len(figure.axes) == number
+    assert figure.get_size_inches().tolist() == [6.4 * min(number, 2), 4.4 * rows]
+
+
+def test_a_learning_curve_has_a_thin_line_per_agent(coins, trained, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "panels", lambda *args, own=figures.panels: drawn.append(own(*args)) or drawn[-1])
+    for run in (coins, trained["circuit-0"]):
+        figures.learning_curve(Path(shutil.copytree(run, tmp_path / run.name)))
+    (mean, *agents), one = (axes.lines for _, (axes,) in drawn)
+    assert [line.get_label() for line in agents] == ["player_0", "player_1"]
+    assert max(line.get_linewidth() for line in agents) < mean.get_linewidth()
+    rows = [json.loads(line) for line in (coins / "metrics.jsonl").read_text().splitlines()]
+    ended = [row for row in rows if row["agent_returns"]]
+    for line in agents:
+        expected = [[row["env_steps"], row["agent_returns"][line.get_label()]] for row in ended]
+        assert line.get_xydata().tolist() == expected
+    np.testing.assert_allclose(np.mean([line.get_ydata() for line in agents], axis=0), mean.get_ydata())
+    assert len(one) == 1
 
 
 def test_files_for_print_and_screen(tmp_path):

@@ -123,6 +123,8 @@ REFUSED = [  # what happens to circuit-0, which is given with circuit-1; parts o
      ["no run is whole, so there is nothing to show: ", "circuit-0: metrics.jsonl is missing"]),
     (lambda run: (run / "result.json").write_text("[1]"), ["circuit-0/result.json", "train it again"]),
     (lambda run: (run / "result.json").write_text('{"update": 20}'), ["circuit-0/result.json", "train it again"]),
+    (lambda run: replace(run, '"update": 20', '"agents": {"a": "x"}, "update": 20', "result.json"),
+     ["circuit-0/result.json: agents holds no numbers", "train it again"]),
     (everywhere(lambda run: replace(run, "CartPole-v1", "No-v0")), ["environment 'No-v0'"]),
     (lambda run: (run.parent.parent / "page.html").mkdir(), ["Is a directory: ", "page.html"]),
 ]  # fmt: skip
@@ -155,3 +157,31 @@ def test_long_labels_leave_room(copied, tmp_path):
     runs = copied("direct-1", "direct-2")
     replace(runs[0], '"gates": []', f'"gates": {[["ry", qubit] for qubit in range(12)]}'.replace("'", '"'))
     assert cli.main(["report", *map(str, runs), "-o", str(tmp_path / "page.html")]) == 0
+
+
+def test_agents_have_a_figure_and_a_table(coins, made, tmp_path, capfd):
+    runs = [Path(shutil.copytree(coins, tmp_path / "runs" / name)) for name in ("a", "b", "c")]
+    for seed, run in enumerate(runs):
+        replace(run, '"seed": 0', f'"seed": {seed}')
+    replace(runs[2], '"sharing": "shared"', '"sharing": "independent"')
+    for run, told in zip(runs, ({"player_1": 1.5}, {"player_1": 4.5}, {"player_0": 7.5}), strict=True):
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps({**result, "agents": told}))
+    assert cli.main(["report", *map(str, runs), "-o", str(tmp_path / "page.html")]) == 0
+    files = capfd.readouterr().out.splitlines()
+    assert files[-2:] == [str(tmp_path / f"page-agents.{kind}") for kind in ("png", "pdf")]
+    page = (tmp_path / "page.html").read_text()
+    _, _, agents, _ = re.findall("(?s)<svg.*?</svg>", page)
+    for words, panels in (("player_0", 2), ("player_1", 2), ("sharing shared", 1), ("sharing independent", 1)):
+        assert agents.count(f"<!-- {words} -->") == panels
+    assert "<tr><td>player_0</td><td>none</td><td>7.5</td></tr>" in page
+    assert "<tr><td>player_1</td><td>3</td><td>none</td></tr>" in page
+    assert "Agents</h2>" in page
+    assert "Agents</h2>" not in made[1]
+
+
+def test_agents_whose_returns_are_nowhere_leave_the_page_as_it_is(coins, tmp_path):
+    run = Path(shutil.copytree(coins, tmp_path / "run"))
+    replace(run, "agent_returns", "of_old", "metrics.jsonl")
+    assert cli.main(["report", str(run), "-o", str(tmp_path / "page.html")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "run"])

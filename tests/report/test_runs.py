@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from distqtrl.report.html import warnings
@@ -30,6 +31,11 @@ def replace(path, *pairs):
         path.write_text(path.read_text().replace(old, new))
 
 
+def told(returns):
+    """Damage that changes agent_returns (JSON) of all updates."""
+    return lambda run: replace(run / "metrics.jsonl", ('"wall_s": ', f'"agent_returns": {returns}, "wall_s": '))
+
+
 @pytest.mark.parametrize(
     ("problem", "damage"),
     [
@@ -45,6 +51,9 @@ def replace(path, *pairs):
             "metrics.jsonl: line 1 holds no numbers",
             lambda run: replace(run / "metrics.jsonl", ('"return_mean": ', '"return_mean": "x", "_": ')),
         ),
+        ("metrics.jsonl: line 1 holds no numbers", told('["player_0"]')),
+        ("metrics.jsonl: line 1 holds no numbers", told('{"player_0": "much"}')),
+        ("metrics.jsonl: line 1 holds no numbers", told('{"player_0": {"mean": 1}}')),
     ],
 )
 def test_a_damaged_run_is_named_and_in_no_mean(copied, problem, damage):
@@ -101,3 +110,35 @@ def test_a_run_that_never_began_changes_no_label(copied):
     for file in ("metrics.jsonl", "result.json"):
         (b / file).unlink()
     assert grouped([read(a), read(b)])[0].label == "circuit"
+
+
+def test_agents_have_columns(coins):
+    (group,) = grouped([read(coins)])
+    rows = [json.loads(line) for line in (coins / "metrics.jsonl").read_text().splitlines()]
+    assert None in [row["agent_returns"] for row in rows]
+    assert group.agents == ["player_0", "player_1"]
+    run = group.runs[0]
+    for agent, column in run.agent_returns.items():
+        expected = [(row["agent_returns"] or {}).get(agent, np.nan) for row in rows]
+        np.testing.assert_array_equal(column, expected)
+    smoothed = np.mean([group.agent_column(agent) for agent in group.agents], axis=0)
+    np.testing.assert_allclose(smoothed, group.column("return_smoothed"))
+
+
+def test_one_agent_has_none(trained):
+    (group,) = grouped([read(trained["circuit-0"])])
+    assert (group.agents, group.runs[0].agent_returns) == ([], {})
+
+
+def test_agents_may_be_missing(coins, tmp_path):
+    """In all updates of a run, or in some of them."""
+    a, b, c = (shutil.copytree(coins, tmp_path / name) for name in "abc")
+    for seed, run in enumerate((a, b, c)):
+        replace(run / "config.json", ('"seed": 0', f'"seed": {seed}'))
+    replace(a / "metrics.jsonl", ("agent_returns", "of_old"))
+    lines(lambda every: [every[0].replace(b"agent_returns", b"of_old"), *every[1:]])(b)
+    (group,) = grouped([read(run) for run in (a, b, c)])
+    assert [run.problem for run in group.runs] == ["", "", ""]
+    assert [sorted(run.agent_returns) for run in group.runs] == [[], group.agents, group.agents]
+    assert group.agent_column("player_0").shape == (2, 9)
+    assert group.column("return_smoothed").shape == (3, 9)
