@@ -2,6 +2,7 @@
 
     python benchmarks/speedup.py                     CartPole, 10 seeds; writes benchmarks/results/speedup-cartpole.*
     python benchmarks/speedup.py --task minigrid     MiniGrid-Empty-5x5, 5 seeds
+    python benchmarks/speedup.py --task coin-game    or simple-spread: several agents, 3 seeds, 1, 2 and 4 ranks
     python benchmarks/speedup.py --quick             2 seeds, 1 and 2 ranks, 12 updates; writes only with -o
 
 One update is one episode on every rank. The target is the return of the central run (one rank) at its end: the mean
@@ -9,8 +10,13 @@ return of its last tenth of episodes, median over seeds, each policy's own. Ever
 training (10 or 25 updates, mean over ranks) reaches it, or to the end of the budget of the central run. A run that
 does not get there counts as infinite. The classical policy (`direct`) goes through the same runs, because data
 parallelism alone speeds up too. More ranks than cores: read CPU seconds per rank, not wall time.
+
+Several agents train by PPO: an update is a rollout of the preset's number of steps and environments on every rank, so
+N ranks play N times as much; and the target is 80 % of the way from where one rank begins to where it ends, because its
+return still rises there.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -24,32 +30,41 @@ from distqtrl.report.statistics import first_reached, interval, median
 POLICIES = {"generated": "circuit", "classical": "direct"}
 AGGREGATIONS = ("mean", "sum", "average")
 MEASURES = ("updates", "episodes", "env_steps", "wall_s", "cpu_s")
+AGENTS = {"simple-spread": 250, "coin-game": 375}  # updates
+TITLES = {**runs.OF_DIST_QTRL, "simple-spread": "simple_spread_v3 (3 agents)", "coin-game": "CoinGame-2 (2 agents)"}
 
 
 def main() -> None:
-    parser = runs.parser(__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of ranks; 1 is always run")
+    parser = setting.parser(__doc__)
+    parser.add_argument("--task", choices=TITLES, default="cartpole")
+    parser.add_argument("--seeds", type=int, help="how many; default 10 for cartpole, 5 for minigrid, 3 for agents")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
+    parser.add_argument("--ranks", type=int, nargs="+", help="1 is always run; default 1 2 4 8, for agents 1 2 4")
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--aggregations", nargs="+", choices=AGGREGATIONS, default=list(AGGREGATIONS))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--aggregations", nargs="+", choices=AGGREGATIONS, help="default all, for agents mean")
     args = parser.parse_args()
+    agents = args.task in AGENTS
+    args.seeds = args.seeds or (2 if args.quick else 3 if agents else runs.SEEDS[args.task])
+    args.ranks = args.ranks or ([1, 2, 4] if agents else [1, 2, 4, 8])
+    args.aggregations = args.aggregations or (["mean"] if agents else list(AGGREGATIONS))
     if args.quick:
         args.ranks, args.aggregations = [1, 2], ["mean"]
     several = sorted(set(args.ranks) - {1})
-    shared = {policy: flags(policy, args.layers) for policy in POLICIES}
-    central = {policy: runs.jobs(args, shared[policy]) for policy in POLICIES}
+    shared = {policy: flags(args, policy) for policy in args.policies}
+    preset = args.task if agents else runs.PRESETS[args.task]
+    central = {policy: runs.jobs(args, shared[policy], preset=preset) for policy in args.policies}
     everything = runs.done([job for jobs in central.values() for job in jobs], args.runs)
-    targets = {
-        policy: median(np.array([run.score for run in runs.whole(everything, jobs)]))
-        for policy, jobs in central.items()
-    }
+    targets = {policy: goal(runs.whole(everything, jobs), agents) for policy, jobs in central.items()}
     cases = {}
-    for policy in POLICIES:
+    for policy in args.policies:
         for aggregation in args.aggregations:
             for n in several:
                 stop = ("--allreduce.aggregation", aggregation, "--train.target", f"{targets[policy]:.6g}")
-                cases[policy, aggregation, n] = runs.jobs(args, shared[policy] + stop, n)
+                cases[policy, aggregation, n] = runs.jobs(args, shared[policy] + stop, n, preset)
     everything |= runs.done([job for jobs in cases.values() for job in jobs], args.runs)
-    for policy in POLICIES:
+    for policy in args.policies:
         cases |= {(policy, aggregation, 1): central[policy] for aggregation in args.aggregations}
     rows = [row(everything, key, cases[key], targets[key[0]]) for key in sorted(cases)]
     compare(rows)
@@ -64,9 +79,23 @@ def main() -> None:
         figure(results, folder / f"speedup-{args.task}")
 
 
-def flags(policy: str, layers: int) -> tuple[str, ...]:
-    """What makes the preset this policy; the classical one has no circuit, so no depth either."""
-    return ("--circuit.layers", str(layers)) if policy == "generated" else ("--generator.source", POLICIES[policy])
+def flags(args: argparse.Namespace, policy: str) -> tuple[str, ...]:
+    """What makes the preset this policy, with a budget in updates; the classical one has no circuit, so no depth."""
+    layers = ("--circuit.layers", str(args.layers))
+    words = layers if policy == "generated" else ("--generator.source", POLICIES[policy])
+    if args.task in AGENTS:
+        words += ("--train.steps", "none")
+        words += ("--algorithm.rollout_steps", "20") if args.quick else ("--train.updates", str(AGENTS[args.task]))
+    return words
+
+
+def goal(central: list[Run], agents: bool) -> float:
+    """What one rank has at its end, or for several agents 80 % of the way there; median over seeds."""
+    ends = median(np.array([run.score for run in central]))
+    if not agents:
+        return ends
+    starts = median(np.array([run.columns["return_smoothed"][run.config.train.smoothing - 1] for run in central]))
+    return starts + 0.8 * (ends - starts)
 
 
 def row(everything: dict, key: tuple[str, str, int], jobs: list[runs.Job], target: float) -> dict:
@@ -113,17 +142,20 @@ def _who(row_: dict) -> tuple[str, str]:
 def table(results: dict) -> str:
     """The results as Markdown."""
     goals = ", ".join(f"{policy} {target:.3g}" for policy, target in results["targets"].items())
+    share, update, columns = "what one rank has at its end", "one episode", "updates = episodes per rank"
+    if results["task"] in AGENTS:
+        share, update, columns = f"80 % of the way to {share}", "one rollout of the preset's environments", "updates"
     lines = [
-        f"# Speed-up against the number of ranks: {runs.OF_DIST_QTRL[results['task']]}",
+        f"# Speed-up against the number of ranks: {TITLES[results['task']]}",
         "",
         *runs.line(results, f"L = {results['layers']}, {len(results['seeds'])} seeds."),
-        f"Target return (what one rank has at its end): {goals}.",
+        f"Target return ({share}): {goals}.",
         "",
         "Medians over seeds with 95 % bootstrap intervals; a run that does not reach its target in its budget counts",
-        "as infinite. An update is one episode on every rank: linear speed-up is N times fewer updates. CPU is per",
+        f"as infinite. An update is {update} on every rank: linear speed-up is N times fewer updates. CPU is per",
         "rank, without waiting for others.",
         "",
-        "| policy | aggregation | N | reached | updates = episodes per rank | speed-up (linear: N) "
+        f"| policy | aggregation | N | reached | {columns} | speed-up (linear: N) "
         "| episodes of all ranks | environment steps | CPU s per rank | wall s |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -143,7 +175,7 @@ def _cell(measure: dict) -> str:
 
 
 def figure(results: dict, path: Path) -> None:
-    """Speed-up in episodes of one rank, beside the linear line; and CPU seconds of one rank."""
+    """Speed-up in updates, beside the linear line; and CPU seconds of one rank."""
     with figures.styled():
         drawn, (left, right) = figures.panels(2)
         ranks = sorted({r["ranks"] for r in results["rows"]})
@@ -154,7 +186,7 @@ def figure(results: dict, path: Path) -> None:
                 points = [(r["ranks"], r[measure]["median"], *r[measure]["interval"]) for r in rows]
                 figures.points(axes, points, number, ", ".join(who))
         for axes, what in (
-            (left, "speed-up in episodes of one rank"),
+            (left, "speed-up in updates"),
             (right, "CPU s of one rank to the target"),
         ):
             axes.set_xscale("log", base=2)
@@ -163,7 +195,7 @@ def figure(results: dict, path: Path) -> None:
             axes.set_xlabel("ranks")
             axes.set_ylabel(what)
         left.legend(frameon=False, fontsize=8)
-        drawn.suptitle(f"{runs.OF_DIST_QTRL[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
+        drawn.suptitle(f"{TITLES[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
         figures.save(drawn, path)
 
 
