@@ -88,7 +88,7 @@ def _verdict(cases: dict, a: str, b: str) -> str:
 def table(results: dict) -> str:
     """The results as Markdown."""
     kinds = "Circuit and direct" if "circuit" in results["cases"] else "Direct weights"
-    steps = results["cases"]["direct"]["env_steps"][-1]
+    steps = int(results["cases"]["direct"]["env_steps"][-1])
     bits = f"integers: core bits {INTEGERS[3]}, input bits {INTEGERS[5]}, output bits 8"
     lines = [
         f"# {kinds}, floating point and integers: {UNITS[results['task']]}, {steps:,} steps",
