@@ -173,14 +173,16 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     from distqtrl.environment.rollout import play, summary
     from distqtrl.environment.vector import Environments
     from distqtrl.policy import policy_file
-    from distqtrl.report import animation
 
     if comm.rank:
         return 0
     policies = policy_file.team(Path(args.policy))
     environment = configuration.Environment(**policies[0].environment)
-    roles, acts = [policy.agents for policy in policies] if policies[0].agents else [], [p.act for p in policies]
-    shown = None if args.gif is None else animation.record(args.gif, environment, args.seed, roles, acts)
+    roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
+    if args.gif is not None:
+        from distqtrl.report import animation
+
+        shown = animation.record(args.gif, environment, args.seed, roles, acts)
     environments = Environments(environment, range(args.episodes), args.seed, "evaluation", 0, roles)
     returns_B, _ = play(environments, environments.acting(acts))
     returns_EG = returns_B.reshape(args.episodes, -1)

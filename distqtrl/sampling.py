@@ -15,6 +15,7 @@ from distqtrl.environment.vector import Environments
 from distqtrl.learner import STATISTICS, Learner, Samples, minibatches, step
 from distqtrl.policy.distribution import Categorical
 from distqtrl.policy.policy_file import Policy
+from distqtrl.roles import num_states
 from distqtrl.team import Player, Team
 
 Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
@@ -164,10 +165,8 @@ def _parts(
                 parts[f"states{role}"] = learner.state_normalizer.sums(seen[rows.valid_TB])
         for role, width in enumerate(environments.widths):
             parts.setdefault(f"obs{role}", np.zeros(2 * width))  # another rank's
-            if central and whole.states_TES is not None:
-                num = len(environments.roles[role])
-                width = whole.states_TES.shape[-1] + (num if num > 1 else 0)
-                parts.setdefault(f"states{role}", np.zeros(2 * width))
+            if central and (num := num_states(environments, environments.roles[role])):
+                parts.setdefault(f"states{role}", np.zeros(2 * num))
     return dict(sorted(parts.items()))
 
 
@@ -241,9 +240,9 @@ def greedy_episodes(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns of num greedy episodes in environments of their own (means over agents), those of the agents (G, num),
     and all steps; spread over the ranks."""
-    roles = [policy.agents for policy in policies] if policies[0].agents else []
+    played_by = [policy.agents for policy in policies]
     indices = range(comm.rank, num, comm.size)
-    environments = Environments(config.environment, indices, 0, purpose, episode, roles)
+    environments = Environments(config.environment, indices, 0, purpose, episode, played_by)
     g, played = environments.num_agents, np.zeros((environments.num_agents + 1, 0))
     if indices:
         returns_B, length_E = play(environments, environments.acting([policy.act for policy in policies]))

@@ -120,7 +120,9 @@ class Team:
 
     def _exchanged(self, own: Sequence[np.ndarray]) -> list[np.ndarray]:
         """A vector of every role, from the first rank that holds it."""
-        sizes = self.comm.allgather(np.array([*_at(self.held, [len(x) for x in own], len(self.roles))]))
+        mine = np.zeros(len(self.roles), dtype=np.int64)
+        mine[self.held] = [len(x) for x in own]
+        sizes = self.comm.allgather(mine)
         packed = allgather_bytes(self.comm, np.concatenate([np.asarray(x, dtype=np.float64) for x in own]).tobytes())
         out: list[np.ndarray] = []
         for role in range(len(self.roles)):
@@ -136,13 +138,6 @@ class Team:
 
 def _of_normalised(outputs: Callable[[np.ndarray], np.ndarray], raw_BO: np.ndarray, obs_BO: np.ndarray) -> np.ndarray:
     return outputs(obs_BO)
-
-
-def _at(held: Sequence[int], values: Sequence[int], num: int) -> list[int]:
-    out = [0] * num
-    for role, value in zip(held, values, strict=True):
-        out[role] = value
-    return out
 
 
 def player(learner: Replica, w_M: torch.Tensor) -> Player:

@@ -92,11 +92,12 @@ def make(config: configuration.Environment, render: bool = False) -> World:
 class Environments:
     """The rank's environments; ``indices`` are their global numbers, ``purpose`` and ``episode`` (the first) seed them.
 
-    roles: the agents of every policy; by default one role has them all. ``rows`` says for every role which of the B
-    rows are its own. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next, ``states_ES`` the states (with
-    ``central``; where an environment has none, all its agents' observations). ``finished`` collects (return, length) of
-    episodes that ended, the return being the mean over agents, whose own are in ``agent_returns``. ``film`` is given a
-    picture of every environment before each of its steps and at the end of its episode.
+    roles: the agents of every policy, () = all; by default one role has them all. ``rows`` says for every role
+    which of the B rows are its own. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next,
+    ``states_ES`` the states (with ``central``; where an environment has none, all its agents' observations).
+    ``finished`` collects (return, length) of episodes that ended, the return being the mean over agents, whose own
+    are in ``agent_returns``. ``film`` is given a picture of every environment before each of its steps and at the
+    end of its episode.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Environments:
         """Lay out the rows."""
         self.agents, self._listed = world.agents, world.agents != ("",)
         self.num_agents = len(self.agents)
-        self.roles = list(roles) or [self.agents]
+        self.roles = [role or self.agents for role in roles] or [self.agents]
         numbers = {agent: g for g, agent in enumerate(self.agents)}
         played = [agent for role in self.roles for agent in role]
         if sorted(played) != sorted(self.agents):

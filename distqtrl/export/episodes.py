@@ -17,7 +17,7 @@ def returns(
     environment: Environment, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
 ) -> npt.NDArray[np.float64]:
     """Of num episodes, means over agents; act plays ``agents`` (empty: the only one)."""
-    roles = [agents, *(partner.agents for partner in partners)] if agents else []
+    roles = [agents, *(partner.agents for partner in partners)]
     environments = Environments(environment, range(num), 0, purpose, 0, roles)
     returns_B, _ = play(environments, environments.acting([act, *(partner.act for partner in partners)]))
     environments.close()
