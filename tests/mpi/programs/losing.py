@@ -5,19 +5,18 @@ import os
 import signal
 import sys
 
-from distqtrl import cli
-from distqtrl.learner import Learner
+from distqtrl import cli, sampling
 
 LAST = json.loads(sys.argv[1]).get(os.environ["OMPI_COMM_WORLD_RANK"])
-working = Learner.step
+working = sampling.step
 
 
-def step(self, *args):
-    if self.num_steps == LAST:
+def step(learners, *args):
+    if learners[0].generated.num_steps == LAST:
         os.kill(os.getpid(), signal.SIGKILL)
-    return working(self, *args)
+    return working(learners, *args)
 
 
-Learner.step = step
+sampling.step = step
 code = cli.main(sys.argv[2:])
 sys.exit(code)
