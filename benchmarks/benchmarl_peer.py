@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--minibatch-size", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--gamma", type=float)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +96,7 @@ def experiment(args: argparse.Namespace, folder: str, frames: int, *callbacks: C
     config.on_policy_collected_frames_per_batch = args.frames_per_batch or config.on_policy_collected_frames_per_batch
     config.on_policy_minibatch_size = args.minibatch_size or config.on_policy_minibatch_size
     config.on_policy_n_minibatch_iters = args.epochs or config.on_policy_n_minibatch_iters
-    config.lr = args.lr or config.lr
+    config.lr, config.gamma = args.lr or config.lr, args.gamma or config.gamma
     return Experiment(
         task=SimpleSpread("SIMPLE_SPREAD", WORLD),
         algorithm_config=ALGORITHMS[args.algorithm].get_from_yaml(),

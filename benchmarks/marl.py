@@ -1,7 +1,7 @@
 """Several agents: beside BenchMARL, beside rollouts of TorchRL's and of a plain loop, and beside eQMARL's numbers.
 
-    python benchmarks/marl.py                     simple_spread_v3, 60,000 steps, 5 seeds: about 20 minutes of a core,
-                                                  and 2 hours more with the peer
+    python benchmarks/marl.py                     simple_spread_v3, 120,000 steps, 5 seeds: 15 minutes of a core,
+                                                  and 90 more with the peer
     python benchmarks/marl.py --task rate         steps per second of 16 copies of it, without learning: 5 minutes
     python benchmarks/marl.py --task coin-game    CoinGame-2, 150,000 steps, 5 seeds, 4 cases: 45 minutes of a core
     python benchmarks/marl.py --quick             a few steps; writes nothing unless -o is given
@@ -41,7 +41,7 @@ from distqtrl.report.describe import describe
 from distqtrl.report.runs import Run
 from distqtrl.report.statistics import interval, probability_of_improvement, verdict
 
-STEPS = {"spread": (60_000, 1_600), "rate": (200, 25), "coin-game": (150_000, 1_200)}  # usual, and with --quick
+STEPS = {"spread": (120_000, 1_600), "rate": (200, 25), "coin-game": (150_000, 1_200)}  # usual, and with --quick
 PRESETS = {"spread": "simple-spread", "rate": "simple-spread", "coin-game": "coin-game"}
 SOURCES = ("direct", "frozen_random", "equal_mlp")
 CASES: dict[str, dict[str, dict[str, str]]] = {
@@ -51,8 +51,8 @@ CASES: dict[str, dict[str, dict[str, str]]] = {
 PEERS = {
     "BenchMARL MAPPO": ("--algorithm", "mappo"),
     "BenchMARL IPPO": ("--algorithm", "ippo"),
-    "BenchMARL MAPPO, our rate and batches": (
-        *("--algorithm", "mappo", "--lr", "0.0007", "--epochs", "10"),
+    "BenchMARL MAPPO, our rates and batches": (
+        *("--algorithm", "mappo", "--lr", "0.0007", "--epochs", "10", "--gamma", "0.9"),
         *("--frames-per-batch", "800", "--minibatch-size", "200"),
     ),
 }

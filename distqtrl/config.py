@@ -214,6 +214,9 @@ class Agents(Stage):
         "independent",
         description="what the value network sees: the agent's observation, or the environment's state (MAPPO)",
     )
+    reward: Literal["own", "team"] = Field(
+        "own", description="what an agent learns from: its own reward, or the mean over all agents (0 for who has left)"
+    )
     placement: Literal["all", "spread"] = Field(
         "all",
         description="independent: every rank hosts the QPUs of all agents, or of some, and learns those from its own "

@@ -72,6 +72,16 @@ def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
         return Samples(raw_NO, obs_NO, critic_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N, entropy_N)
 
 
+def team_rewards(rewards_TB: np.ndarray, num_agents: int) -> np.ndarray:
+    """Every agent's reward replaced by the mean over the agents of its environment.
+
+    >>> team_rewards(np.array([[1.0, -2.0, 0.0, 0.0]]), 2)
+    array([[-0.5, -0.5,  0. ,  0. ]])
+    """
+    mean_TE = rewards_TB.reshape(len(rewards_TB), -1, num_agents).mean(-1)
+    return np.repeat(mean_TE, num_agents, axis=1)
+
+
 def critic_inputs(states_TES: np.ndarray, num_rows: int) -> np.ndarray:
     """What a centralised critic sees (T, B, S): a row's environment's state, and which of several agents it is."""
     num = num_rows // states_TES.shape[1]
@@ -97,6 +107,8 @@ def update(team: Team, environments: Environments, number: int, totals: Totals) 
     players = team.players(acting)
     with team.profile("rollout"):
         whole = rollout(config, environments, number, players)
+    if config.agents.reward == "team":
+        whole.rewards_TB = team_rewards(whole.rewards_TB, environments.num_agents)
     found = [
         whole.of(environments.rows[role], environments.widths[role], isinstance(r.head, Categorical))
         for role, r in zip(held, learners, strict=True)
