@@ -3,7 +3,7 @@
     python benchmarks/marl.py                     simple_spread_v3, 120,000 steps, 5 seeds: 15 minutes of a core,
                                                   and 90 more with the peer
     python benchmarks/marl.py --task rate         steps per second of 16 copies of it, without learning: 5 minutes
-    python benchmarks/marl.py --task coin-game    CoinGame-2, 150,000 steps, 5 seeds, 4 cases: 45 minutes of a core
+    python benchmarks/marl.py --task coin-game    CoinGame-2, 150,000 steps, 5 seeds, 5 cases: 20 minutes of a core
     python benchmarks/marl.py --quick             a few steps; writes nothing unless -o is given
 
 The peer (benchmarl_peer.py) needs other versions than ours, so it may have an interpreter of its own: --peer PYTHON.
@@ -46,7 +46,11 @@ PRESETS = {"spread": "simple-spread", "rate": "simple-spread", "coin-game": "coi
 SOURCES = ("direct", "frozen_random", "equal_mlp")
 CASES: dict[str, dict[str, dict[str, str]]] = {
     "spread": {"circuit": {}, "direct": {"generator.source": "direct", "algorithm.learning_rate": "0.0007"}},
-    "coin-game": {"circuit": {}, **{source: {"generator.source": source} for source in SOURCES}},
+    "coin-game": {
+        "circuit": {},
+        **{source: {"generator.source": source} for source in SOURCES},
+        "circuit, own rewards": {"agents.reward": "own"},
+    },
 }
 PEERS = {
     "BenchMARL MAPPO": ("--algorithm", "mappo"),

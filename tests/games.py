@@ -203,6 +203,19 @@ class Chsh(Game):
         return seen, dict.fromkeys(over, won), over, dict.fromkeys(over, False), infos
 
 
+class Gift(Game):
+    """One step: whoever gives (action 1) pays 1, and the other gets 3."""
+
+    def does(self, agent):
+        return Discrete(2)
+
+    def step(self, actions):
+        seen, infos = self.observations(self.agents), {agent: {} for agent in self.agents}
+        paid = {agent: 3.0 * actions[other] - actions[agent] for agent, other in (("a", "b"), ("b", "a"))}
+        over, self.agents = dict.fromkeys(self.agents, True), []
+        return seen, paid, over, dict.fromkeys(over, False), infos
+
+
 def turns(**kwargs):
     """An AEC environment."""
     import pettingzoo

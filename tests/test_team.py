@@ -206,6 +206,17 @@ def test_chsh_stays_at_the_classical_bound(tmp_path):
     assert 0.7 < won <= 0.75 + 1e-12
 
 
+@pytest.mark.parametrize(("reward", "best"), [("own", 0.0), ("team", 2.0)])
+def test_who_learns_from_the_teams_reward_gives(tmp_path, reward, best):
+    flags = {
+        "train__updates": "40", "environment__local_num": "16", "algorithm__rollout_steps": "1",
+        "algorithm__minibatches": "1", "algorithm__learning_rate": "0.02", "agents__reward": reward,
+    }  # fmt: skip
+    run = prepared({"environment.id": "games/Gift"}, **flags)
+    result = train.train(run, tmp_path)
+    assert result["evaluation"]["mean"] == best
+
+
 @pytest.mark.parametrize(
     ("game", "flags", "message"),
     [
