@@ -23,6 +23,7 @@ import numpy as np
 import runs
 import setting
 
+from distqtrl import config
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
 from distqtrl.report.statistics import first_reached, interval, median
@@ -41,12 +42,13 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
     parser.add_argument("--ranks", type=int, nargs="+", help="1 is always run; default 1 2 4 8, for agents 1 2 4")
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--layers", type=int, help="default 3, for agents the preset's")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--aggregations", nargs="+", choices=AGGREGATIONS, help="default all, for agents mean")
     args = parser.parse_args()
     agents = args.task in AGENTS
     args.seeds = args.seeds or (2 if args.quick else 3 if agents else runs.SEEDS[args.task])
+    args.layers = args.layers or (config.preset(args.task).circuit.layers if agents else 3)
     args.ranks = args.ranks or ([1, 2, 4] if agents else [1, 2, 4, 8])
     args.aggregations = args.aggregations or (["mean"] if agents else list(AGGREGATIONS))
     if args.quick:
