@@ -192,7 +192,8 @@ def figure(results: dict, path: Path) -> None:
             (right, "CPU s of one rank to the target"),
         ):
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log", base=2)
+            if np.isfinite(axes.dataLim.height):  # there is a point
+                axes.set_yscale("log", base=2)
             axes.set_xticks(ranks, [str(n) for n in ranks])
             axes.set_xlabel("ranks")
             axes.set_ylabel(what)
