@@ -49,11 +49,14 @@ class Game(ParallelEnv):
         """Agents that join after step k."""
         return []
 
+    def rewards(self, actions):
+        return {agent: float(np.sum(action)) for agent, action in actions.items()}
+
     def step(self, actions):
         assert actions.keys() == set(self.agents), (actions, self.agents)
         self.k += 1
         acted, (terminated, truncated) = list(self.agents), self.ends()
-        rewards = {agent: float(np.sum(actions[agent])) for agent in acted}
+        rewards = self.rewards(actions)
         self.agents = [agent for agent in acted if agent not in (*terminated, *truncated)] + self.comes()
         seen = dict.fromkeys([*acted, *self.agents])
         flags = ({agent: agent in group for agent in seen} for group in (terminated, truncated))
@@ -183,6 +186,8 @@ class Failing(Game):
 class Chsh(Game):
     """The CHSH game: each sees a bit x or y and answers a bit; both get 1 when a xor b equals x and y."""
 
+    length = 1
+
     def sees(self, agent):
         return Box(-1, 1, (1,), np.float32)
 
@@ -196,24 +201,20 @@ class Chsh(Game):
     def observations(self, agents):
         return {agent: np.array([2 * self.bits[ord(agent) - ord("a")] - 1], np.float32) for agent in agents}
 
-    def step(self, actions):
-        won = float((actions["a"] ^ actions["b"]) == self.bits.prod())
-        seen, infos = self.observations(self.agents), {agent: {} for agent in self.agents}
-        over, self.agents = dict.fromkeys(self.agents, True), []
-        return seen, dict.fromkeys(over, won), over, dict.fromkeys(over, False), infos
+    def rewards(self, actions):
+        return dict.fromkeys(actions, float((actions["a"] ^ actions["b"]) == self.bits.prod()))
 
 
 class Gift(Game):
     """One step: whoever gives (action 1) pays 1, and the other gets 3."""
 
+    length = 1
+
     def does(self, agent):
         return Discrete(2)
 
-    def step(self, actions):
-        seen, infos = self.observations(self.agents), {agent: {} for agent in self.agents}
-        paid = {agent: 3.0 * actions[other] - actions[agent] for agent, other in (("a", "b"), ("b", "a"))}
-        over, self.agents = dict.fromkeys(self.agents, True), []
-        return seen, paid, over, dict.fromkeys(over, False), infos
+    def rewards(self, actions):
+        return {agent: 3.0 * actions[other] - actions[agent] for agent, other in (("a", "b"), ("b", "a"))}
 
 
 def turns(**kwargs):
