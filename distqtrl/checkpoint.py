@@ -10,22 +10,47 @@ Random streams need no saving: they are keyed by (purpose, index, update).
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field
 from safetensors.numpy import load as loads
 from safetensors.numpy import save as dumps
 
-from distqtrl import tensorfile
+from distqtrl import reading, schema, tensorfile
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
 from distqtrl.config import Config, UserError
 from distqtrl.config import save as config_text
 from distqtrl.environment import vector
+from distqtrl.schema import LARGE, Count, Record, Sha256
 from distqtrl.tensorfile import Tensors
 
 FORMAT = "distqtrl checkpoint 3"
+NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
+DTYPES = [np.float32, np.float64, np.int64, np.bool_]
+MOST_RANKS = 1 << 20
+Seconds = Field(ge=0, le=LARGE)
+
+
+class Description(Record):
+    """A checkpoint beside its tensors; a newer version may count more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: Literal["distqtrl checkpoint 3"]
+    ranks: int = Field(ge=1, le=MOST_RANKS)
+    config: Sha256
+    update: Count
+    env_steps: Count
+    validation_steps: Count
+    episodes: Count
+    train_s: float = Seconds
+    cpu_s: float = Seconds
+    recent: tuple[float, ...]
+    acted: tuple[Count, ...]
 
 
 @dataclass
@@ -36,6 +61,7 @@ class State:
     learner: Tensors
     environments: Tensors
     ledger: np.ndarray
+    origin: str = ""  # the file, where it is from one
 
 
 def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
@@ -76,9 +102,14 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     path = files[-1]
     remedy = "delete it to resume from the one before" if len(files) > 1 else "start the run again"
     about, tensors = tensorfile.read(path, FORMAT, remedy)
-    if about["config"] != _identity(config):
+    try:
+        told = schema.checked(Description, about)
+        _check(told.ranks, tensors)
+    except ValueError as error:
+        raise UserError(f"{path} is no checkpoint ({error}): {remedy}") from None
+    if told.config != _identity(config):
         raise UserError(f"{path} belongs to another configuration than {run}/config.json: restore config.json")
-    learner, ranks = "learner/", about["ranks"]
+    learner, ranks = "learner/", told.ranks
     if ranks != comm.size and (config.allreduce.aggregation != "mean" or config.agents.placement == "spread"):
         what = f"allreduce.aggregation {config.allreduce.aggregation}"
         if config.agents.placement == "spread":
@@ -98,7 +129,39 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     if ranks != comm.size:
         whole, ledger_R = ledger_R.sum(0), np.zeros((comm.size, ledger_R.shape[1]), dtype=ledger_R.dtype)
         ledger_R[0] = whole
-    return State(about, below(tensors, learner), environments, ledger_R[comm.rank])
+    counters = about | {"train_s": told.train_s, "cpu_s": told.cpu_s}
+    return State(counters, below(tensors, learner), environments, ledger_R[comm.rank], str(path))
+
+
+def _check(ranks: int, tensors: Tensors) -> None:
+    """Raise ValueError unless names and types are those of a checkpoint of so many ranks, and every environment and
+    every ledger is there; whether a replica fits is its own to say."""
+    for name, tensor in tensors.items():
+        if not NAME.match(name):
+            raise ValueError(f"tensor {reading.shortened(name)} does not belong there")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} holds {tensor.dtype}")
+        tensorfile.check_finite(name, tensor)
+    ledgers = {name: t for name, t in tensors.items() if name.endswith("/ledger")}
+    tensorfile.check(ledgers, {f"rank{r}/ledger": (np.int64, (3,)) for r in range(min(ranks, len(ledgers) + 1))})
+    environments = below(tensors, "environment/")
+    shapes: dict[str, tuple[type, tensorfile.Shape]] = {
+        "index_B": (np.int64, (None,)),
+        "episode_B": (np.int64, (None,)),
+    }
+    shapes |= {"length_B": (np.int64, (None,)), "obs_BO": (np.float32, (None, None))}
+    tensorfile.check({name: t for name, t in environments.items() if name in shapes}, shapes)
+    index_B, length_B = environments["index_B"], environments["length_B"]
+    if len({len(environments[name]) for name in shapes}) > 1 or not len(index_B):
+        raise ValueError("the environments have states of different numbers of environments")
+    if len(np.unique(index_B)) < len(index_B) or min(index_B.min(), environments["episode_B"].min()) < 0:
+        raise ValueError("environment/index_B and episode_B are no numbers of environments and episodes")
+    actions = environments.get("actions", np.zeros(0))
+    if length_B.min() < 0 or length_B.max() > len(actions) or length_B.sum() != len(actions):
+        raise ValueError(f"environment/length_B does not share out {len(actions)} actions")
+    for name, t in environments.items():
+        if name.startswith("replay_") and (not t.ndim or len(t) != len(index_B)):
+            raise ValueError(f"environment/{name} has the shape {t.shape} for {len(index_B)} environments")
 
 
 def _differ(config: Config) -> bool:

@@ -6,18 +6,53 @@ flags ``--stage.field value`` replace single fields. Whatever its origin it is v
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-BitWidth = Annotated[int, Field(ge=1, le=8)]
+from distqtrl import reading
+
+MOST_WEIGHTS = 2**27  # between two layers: half a GiB
+LARGEST = 1e30  # of a number that is none of a count: its square has to be one, too
+
+
+def _whole(value: Any) -> Any:
+    """TOML's 1e6 is a whole number, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
+    for a, b in pairwise(widths):
+        if a * b > MOST_WEIGHTS:
+            raise ValueError(f"layers of {a:,} and {b:,} have more than {MOST_WEIGHTS:,} weights between them")
+    return widths
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
+Budget = Annotated[Whole, Field(ge=1, le=10**15)]  # exact in floating point
+Width = Annotated[Whole, Field(ge=1, le=2**16)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=100), AfterValidator(_affordable)]
+Shots = Annotated[Whole, Field(ge=1, le=10**7)]
+Many = Annotated[Whole, Field(ge=1, le=10**6)]
+Wire = Annotated[Whole, Field(ge=0, le=1000)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=4096)]
 Item = TypeVar("Item")
 MANY = 20
 
@@ -41,31 +76,41 @@ class Stage(BaseModel):
         """ "none" stands for nothing where a field may be left empty (TOML has no word for it)."""
         if not isinstance(values, dict):
             return values
-        empty = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
-        return {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        fields = cls.model_fields.items()
+        empty = {name for name, field in fields if type(None) in get_args(field.annotation)}
+        lists = {name for name, field in fields if get_origin(field.annotation) is tuple}
+        values = {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        return {name: _tuple(value) if name in lists else value for name, value in values.items()}
+
+
+def _tuple(value: Any) -> Any:
+    """Files have lists where fields are tuples."""
+    return tuple(_tuple(x) for x in value) if isinstance(value, list) else value
 
 
 class Circuit(Stage):
     """theta_P -> p_S: the parameterized circuit (arXiv 2407.06103)."""
 
-    ansatz: str = Field(
+    ansatz: Text = Field(
         "u3_cu3_ring", description="gate layout of one layer, by name; gates = the list in circuit.gates"
     )
-    layers: Positive = Field(3, description="L, how often the layout is repeated")
-    gates: tuple[tuple[str, int] | tuple[str, int, int], ...] = Field(
-        (), description='one layer of your own as JSON, kind, target, control: [["ry", 0], ["x", 1, 0]]'
+    layers: Many = Field(3, description="L, how often the layout is repeated")
+    gates: tuple[tuple[Text, Wire] | tuple[Text, Wire, Wire], ...] = Field(
+        (),
+        max_length=10_000,
+        description='one layer of your own as JSON, kind, target, control: [["ry", 0], ["x", 1, 0]]',
     )
 
 
 class Qpu(Stage):
     """The device that runs the circuit on every rank."""
 
-    backend: str = Field("statevector", description="device family: statevector (ours), torch, pennylane, aer")
-    device: str | None = Field(None, description="pennylane: a device's name; torch: cpu, cuda; aer: a method")
+    backend: Text = Field("statevector", description="device family: statevector (ours), torch, pennylane, aer")
+    device: Text | None = Field(None, description="pennylane: a device's name; torch: cpu, cuda; aer: a method")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
     precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch)")
-    shots: Positive | None = Field(None, description="measurements per circuit; none = exact probabilities")
-    noise: str | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
+    shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
+    noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
     gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(
         "auto", description="auto = the device's exact method, parameter-shift with shots or noise"
     )
@@ -73,21 +118,23 @@ class Qpu(Stage):
         "local", description="parameter-shift circuits: every rank runs all of its own, or ranks share one gradient's"
     )
     spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
-    spsa_samples: Positive = Field(1, description="SPSA: random directions averaged in one gradient")
+    spsa_samples: Many = Field(1, description="SPSA: random directions averaged in one gradient")
     shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
-    replicas: Positive = Field(
+    replicas: Annotated[Whole, Field(ge=1, le=1024)] = Field(
         1,
         description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
         "torch their circuits run as one batch",
     )
     per_rank: tuple[dict[str, Any], ...] = Field(
-        (), description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length"
+        (),
+        max_length=10_000,
+        description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length",
     )
 
     def of_rank(self, rank: int) -> "Qpu":
         """The fields as they are on one rank."""
         own = self.per_rank[rank % len(self.per_rank)] if self.per_rank else {}
-        return Qpu(**{**self.model_dump(exclude={"per_rank"}), **own})
+        return Qpu.model_validate({**self.model_dump(exclude={"per_rank"}), **own}, strict=True)
 
     @model_validator(mode="after")
     def _ranks_are_valid(self) -> "Qpu":
@@ -95,7 +142,10 @@ class Qpu(Stage):
             odd = sorted({"per_rank", "shift", "replicas"} & own.keys())
             if odd:
                 raise ValueError(f"entry {rank}: {odd[0]} is the same on every rank")
-            self.of_rank(rank)
+            try:
+                self.of_rank(rank)
+            except ValidationError as error:
+                raise ValueError(f"entry {rank}: {reading.reason(error)}") from None
         return self
 
 
@@ -115,9 +165,9 @@ class MappingModel(Stage):
     """p_S -> w_M: the model from basis states and probabilities to policy weights."""
 
     kind: Literal["gnn", "mlp"] = Field("gnn", description="graph network on the hypercube, or the papers' MLP")
-    hidden: tuple[Positive, ...] = Field((8, 8), description="widths of the hidden layers")
+    hidden: Widths = Field((8, 8), description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
-    chunk: Positive = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
+    chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
     output: Literal["fan_in", "raw"] = Field(
         "fan_in", description="fan_in starts like a freshly initialised policy; raw is the papers' w - mean(w)"
     )
@@ -129,10 +179,12 @@ class MappingModel(Stage):
 class Policy(Stage):
     """w_M, observation -> action: the classical network that acts."""
 
-    hidden: tuple[Positive, ...] = Field((64,), description="widths of the hidden layers; none = linear policy")
+    hidden: Widths = Field((64,), description="widths of the hidden layers; none = linear policy")
     activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
     normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
-    log_std: float = Field(-0.5, description="initial log deviation of a Gaussian head, in units of half the range")
+    log_std: float = Field(
+        -0.5, ge=-50, le=50, description="initial log deviation of a Gaussian head, in units of half the range"
+    )
 
 
 class Quantize(Stage):
@@ -141,19 +193,24 @@ class Quantize(Stage):
     aware: bool = Field(False, description="train the policy on integers; false = quantize after training, at export")
     input_bits: BitWidth = Field(8, description="of observations")
     core_bits: tuple[BitWidth, ...] = Field(
-        (4,), min_length=1, description="of weights and the activation they write: one number, or one per layer"
+        (4,),
+        min_length=1,
+        max_length=101,
+        description="of weights and the activation they write: one number, or one per layer",
     )
     output_bits: BitWidth = Field(8, description="of what the head reads")
     per: Literal["tensor", "channel"] = Field("tensor", description="scales of weights, hidden activations and inputs")
     narrow: bool = Field(True, description="weights symmetric, so 2 bits = -1, 0, 1; false = one more negative weight")
     percentile: float = Field(99.999, gt=0, le=100, description="of absolute values, what activation scales start at")
-    warmup: int = Field(300, ge=0, description="optimizer steps until activation scales are learned by gradient")
+    warmup: Whole = Field(
+        300, ge=0, le=10**9, description="optimizer steps until activation scales are learned by gradient"
+    )
 
 
 class Rollout(Stage):
     """The policy that acts while it is learned (QeRL, arXiv 2510.11696)."""
 
-    precision: str = Field(
+    precision: Text = Field(
         "none",
         description="actors' weights: nvfp4, mxfp4, int8, bfloat16, ...; learner and policy file stay as they are",
     )
@@ -163,32 +220,36 @@ class Rollout(Stage):
     )
     noise_start: Rate = Field(1e-2, description="deviation of the factors around 1, in the second stage")
     noise_end: Rate = Field(1e-4, description="deviation in the last stage")
-    noise_stages: int = Field(10, ge=3, description="equal parts of the budget; the first is silent")
+    noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; the first is silent")
 
 
 class Adapter(Stage):
     """A frozen policy plus an update of low rank, whose factors the generator makes."""
 
-    base: str | None = Field(None, description="policy file of the frozen policy; none = weights are made, not adapted")
-    rank: Positive = Field(4, description="of the factors of every layer's update")
-    precision: str = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
+    base: Text | None = Field(
+        None, description="policy file of the frozen policy; none = weights are made, not adapted"
+    )
+    rank: Width = Field(4, description="of the factors of every layer's update")
+    precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
     pad: bool = Field(False, description="as rollout.pad")
 
 
 class Environment(Stage):
     """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, Discrete or 1-D Box actions."""
 
-    id: str = Field(
+    id: Text = Field(
         "CartPole-v1",
         description="Gymnasium's id, or package.module/environment_v0 of PettingZoo (mpe2/simple_spread_v3)",
     )
-    local_num: Positive = Field(4, description="B, environment copies on each rank")
+    local_num: Many = Field(4, description="B, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
-    observation: str | None = Field(None, description="the part of a Dict observation that the policy sees")
-    image: tuple[Positive, ...] = Field(
-        (), description="rows and columns to which an image is averaged, in grey; none = pixels as they are"
+    observation: Text | None = Field(None, description="the part of a Dict observation that the policy sees")
+    image: tuple[Width, ...] = Field(
+        (),
+        max_length=100,
+        description="rows and columns to which an image is averaged, in grey; none = pixels as they are",
     )
-    frames: Positive = Field(1, description="how many of the last observations the policy sees at once")
+    frames: Width = Field(1, description="how many of the last observations the policy sees at once")
     num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
 
@@ -236,7 +297,7 @@ class Algorithm(Stage):
     loss: Literal["mean", "sum"] = Field(
         "mean", description="over an update's samples; sum = over each environment's, then the mean over environments"
     )
-    rollout_steps: Positive = Field(128, description="T, steps of every environment in one update")
+    rollout_steps: Many = Field(128, description="T, steps of every environment in one update")
     gamma: Fraction = Field(0.99, description="discount per step")
     gae_lambda: Fraction = Field(0.95, description="PPO's generalised advantage (1506.02438); REINFORCE uses 1")
     baseline: bool = Field(True, description="REINFORCE: subtract a value network (false: returns as they are)")
@@ -251,17 +312,19 @@ class Algorithm(Stage):
     target_kl: Rate | None = Field(
         None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
     )
-    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    entropy: float = Field(0.0, ge=0, le=LARGEST, description="weight of the entropy bonus")
     value_weight: Rate = Field(0.5, description="weight of the value loss")
-    value_hidden: tuple[Positive, ...] = Field((64, 64), description="widths of the value network, or of SAC's critics")
+    value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
     value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
     anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
     adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")
-    batch_size: Positive = Field(256, description="SAC: samples of all ranks in one gradient step")
-    replay: Positive = Field(1_000_000, description="SAC: transitions that are kept, of all ranks")
-    learning_starts: int = Field(
-        5000, ge=0, description="SAC: steps of all ranks with uniform actions before the first gradient step"
+    batch_size: Many = Field(256, description="SAC: samples of all ranks in one gradient step")
+    replay: Annotated[Whole, Field(ge=1, le=10**8)] = Field(
+        1_000_000, description="SAC: transitions that are kept, of all ranks"
+    )
+    learning_starts: Whole = Field(
+        5000, ge=0, le=10**15, description="SAC: steps of all ranks with uniform actions before the first gradient step"
     )
     train_every: Positive = Field(
         1, description="SAC: steps of every environment between two rounds of gradient steps (divides rollout_steps)"
@@ -271,8 +334,8 @@ class Algorithm(Stage):
         2, description="SAC: steps of the critics between two rounds of as many of the policy"
     )
     tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
-    deviation_hidden: tuple[Positive, ...] = Field((64,), description="SAC: widths of the deviation's network")
-    target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
+    deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
+    target_entropy: Number | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 
     @property
@@ -306,24 +369,24 @@ class Evaluate(Stage):
     """Greedy episodes in separate environments."""
 
     every: Positive | None = Field(None, description="updates between two validations while training; none = never")
-    validation_episodes: Positive = Field(40, description="episodes of a validation (own seeds)")
-    target: float | None = Field(None, description="stop when a validation's mean return reaches this")
-    episodes: Positive = Field(100, description="episodes of the final evaluation (own seeds)")
+    validation_episodes: Many = Field(40, description="episodes of a validation (own seeds)")
+    target: Number | None = Field(None, description="stop when a validation's mean return reaches this")
+    episodes: Many = Field(100, description="episodes of the final evaluation (own seeds)")
 
 
 class Train(Stage):
     """Budget, seed, files."""
 
-    steps: Positive | None = Field(100_000, description="budget in environment steps over all ranks; none = no limit")
-    updates: Positive | None = Field(None, description="budget in updates; none = no limit")
-    target: float | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
+    steps: Budget | None = Field(100_000, description="budget in environment steps over all ranks; none = no limit")
+    updates: Budget | None = Field(None, description="budget in updates; none = no limit")
+    target: Number | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
     smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
-    seed: int = Field(0, ge=0, lt=2**32, description="one seed for everything")
+    seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything")
     precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
-    threads: Positive = Field(1, description="CPU threads per rank")
+    threads: Annotated[Whole, Field(ge=1, le=4096)] = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
-    directory: str = Field("runs", description="where run directories are made")
+    directory: Text = Field("runs", description="where run directories are made")
 
 
 class Config(BaseModel):
@@ -449,7 +512,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:
     """table[name]; raises UserError that names the nearest entry."""
     if name not in table:
-        raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}")
+        raise UserError(f"unknown {kind} {reading.shortened(name)}: {nearest(name, table)}")
     return table[name]
 
 
@@ -463,17 +526,21 @@ def stages() -> dict[str, type[Stage]]:
     return {name: field.annotation for name, field in Config.model_fields.items()}  # type: ignore[misc]
 
 
-def validated(values: Mapping[str, Any], origin: str) -> Config:
-    """The configuration made of nested values; raises UserError that names the key, the value and the remedy."""
+def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Config:
+    """The configuration made of nested values; raises UserError that names the key, the value and the remedy.
+
+    text: numbers and truths may be words, as flags are.
+    """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, strict=not text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:2])
         if first["type"] == "extra_forbidden":
             known = field_names() if "." in key else Config.model_fields
-            raise UserError(f"{origin}: unknown key '{key}': {nearest(key, known)}") from None
-        value = "" if not key else f"{key} = {first['input']!r}: "
+            raise UserError(f"{origin}: unknown key {reading.shortened(key)}: {nearest(key, known)}") from None
+        given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+        value = "" if not key else f"{key} = {reading.shortened(given)}: "
         raise UserError(f"{origin}: {value}{first['msg'].removeprefix('Value error, ')}") from None
 
 
@@ -489,7 +556,7 @@ def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
         if stage not in values or field not in values[stage]:
             raise UserError(f"unknown key '{key}': {nearest(key, field_names())}")
         values[stage][field] = _parsed(key, text, values[stage][field])
-    return validated(values, "flags")
+    return validated(values, "flags", text=True)
 
 
 def _parsed(key: str, text: str | list[str], current: Any) -> Any:
@@ -510,9 +577,12 @@ def _parsed(key: str, text: str | list[str], current: Any) -> Any:
 def _json(key: str, text: str | list[str], example: str) -> Any:
     text = text if isinstance(text, str) else " ".join(text)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"flags: {key} = {text!r} is not JSON ({error}); write --{key} '{example}'") from None
+        return reading.parsed(text)
+    except ValueError as error:
+        cause = str(error).removeprefix("it is not JSON: ")
+        raise UserError(
+            f"flags: {key} = {reading.shortened(text)} is not JSON ({cause}); write --{key} '{example}'"
+        ) from None
 
 
 def presets() -> dict[str, str]:
@@ -534,7 +604,7 @@ def parent(name: str) -> str | None:
 
 def _preset_values(name: str) -> dict[str, Any]:
     lookup("preset", name, presets())
-    return tomllib.loads((resources.files("distqtrl") / "presets" / f"{name}.toml").read_text())
+    return reading.toml((resources.files("distqtrl") / "presets" / f"{name}.toml").read_text())
 
 
 def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -562,11 +632,10 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 def load(path: Path) -> Config:
     """A configuration file, TOML or JSON; raises UserError when it cannot be read or is not valid."""
     try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot read configuration {path}: {reason}") from None
+        text = reading.text(path)
+        values = reading.parsed(text) if path.suffix.lower() == ".json" else reading.toml(text)
+    except ValueError as error:
+        raise UserError(f"cannot read configuration {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"cannot read configuration {path}: it holds no table of stages")
     try:

@@ -314,8 +314,27 @@ class Replica:
         state["normalizer.count"] = torch.tensor([n.count], dtype=torch.float64)
         return state | {"normalizer.mean_O": torch.from_numpy(n.mean_O), "normalizer.m2_O": torch.from_numpy(n.m2_O)}
 
+    def _check(self, state: dict[str, Tensor]) -> None:
+        """Raise ValueError unless this is the state of such a replica."""
+        wanted = {name: _saved(t) for name, t in self.tensors().items() if not name.startswith("optimizer.")}
+        moved = {name.split(".")[1] for name in state if name.startswith("optimizer.")}
+        for index, p in enumerate(self.parameters):
+            if str(index) in moved:
+                like = {"step": torch.zeros(1), "exp_avg": p, "exp_avg_sq": p}
+                wanted |= {f"optimizer.{index}.{key}": _saved(t) for key, t in like.items()}
+        for name in sorted(state.keys() ^ wanted.keys()):
+            raise ValueError(f"{name} {'is missing' if name in wanted else 'does not belong there'}")
+        for name, (dtype, shape) in wanted.items():
+            if _saved(state[name]) != (dtype, shape):
+                found = f"{state[name].dtype} {tuple(state[name].shape)}"
+                raise ValueError(f"{name} is {found}, this run's is {dtype} {shape}")
+            positive = name.endswith((".count", ".m2_O", ".m2_S", ".exp_avg_sq", ".step", "num_steps", "num_observed"))
+            if positive and bool((state[name] < 0).any()):
+                raise ValueError(f"{name} is negative")
+
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``tensors`` gave; raises KeyError or RuntimeError when names or shapes differ."""
+        """Take over what ``tensors`` gave; raises ValueError when names, types or shapes differ, or numbers make no sense."""
+        self._check(state)
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
         self.generated.forget(int(state["num_steps"][0]))
         self.optimizer.state = {}
@@ -327,6 +346,11 @@ class Replica:
             float(state["normalizer.count"]), state["normalizer.mean_O"].numpy(), state["normalizer.m2_O"].numpy()
         )
         self._w_M = None
+
+
+def _saved(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape in a file, where a number is a vector of one."""
+    return tensor.dtype, tuple(tensor.shape) or (1,)
 
 
 def shares(comm: Communicator) -> Ranks:

@@ -135,15 +135,29 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     run = Run(config, comm, players, environments, replay, Counters(), num_environments)
     if state is not None:
         run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
-        for role, learner in zip(players.held, players.learners, strict=True):
-            own_tensors = checkpoint.below(state.learner, f"policy{role}/")
-            learner.load({name: torch.from_numpy(t) for name, t in own_tensors.items()})
-        players.generated.set_ledger(state.ledger)
-        run.restarted = environments.restore(state.environments)
-        if replay is not None:
-            rows = state.environments["index_B"].tolist()
-            replay.restore(state.environments, [rows.index(index) for index in own])
+        try:
+            _restore(run, state, own)
+        except (AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:  # some are an environment's
+            if not state.origin:
+                raise
+            cause = str(error).splitlines() or [type(error).__name__]
+            raise UserError(
+                f"{state.origin} does not fit this run ({cause[0]}): delete it, or start the run again"
+            ) from None
     return run
+
+
+def _restore(run: Run, state: State, own: Sequence[int]) -> None:
+    """Put replicas, ledger, environments and replay where the state says; raises ValueError for one that does not fit."""
+    players, environments, replay = run.team, run.environments, run.replay
+    for role, learner in zip(players.held, players.learners, strict=True):
+        own_tensors = checkpoint.below(state.learner, f"policy{role}/")
+        learner.load({name: torch.from_numpy(t) for name, t in own_tensors.items()})
+    players.generated.set_ledger(state.ledger)
+    run.restarted = environments.restore(state.environments)
+    if replay is not None:
+        rows = state.environments["index_B"].tolist()
+        replay.restore(state.environments, [rows.index(index) for index in own])
 
 
 def _check_policies(config: Config, agents: Sequence[str], num: int) -> None:

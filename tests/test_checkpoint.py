@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file as torch_save_file
 
 from distqtrl import checkpoint, cli, config, tensorfile
 from distqtrl.allreduce.communicator import Serial
+from distqtrl.train import Counters
 
 TINY = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 16
     --environment.local_num 2 --evaluate.every none --evaluate.target none --evaluate.episodes 2
@@ -179,8 +181,12 @@ def test_the_remedy_for_a_damaged_checkpoint_works(run, complete_run, capfd):
 )
 def test_other_ranks_that_cannot_go_on_are_refused(tmp_path, aggregation, size, what):
     settings = config.Config(allreduce=config.Allreduce(aggregation=aggregation))
-    rows = {"index_B": np.arange(4), "actions": np.zeros(0)}
-    checkpoint.save(tmp_path, settings, Serial(), checkpoint.State({"update": 1}, TENSORS, rows, np.zeros(3)))
+    numbers = np.arange(4), np.zeros(4, np.int64)
+    rows = {"index_B": numbers[0], "episode_B": numbers[1], "length_B": numbers[1], "actions": np.zeros(0)}
+    state = checkpoint.State(
+        asdict(Counters(1)), TENSORS, rows | {"obs_BO": np.zeros((4, 1), np.float32)}, numbers[1][:3]
+    )
+    checkpoint.save(tmp_path, settings, Serial(), state)
     comm = Serial()
     comm.size = size
     with pytest.raises(config.UserError, match=what):

@@ -8,7 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "distqtrl"
 LAYERS = [
     {"__init__", "__version__"},
+    {"reading"},
     {"config", "stopping", "rendezvous"},
+    {"schema"},
     {"seeding", "record", "tensorfile"},
     {"quantize"},
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce"},

@@ -4,7 +4,6 @@ On a fake backend the pulses are routed and translated by Qiskit, once. Noise si
 decay.
 """
 
-import json
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from distqtrl import reading
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.pulses import Compiled, pulsed
 from distqtrl.circuit.statevector import Array
@@ -74,20 +74,19 @@ def with_file(program: Program, path: str) -> Compiled:
 
 def _noise(path: Path) -> Noise:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot read qpu.noise {path}: {reason}") from None
+        values = reading.parsed(reading.text(path))
+    except ValueError as error:
+        raise UserError(f"cannot read qpu.noise {path}: {error}") from None
     if not isinstance(values, dict) or not values:
         raise UserError(f"qpu.noise {path} describes nothing: write some of the tables {', '.join(Noise.model_fields)}")
     try:
-        return Noise.model_validate(values)
+        return Noise.model_validate(values, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"qpu.noise {path}: unknown key '{key}': {nearest(key, _keys())}") from None
-        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        value = "" if first["type"] == "missing" else f" = {reading.shortened(first['input'])}"
         raise UserError(f"qpu.noise {path}: {key}{value}: {first['msg'].removeprefix('Value error, ')}") from None
 
 

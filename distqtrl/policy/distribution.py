@@ -7,22 +7,28 @@ Continuous actions live in units of half the range around its middle; ``to_envir
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 Array = npt.NDArray[np.floating]
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+LARGEST = float(np.finfo(np.float32).max)
+Bounds = Annotated[  # what a policy file may say
+    tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...], Field(min_length=1)
+]
 
 
 @dataclass(frozen=True)
 class Categorical:
     """One of num_actions actions; outputs are logits. Actions are int64 (B,)."""
 
-    num_actions: int
-    start: int = 0
+    num_actions: Annotated[int, Field(ge=1, lt=2**31)]
+    start: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
 
     @property
     def num_outputs(self) -> int:
@@ -56,8 +62,8 @@ class Categorical:
 class Bounded:
     """What heads of continuous actions share: low and high bound the environment's action (finite)."""
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: Bounds
+    high: Bounds
 
     @property
     def num_outputs(self) -> int:

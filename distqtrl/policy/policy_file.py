@@ -4,24 +4,54 @@ Tensors ``w_M`` (float32), ``mean_O``, ``m2_O`` (float64); the description holds
 A policy that was trained on integers also has ``scales_S`` (float64) and its settings under ``quantize``.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from distqtrl import tensorfile
-from distqtrl.config import Quantize
+from pydantic import Field
+
+from distqtrl import reading, schema, tensorfile
+from distqtrl.config import Environment, Quantize, UserError
 from distqtrl.policy import lower, network
-from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.distribution import Bounded, Categorical, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.quantize.aware import Trained
 from distqtrl.quantize.calibrate import Network, QuantizedNetwork
+from distqtrl.schema import Names, Record, Several, Word
 
 FORMAT = "distqtrl policy 1"
+REMEDY = "give a run's policy.safetensors, or train it again"
+LAYERS = 100  # at most
+MOST_SEEN = 1e300  # squares of sums stay finite
+ENVIRONMENT = {"id", "local_num", "max_episode_steps", "observation", "image", "frames", "num_actions", "kwargs"}
 HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
+
+
+class Shape(Record):
+    """The keys of ``architecture``."""
+
+    num_inputs: Several
+    hidden: tuple[Several, ...] = Field(max_length=LAYERS)
+    num_outputs: Several
+    activation: Literal["tanh", "relu"]
+
+
+class Description(Record):
+    """A policy file beside its tensors; the tables of a head, of Environment and of Quantize have models of their own."""
+
+    format: Literal["distqtrl policy 1"]
+    architecture: Shape
+    head: dict[str, Any]
+    count: float = Field(ge=0, le=schema.LARGE)
+    environment: dict[str, Any]
+    origin: dict[Word, str | int | float | bool | None]
+    agents: Names
+    quantize: dict[str, Any] | None = None
 
 
 @dataclass
@@ -44,6 +74,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         self.w_M = self.w_M.detach().float()
+        self.environment = Environment(**self.environment).model_dump(mode="json")
         self._outputs = network.acting(self.architecture, self.w_M)
         self._program = lower.pruned(lower.program(self.quantized(), self.head)) if self.trained else None
 
@@ -88,21 +119,65 @@ class Policy:
 
 
 def load(path: Path) -> Policy:
-    """The policy of a file; raises UserError when it is absent, truncated, foreign or changed."""
-    about, tensors = tensorfile.read(path, FORMAT, "give a run's policy.safetensors, or train it again")
-    head, trained = _tuples(about["head"]), None
+    """The policy of a file; raises UserError when it is absent, truncated, foreign, changed, or not one that can act."""
+    about, tensors = tensorfile.read(path, FORMAT, REMEDY)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is refused by what it gives
+            return _policy(about, tensors)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} holds no policy ({error}): {REMEDY}") from None
+
+
+def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
+    """Raises ValueError and UserError for what does not fit."""
+    told = schema.checked(Description, about)
+    architecture = Architecture(**told.architecture.model_dump())
+    head = _head(told.head)
+    if head.num_outputs != architecture.num_outputs:
+        raise ValueError(f"a head of {head.num_outputs} for a network of {architecture.num_outputs} outputs")
+    environment = schema.complete(Environment, told.environment, "environment", ENVIRONMENT)
+    wanted = {
+        "w_M": (np.float32, (architecture.num_weights,)),
+        "mean_O": (np.float64, (architecture.num_inputs,)),
+        "m2_O": (np.float64, (architecture.num_inputs,)),
+    }
+    trained = None
     if "quantize" in about:
-        trained = Trained(Quantize(**about["quantize"]), tensors["scales_S"])
-    return Policy(
-        Architecture(**_tuples(about["architecture"])),
-        HEADS[head.pop("kind")](**head),
-        torch.from_numpy(tensors["w_M"]),
-        Normalizer(about["count"], tensors["mean_O"], tensors["m2_O"]),
-        about["environment"],
-        about["origin"],
-        trained,
-        tuple(about.get("agents", ())),
-    )
+        settings = schema.complete(Quantize, told.quantize, "quantize", Quantize.model_fields)
+        scales = lower.quantizer(settings, architecture, head).scales_S if _affordable(tensors, architecture) else []
+        tensorfile.check(tensors, wanted | {"scales_S": (np.float64, (len(scales),))})
+        trained = Trained(settings, tensors["scales_S"])
+    else:
+        tensorfile.check(tensors, wanted)
+    mean_O, m2_O = tensors["mean_O"], tensors["m2_O"]
+    if m2_O.min(initial=0) < 0 or max(m2_O.max(initial=0), np.abs(mean_O).max(initial=0)) > MOST_SEEN:
+        raise ValueError("mean_O and m2_O are no mean and no sum of squares")
+    if 0 < told.count < 1 or (not told.count and (mean_O.any() or m2_O.any())):
+        raise ValueError(f"count = {told.count} observations cannot have a mean and a sum of squares")
+    w_M, normalizer = torch.from_numpy(tensors["w_M"]), Normalizer(told.count, mean_O, m2_O)
+    values = environment.model_dump(mode="json")
+    return Policy(architecture, head, w_M, normalizer, values, dict(told.origin), trained, told.agents)
+
+
+def _affordable(tensors: tensorfile.Tensors, architecture: Architecture) -> bool:
+    """Whether the file is as large as its architecture says: before anything of that size is made."""
+    return "w_M" in tensors and tensors["w_M"].size == architecture.num_weights
+
+
+def _head(values: Mapping[str, Any]) -> Head:
+    """The head of its table; raises ValueError."""
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in HEADS:
+        raise ValueError(f"head.kind = {reading.shortened(kind)}: known are {', '.join(HEADS)}")
+    rest = {key: value for key, value in values.items() if key != "kind"}
+    wanted = {f.name for f in fields(HEADS[kind])}
+    for key in sorted(rest.keys() ^ wanted):
+        raise ValueError(f"head: {'lacks the key' if key in wanted else 'unknown key'} {reading.shortened(key)}")
+    head = schema.checked(HEADS[kind], rest)
+    if isinstance(head, Bounded):
+        if len(head.low) != len(head.high) or not all(a <= b for a, b in zip(head.low, head.high, strict=True)):
+            raise ValueError("head: low and high are no bounds")
+    return head
 
 
 def files(run: Path) -> list[Path]:
@@ -118,7 +193,3 @@ def team(path: Path) -> list[Policy]:
 def partners(path: Path) -> list[Policy]:
     """The policies beside a policy file that play the other agents."""
     return [load(file) for file in files(path.parent) if file != path and path.name.startswith("policy-")]
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -7,15 +7,18 @@ the weights, exactly, so a program that is accepted cannot overflow.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, ValidationError
 
+from distqtrl import reading
 from distqtrl.config import UserError
+from distqtrl.schema import Record
 
 Ints = npt.NDArray[np.int64]
 FORMAT = "distqtrl program 1"
@@ -214,16 +217,109 @@ def dumps(program: Program) -> str:
     return json.dumps(head)[:-1] + ', "ops": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
-def loads(text: str) -> Program:
-    """The program of a JSON text; raises UserError when it is not one."""
+def loads(text: str, origin: str = "the program") -> Program:
+    """The program of a JSON text; raises UserError when it is not one. origin: what a message calls it."""
     try:
-        values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"not a '{FORMAT}'")
-        ops = tuple(OPS[op.pop("op")](**_arrays(op)) for op in values.pop("ops"))
-        return Program(tuple(values.pop("input_fraction_O")), ops=ops, **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read the program ({type(error).__name__}: {error}): export the policy again") from None
+        reading.parsed(text)
+        told = Written.model_validate_json(text)
+        return Program(told.input_fraction_O, told.input_bits, _fitting(told), told.output_fraction)
+    except ValidationError as error:
+        reason = reading.reason(error)
+    except (ValueError, UserError) as error:
+        reason = str(error)
+    raise UserError(f"cannot read {origin} ({reason}): export the policy again")
+
+
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+List = Field(min_length=1)
+
+
+class WrittenMatmul(Record):
+    """A Matmul as JSON."""
+
+    op: Literal["matmul"]
+    weights_NK: Annotated[tuple[Annotated[tuple[Annotated[int, Field(ge=-128, le=127)], ...], List], ...], List]
+
+    def made(self, width: int) -> tuple[Op, int]:
+        """The operation on so many numbers, and how many it writes; raises ValueError where it does not fit them."""
+        _check_width("weights_NK", [len(row) for row in self.weights_NK], width)
+        return Matmul(np.array(self.weights_NK, np.int64)), len(self.weights_NK)
+
+
+class WrittenScale(Record):
+    """A Scale as JSON: products of 32 bits by 32, and offsets, stay below 2**63."""
+
+    op: Literal["scale"]
+    multiplier_N: Annotated[tuple[Int32, ...], List]
+    offset_N: Annotated[tuple[Annotated[int, Field(ge=-(2**61), le=2**61)], ...], List]
+    shift: int = Field(ge=0, le=WORD)
+    low: Int32
+    high: Int32
+
+    def made(self, width: int) -> tuple[Op, int]:
+        """As WrittenMatmul's."""
+        _check_width("multiplier_N", [len(self.multiplier_N)], width)
+        _check_width("offset_N", [len(self.offset_N)], width)
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} is above high = {self.high}")
+        multiplier_N, offset_N = (np.array(values, np.int64) for values in (self.multiplier_N, self.offset_N))
+        return Scale(multiplier_N, offset_N, self.shift, self.low, self.high), width
+
+
+class WrittenLookup(Record):
+    """A Lookup as JSON."""
+
+    op: Literal["lookup"]
+    table: tuple[Int32, ...] = Field(min_length=1, max_length=1 << 16)
+
+    def made(self, width: int) -> tuple[Op, int]:
+        """As WrittenMatmul's."""
+        return Lookup(np.array(self.table, np.int64)), width
+
+
+class WrittenArgmax(Record):
+    """An Argmax as JSON."""
+
+    op: Literal["argmax"]
+    start: Annotated[int, Field(ge=-(2**30), le=2**30)]
+
+    def made(self, width: int) -> tuple[Op, int]:
+        """As WrittenMatmul's."""
+        return Argmax(self.start), 1
+
+
+class Written(Record):
+    """program.json."""
+
+    format: Literal["distqtrl program 1"]
+    input_fraction_O: tuple[Annotated[int, Field(ge=-16, le=30)], ...] = Field(min_length=1)
+    input_bits: int = Field(ge=1, le=16)
+    output_fraction: int = Field(ge=-128, le=64)
+    ops: tuple[
+        Annotated[WrittenMatmul | WrittenScale | WrittenLookup | WrittenArgmax, Field(discriminator="op")], ...
+    ] = Field(min_length=1, max_length=1000)
+
+
+def _fitting(told: Written) -> tuple[Op, ...]:
+    """The operations; raises ValueError where one does not fit what the one before it writes."""
+    width, ops = len(told.input_fraction_O), list[Op]()
+    for number, op in enumerate(told.ops):
+        if isinstance(op, WrittenArgmax) and number < len(told.ops) - 1:
+            raise ValueError(f"ops.{number}: an argmax is the last operation")
+        try:
+            made, width = op.made(width)
+        except ValueError as error:
+            raise ValueError(f"ops.{number}.{error}") from None
+        ops.append(made)
+    if isinstance(told.ops[-1], WrittenArgmax) and told.output_fraction:
+        raise ValueError(f"output_fraction = {told.output_fraction}: an argmax has none")
+    return tuple(ops)
+
+
+def _check_width(name: str, lengths: list[int], width: int) -> None:
+    for length in lengths:
+        if length != width:
+            raise ValueError(f"{name} has {length} entries for {width} numbers")
 
 
 def digest(program: Program) -> str:
@@ -237,7 +333,3 @@ def _name(op: Op) -> str:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
-
-
-def _arrays(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: np.array(value, np.int64) if isinstance(value, Sequence) else value for key, value in values.items()}
