@@ -144,6 +144,8 @@ def _check(ranks: int, tensors: Tensors) -> None:
         tensorfile.check_finite(name, tensor)
     ledgers = {name: t for name, t in tensors.items() if name.endswith("/ledger")}
     tensorfile.check(ledgers, {f"rank{r}/ledger": (np.int64, (3,)) for r in range(min(ranks, len(ledgers) + 1))})
+    if any(counts.min() < 0 for counts in ledgers.values()):
+        raise ValueError("a ledger holds a negative number")
     environments = below(tensors, "environment/")
     shapes: dict[str, tuple[type, tensorfile.Shape]] = {
         "index_B": (np.int64, (None,)),
@@ -152,6 +154,9 @@ def _check(ranks: int, tensors: Tensors) -> None:
     shapes |= {"length_B": (np.int64, (None,)), "obs_BO": (np.float32, (None, None))}
     tensorfile.check({name: t for name, t in environments.items() if name in shapes}, shapes)
     index_B, length_B = environments["index_B"], environments["length_B"]
+    for name in ("index_B", "episode_B"):
+        if environments[name].max(initial=0) > LARGE:
+            raise ValueError(f"environment/{name} holds {environments[name].max()}")
     if len({len(environments[name]) for name in shapes}) > 1 or not len(index_B):
         raise ValueError("the environments have states of different numbers of environments")
     if len(np.unique(index_B)) < len(index_B) or min(index_B.min(), environments["episode_B"].min()) < 0:

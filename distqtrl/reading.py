@@ -20,7 +20,7 @@ _STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
 
 
 def regular(path: Path) -> None:
-    """Raises ValueError unless path is a regular file: opening a pipe could wait for ever, reading a device never end."""
+    """Raises ValueError unless path is a regular file: a pipe may wait for ever, and a device never end."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

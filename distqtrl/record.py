@@ -14,10 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from distqtrl import reading, schema
 from distqtrl.config import UserError
+from distqtrl.schema import Count, Record, Several, Word
 
 PACKAGES = (
     "distqtrl",
@@ -36,6 +39,27 @@ PACKAGES = (
 PHASES = ("rollout", "generate", "loss", "allreduce", "optimize", "evaluate", "write")
 PLAIN_EVERY_S = 2.0
 EVENTS_EVERY_S = 0.05  # TensorBoard shows no more, and an update of whole episodes may take a few milliseconds
+
+
+class Metrics(Record):
+    """A line of metrics.jsonl, as far as anything reads it; a number may be infinite or none."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+
+    update: Count
+    ranks: Several
+    env_steps: Count
+    episodes: Count
+    return_mean: float | None
+    return_smoothed: float | None
+    cpu_s: float
+    wall_s: float
+    entropy: float | None = None
+    acting_entropy: float | None = None
+    noisy_layers: float | None = None
+    validation_return: float | None = None
+    profile_s: dict[Word, float]
+    agent_returns: dict[Word, float] | None = None
 
 
 class Profile:
@@ -199,20 +223,46 @@ def locked(path: Path) -> IO[str]:
     return file
 
 
-def keep_updates(path: Path, first_update: int) -> None:
-    """Drop lines of metrics from first_update on, and a last line that was cut off: a resumed run writes them anew."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def rows(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The updates in metrics.jsonl as far as they can be read, each one more than the one before; and what ends them
+    before the file does."""
+    found: list[dict[str, Any]] = []
+    try:
+        lines = reading.content(path).splitlines()
+    except ValueError as error:
+        return found, f"{path.name} cannot be read ({error})"
+    for number, line in enumerate(lines, 1):
+        due = found[-1]["update"] + 1 if found else None
         try:
-            if json.loads(line)["update"] >= first_update:
-                break
-        except (ValueError, KeyError):
-            break
-        kept.append(line + "\n")
+            row = reading.parsed(line.decode(), infinite=True)
+        except ValueError:  # also what is no UTF-8
+            return found, f"{path.name} cannot be read from line {number} on"
+        if not isinstance(row, dict) or (due is not None and row.get("update") != due):
+            return found, f"{path.name}: line {number} is not update {number - 1 if due is None else due}"
+        try:
+            schema.checked(Metrics, row)
+        except ValueError as error:
+            return found, f"{path.name}: line {number}: {error}"
+        found.append(row)
+    return found, "" if found else f"{path.name} is empty"
+
+
+def keep_updates(path: Path, first_update: int) -> None:
+    """Drop lines of metrics from first_update on, and a last line that was cut off: a resumed run writes them anew.
+
+    Raises UserError where lines before it are missing or damaged; a file that is not there is begun anew.
+    """
+    if not os.path.lexists(path):
+        return
+    found, problem = rows(path)
+    kept = [row for row in found if row["update"] < first_update]
+    if first_update and (not kept or kept[-1]["update"] != first_update - 1):
+        raise UserError(
+            f"{path.parent}: {problem or f'{path.name} ends before update {first_update}'}, and the run goes on from "
+            f"update {first_update}: restore the file, or remove it to go on without what it held"
+        )
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
+    partial.write_bytes(b"".join(line + b"\n" for line in path.read_bytes().splitlines()[: len(kept)]))
     partial.replace(path)
 
 

@@ -1,17 +1,50 @@
 """The directory of one run: made by rank 0, seen by all ranks."""
 
-import json
+import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AllowInfNan, ConfigDict, Field
 
 from distqtrl import config as configuration
-from distqtrl import tensorfile
+from distqtrl import schema, tensorfile
 from distqtrl.allreduce.communicator import Communicator, agreed, allgather_bytes
 from distqtrl.config import Config, UserError
+from distqtrl.schema import Count, Record, Several, Word
 
+REMEDY = "the run is damaged, train it again, or remove this file and go on from the last checkpoint (train --resume)"
+Return = Annotated[float, AllowInfNan(True)]  # what an environment pays is its own affair
 VISIBLE_WITHIN_S = 10.0  # what a network filesystem may take to show a new directory to another host
+
+
+class Summary(Record):
+    """Of the returns of an evaluation; a newer version may say more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    mean: Return
+    std: Return
+    min: Return
+    max: Return
+    episodes: Several
+
+
+class Result(Record):
+    """result.json, as far as anything reads it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Literal["complete"]
+    exit_code: Literal[0] = 0
+    evaluation: Summary
+    agents: dict[Word, Return] = Field(default_factory=dict)
+    ranks: Several
+    update: Count
+    env_steps: Count
+    episodes: Count
+    train_s: float = Field(ge=0, le=schema.LARGE)
 
 
 def create(config: Config, name: str, comm: Communicator) -> Path:
@@ -57,10 +90,11 @@ def claim(directory: Path, config: Config, comm: Communicator) -> bool:
 
 
 def complete(directory: Path) -> dict[str, Any] | None:
-    """The result of a run that is complete already."""
+    """The result of a run that is complete already; raises UserError where its file is damaged."""
     path = directory / "result.json"
-    result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return result
+    if not os.path.lexists(path):
+        return None
+    return schema.document(path, Result, "result of a run", REMEDY, infinite=True)[1]
 
 
 def _write_config(directory: Path, config: Config) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +23,10 @@ Model = TypeVar("Model", bound="Record")
 
 
 class Record(BaseModel):
-    """Base of the models of files: frozen, nothing is converted, unknown keys refused, no NaN or infinity."""
+    """Base of the models of files: frozen, nothing is converted, unknown keys refused, no NaN or infinity.
+
+    A model whose keys are all needed, and which means the same with more, may ignore more: a newer version's.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -37,28 +41,39 @@ def distinct(values: Sequence[Any]) -> Sequence[Any]:
 Names = Annotated[tuple[Word, ...], Field(max_length=10_000), AfterValidator(distinct)]
 
 
-def document(path: Path, model: type[Model], what: str, remedy: str, infinite: bool = False) -> Model:
-    """What a JSON file holds; raises UserError, which says what it is (``what``), the reason and the remedy."""
+def document(
+    path: Path, model: type[Model], what: str, remedy: str, infinite: bool = False
+) -> tuple[Model, dict[str, Any]]:
+    """What a JSON file holds, as the model and as it is there, with keys that the model ignores.
+
+    Raises UserError, which says what the file should be (``what``), the reason and the remedy. infinite: as in
+    ``reading.parsed``.
+    """
     try:
         text = reading.text(path)
-        reading.parsed(text, infinite)
-        return model.model_validate_json(text)
+        values = reading.parsed(text, infinite)
+        return model.model_validate_json(text), values
     except ValidationError as error:
         raise UserError(f"{path} is no {what} ({reading.reason(error)}): {remedy}") from None
     except ValueError as error:
         raise UserError(f"cannot read {path} ({error}): {remedy}") from None
 
 
+@cache
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    return TypeAdapter(kind)
+
+
 def checked(kind: type[Kind], values: Any) -> Kind:
     """A model or dataclass of JSON values that are parsed already; raises ValueError with the reason."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        return _adapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ValueError(reading.reason(error)) from None
 
 
 def complete(kind: type[Kind], values: Any, where: str, wanted: AbstractSet[str]) -> Kind:
-    """As ``checked``, a table whose keys ``wanted`` are all there: a default in their place could mean something else."""
+    """As ``checked``, of a table whose keys ``wanted`` are all there: a default might mean something else."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} = {reading.shortened(values)}: Input should be an object")
     for key in sorted(wanted - values.keys()):

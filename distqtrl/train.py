@@ -148,7 +148,7 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
 
 
 def _restore(run: Run, state: State, own: Sequence[int]) -> None:
-    """Put replicas, ledger, environments and replay where the state says; raises ValueError for one that does not fit."""
+    """Put replicas, ledger, environments and replay where the state says; raises ValueError where it does not fit."""
     players, environments, replay = run.team, run.environments, run.replay
     for role, learner in zip(players.held, players.learners, strict=True):
         own_tensors = checkpoint.below(state.learner, f"policy{role}/")

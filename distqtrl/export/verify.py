@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import importlib.util
-import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from distqtrl.config import Environment, UserError
+from distqtrl.config import Environment
 from distqtrl.export import cuda, episodes, simulate, synthesis, tools
+from distqtrl.export import manifest as manifests
+from distqtrl.export.manifest import read
 from distqtrl.export.tools import Missing
 from distqtrl.policy import policy_file
-from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Argmax, Ints, Program, Scale
 
 MANIFEST = "manifest.json"
@@ -48,26 +48,7 @@ class Check:
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The folder's manifest; raises UserError where it is none."""
-    try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        if values["format"] != FORMAT:
-            raise ValueError(f"not a '{FORMAT}'")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no exported policy ({error}): give a folder made by distqtrl export") from None
-    return values
-
-
-def read(folder: Path) -> tuple[Program, Ints, Ints]:
-    """The folder's program and test vectors, observations and actions; raises UserError where they cannot be read."""
-    try:
-        program = programs.loads((folder / "program.json").read_text())
-        rows = np.loadtxt(folder / "vectors.csv", np.int64, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder} ({error}): export the policy again") from None
-    width = len(program.input_fraction_O)
-    if rows.shape[1] != width + len(program.outputs.low_N):
-        raise UserError(f"{folder / 'vectors.csv'} has {rows.shape[1]} columns, not the program's: export it again")
-    return program, rows[:, :width], rows[:, width:]
+    return manifests.manifest(folder / MANIFEST)
 
 
 def checks(

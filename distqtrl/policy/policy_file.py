@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-
 from pydantic import Field
 
 from distqtrl import reading, schema, tensorfile
@@ -42,7 +41,7 @@ class Shape(Record):
 
 
 class Description(Record):
-    """A policy file beside its tensors; the tables of a head, of Environment and of Quantize have models of their own."""
+    """A policy file beside its tensors; head, environment and quantize have models of their own."""
 
     format: Literal["distqtrl policy 1"]
     architecture: Shape
@@ -119,7 +118,7 @@ class Policy:
 
 
 def load(path: Path) -> Policy:
-    """The policy of a file; raises UserError when it is absent, truncated, foreign, changed, or not one that can act."""
+    """The policy of a file; raises UserError when it is absent, truncated, foreign, changed, or none that can act."""
     about, tensors = tensorfile.read(path, FORMAT, REMEDY)
     try:
         with np.errstate(all="ignore"):  # what overflows is refused by what it gives
@@ -174,9 +173,10 @@ def _head(values: Mapping[str, Any]) -> Head:
     for key in sorted(rest.keys() ^ wanted):
         raise ValueError(f"head: {'lacks the key' if key in wanted else 'unknown key'} {reading.shortened(key)}")
     head = schema.checked(HEADS[kind], rest)
-    if isinstance(head, Bounded):
-        if len(head.low) != len(head.high) or not all(a <= b for a, b in zip(head.low, head.high, strict=True)):
-            raise ValueError("head: low and high are no bounds")
+    if isinstance(head, Bounded) and not (
+        len(head.low) == len(head.high) and all(a <= b for a, b in zip(head.low, head.high, strict=True))
+    ):
+        raise ValueError("head: low and high are no bounds")
     return head
 
 

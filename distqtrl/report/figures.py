@@ -1,6 +1,5 @@
 """Figures: from one run's own files, and from numbers over seeds; readable in print and by colour-blind readers."""
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distqtrl import config as configuration
+from distqtrl import record
+from distqtrl.config import UserError
 from distqtrl.report.statistics import interval, iqm, iqm_T
 
 if TYPE_CHECKING:
@@ -109,8 +111,10 @@ def stacks(axes: "Axes", cases: Mapping[str, Mapping[str, float]]) -> None:
 
 def learning_curve(run: Path) -> Path:
     """Draw RUN/learning_curve.png (return against environment steps over all ranks) from RUN/metrics.jsonl."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    config = json.loads((run / "config.json").read_text())
+    rows, problem = record.rows(run / "metrics.jsonl")
+    if problem:
+        raise UserError(f"{run}: {problem}: its learning curve cannot be drawn")
+    config = configuration.load(run / "config.json").model_dump()
     with styled():
         figure, (axes,) = panels(1)
         trained = _points(rows, "return_mean")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqtrl import config as configuration
+from distqtrl import record, run_directory
 from distqtrl.config import Config, UserError
 from distqtrl.report.statistics import smoothed
 
@@ -101,7 +102,7 @@ def read(directory: Path) -> Run:
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is no run directory (it has no config.json): give folders that train has made")
     config = configuration.load(directory / "config.json")
-    result = _json(directory / "result.json")
+    result = run_directory.complete(directory) or {}
     rows, problem = _metrics(directory / "metrics.jsonl")
     if not problem and not result:
         problem = f"not complete: it stands at update {len(rows)}"
@@ -125,46 +126,14 @@ def _tenth(updates: int) -> int:
     return max(1, updates // 10)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        result = json.loads(path.read_text())
-        if not isinstance(result, dict) or not {"update", "evaluation"} <= result.keys():
-            raise ValueError("it holds no result of a run")
-        if not _are_numbers(_values(result.get("agents", {}))):
-            raise ValueError("agents holds no numbers")
-        return result
-    except ValueError as error:
-        raise UserError(f"cannot read {path}: {error}; the run is damaged, train it again") from None
-
-
 def _metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
     """The updates that can be read, and what is wrong with the file."""
-    rows: list[dict[str, Any]] = []
     if not path.exists():
-        return rows, "metrics.jsonl is missing"
-    for number, line in enumerate(path.read_text(errors="replace").splitlines()):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return rows, f"metrics.jsonl cannot be read from line {number + 1} on"
-        if not isinstance(row, dict) or row.get("update") != number:
-            return rows, f"metrics.jsonl: line {number + 1} is not update {number}"
-        nested = _values(row.get("profile_s", {})) + _values(row.get("agent_returns") or {})
-        if not _are_numbers([row.get(name) for name in COLUMNS] + nested):
-            return rows, f"metrics.jsonl: line {number + 1} holds no numbers"
-        rows.append(row)
-    return rows, "" if rows else "metrics.jsonl is empty"
-
-
-def _values(nested: Any) -> list[Any]:
-    """What a dictionary holds; what is none holds no numbers."""
-    return list(nested.values()) if isinstance(nested, dict) else [""]
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(x is None or isinstance(x, int | float) for x in values)
+        return [], "metrics.jsonl is missing"
+    rows, problem = record.rows(path)
+    if rows and rows[0]["update"]:
+        return [], "metrics.jsonl: line 1 is not update 0"
+    return rows, problem
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:

@@ -28,8 +28,8 @@ from distqtrl.config import Diverged, UserError
 from distqtrl.export import folder
 from distqtrl.report import search as page
 from distqtrl.report.figures import learning_curve
-from distqtrl.search import cost, numbers, rule
-from distqtrl.search.grid import FORMAT, Candidate, Search, name
+from distqtrl.search import cost, files, numbers, rule
+from distqtrl.search.grid import Candidate, Search, name
 from distqtrl.stopping import EXIT_CODES
 from distqtrl.train import prepare, train
 
@@ -59,9 +59,8 @@ class Worker:
     def result(self, candidate: Candidate | None, seed: int) -> dict[str, Any] | None:
         """What result.json or failed.json of a training holds; None: it is not complete."""
         run = self.search.run(candidate, seed)
-        for path in (run / "result.json", run / "failed.json"):
-            if run not in self.results and path.exists():
-                self.results[run] = json.loads(path.read_text())
+        if run not in self.results and (found := files.result(run)) is not None:
+            self.results[run] = found
         return self.results.get(run)
 
     def known(self, candidate: Candidate | None) -> list[float | None] | None:
@@ -74,9 +73,9 @@ class Worker:
         if self.search.mode == "rule":
             return rule.three_steps(self.search, self.known)
         for candidate in rule.every(self.search):
-            path = _cost_file(self.search, candidate)
-            if candidate not in self.costs and path.exists():
-                self.costs[candidate] = json.loads(path.read_text())["cost"]
+            known = self.costs.get(candidate, files.cost(_cost_file(self.search, candidate)))
+            if known is not None:
+                self.costs[candidate] = known
         return rule.pareto(self.search, self.known, self.costs)
 
 
@@ -122,16 +121,7 @@ def stopped(pending: Sequence[signal.Signals]) -> int:
 
 def read(directory: Path) -> dict[str, Any] | None:
     """search.json, where there is one; raises UserError where it is of something else."""
-    path = directory / FILE
-    try:
-        about: dict[str, Any] = json.loads(path.read_text())
-        if about["format"] != FORMAT:
-            raise ValueError(f"not a '{FORMAT}'")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no search of ours ({error}): choose another -o") from None
-    return about
+    return files.found(directory / FILE, "choose another -o")
 
 
 def complete(search: Search) -> bool:

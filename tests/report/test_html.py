@@ -124,7 +124,7 @@ REFUSED = [  # what happens to circuit-0, which is given with circuit-1; parts o
     (lambda run: (run / "result.json").write_text("[1]"), ["circuit-0/result.json", "train it again"]),
     (lambda run: (run / "result.json").write_text('{"update": 20}'), ["circuit-0/result.json", "train it again"]),
     (lambda run: replace(run, '"update": 20', '"agents": {"a": "x"}, "update": 20', "result.json"),
-     ["circuit-0/result.json: agents holds no numbers", "train it again"]),
+     ["circuit-0/result.json is no result of a run (agents.a = 'x'", "train it again"]),
     (everywhere(lambda run: replace(run, "CartPole-v1", "No-v0")), ["environment 'No-v0'"]),
     (lambda run: (run.parent.parent / "page.html").mkdir(), ["Is a directory: ", "page.html"]),
 ]  # fmt: skip

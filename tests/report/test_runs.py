@@ -48,12 +48,18 @@ def told(returns):
         ("metrics.jsonl holds 17 updates, the run made 20", lines(lambda all: all[:-3])),
         ("not complete: it stands at update 20", lambda run: (run / "result.json").unlink()),
         (
-            "metrics.jsonl: line 1 holds no numbers",
+            "metrics.jsonl: line 1: return_mean = 'x': Input should be a valid number",
             lambda run: replace(run / "metrics.jsonl", ('"return_mean": ', '"return_mean": "x", "_": ')),
         ),
-        ("metrics.jsonl: line 1 holds no numbers", told('["player_0"]')),
-        ("metrics.jsonl: line 1 holds no numbers", told('{"player_0": "much"}')),
-        ("metrics.jsonl: line 1 holds no numbers", told('{"player_0": {"mean": 1}}')),
+        ("metrics.jsonl: line 1: agent_returns = ['player_0']: Input should be an object", told('["player_0"]')),
+        (
+            "metrics.jsonl: line 1: agent_returns.player_0 = 'much': Input should be a valid number",
+            told('{"player_0": "much"}'),
+        ),
+        (
+            "metrics.jsonl: line 1: agent_returns.player_0 = {'mean': 1}: Input should be a valid number",
+            told('{"player_0": {"mean": 1}}'),
+        ),
     ],
 )
 def test_a_damaged_run_is_named_and_in_no_mean(copied, problem, damage):
