@@ -42,23 +42,23 @@ EVENTS_EVERY_S = 0.05  # TensorBoard shows no more, and an update of whole episo
 
 
 class Metrics(Record):
-    """A line of metrics.jsonl, as far as anything reads it; a number may be infinite or none."""
+    """A line of metrics.jsonl, as far as anything reads it; what it does not tell is unknown, not something else."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
 
     update: Count
-    ranks: Several
     env_steps: Count
-    episodes: Count
     return_mean: float | None
-    return_smoothed: float | None
-    cpu_s: float
     wall_s: float
+    profile_s: dict[Word, float]
+    ranks: Several | None = None
+    episodes: Count | None = None
+    return_smoothed: float | None = None
+    cpu_s: float | None = None
     entropy: float | None = None
     acting_entropy: float | None = None
     noisy_layers: float | None = None
     validation_return: float | None = None
-    profile_s: dict[Word, float]
     agent_returns: dict[Word, float] | None = None
 
 

@@ -333,7 +333,7 @@ class Replica:
                 raise ValueError(f"{name} is negative")
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``tensors`` gave; raises ValueError when names, types, shapes differ or a count is negative."""
+        """Take over what ``tensors`` gave; raises ValueError when names, types, shapes or signs do not fit."""
         self._check(state)
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
         self.generated.forget(int(state["num_steps"][0]))

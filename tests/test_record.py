@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import re
 from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distqtrl.config import UserError
 from distqtrl.record import PHASES, Profile, Recorder, keep_updates
 
 
@@ -52,11 +54,11 @@ def test_a_resumed_run_writes_its_updates_anew(tmp_path):
     [
         (0, "", 0),
         (2, "", 2),
-        (9, "", 3),
-        (9, '{"update": 3, "env_st', 3),
-        (9, '{"update"', 3),
-        (9, "{}", 3),
-        (9, "\0\0\0", 3),
+        (3, "", 3),
+        (3, '{"update": 3, "env_st', 3),
+        (3, '{"update"', 3),
+        (3, "{}", 3),
+        (3, "\0\0\0", 3),
         (2, '{"update": 3, "env_st', 2),
     ],
 )
@@ -73,6 +75,29 @@ def test_keep_updates_ends_a_last_line_that_lacks_only_its_newline(tmp_path):
     path.write_text(json.dumps(metrics(0)))
     keep_updates(path, 1)
     assert path.read_text() == json.dumps(metrics(0)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "metrics.jsonl is empty, and the run goes on from update 3: restore the file, or remove it"),
+        (json.dumps(metrics(0)) + "\n", "metrics.jsonl ends before update 3"),
+        (f"{json.dumps(metrics(0))}\n{{\n{json.dumps(metrics(2))}\n", "metrics.jsonl cannot be read from line 2 on"),
+        ("".join(json.dumps(metrics(n)) + "\n" for n in (0, 2)), "metrics.jsonl: line 2 is not update 1"),
+        (json.dumps(metrics(0, wall_s=True)), "line 1: wall_s = True: Input should be a valid number"),
+        ("[" * 200_000, "metrics.jsonl cannot be read from line 1 on"),
+    ],
+)
+def test_updates_that_a_resumed_run_needs_and_are_not_there(tmp_path, text, reason):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        keep_updates(path, 3)
+    assert path.read_text() == text
+    keep_updates(path, 0)
+    assert path.read_text() == ""
+    path.unlink()
+    keep_updates(path, 3)  # the remedy
 
 
 def test_keep_updates_of_nothing(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from distqtrl import reading, schema, tensorfile
-from distqtrl.config import Environment, Quantize, UserError
+from distqtrl.config import LARGEST, Environment, Quantize, UserError
 from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import Bounded, Categorical, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
@@ -145,6 +145,8 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         settings = schema.complete(Quantize, told.quantize, "quantize", Quantize.model_fields)
         scales = lower.quantizer(settings, architecture, head).scales_S if _affordable(tensors, architecture) else []
         tensorfile.check(tensors, wanted | {"scales_S": (np.float64, (len(scales),))})
+        if (most := tensors["scales_S"].max(initial=0)) > LARGEST:
+            raise ValueError(f"scales_S holds {most:g}")
         trained = Trained(settings, tensors["scales_S"])
     else:
         tensorfile.check(tensors, wanted)
