@@ -172,11 +172,13 @@ def _trained(
 def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     from distqtrl.environment.rollout import play, summary
     from distqtrl.environment.vector import Environments
+    from distqtrl.export import episodes
     from distqtrl.policy import policy_file
 
     if comm.rank:
         return 0
     policies = policy_file.team(Path(args.policy))
+    episodes.check(policies)
     environment = configuration.Environment(**policies[0].environment)
     roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
     if args.gif is not None:

@@ -357,7 +357,7 @@ class Allreduce(Stage):
     )
     average_every: Positive = Field(1, description="updates between two parameter averages")
     check_every: Positive = Field(10, description="updates between two comparisons of the replicas' hashes")
-    timeout_s: Rate | None = Field(
+    timeout_s: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         1800.0, description="a rank that waits longer than this for the others ends the job; none = it waits for ever"
     )
     lost_rank: Literal["abort", "shrink"] = Field(

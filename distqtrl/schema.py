@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cache
 from pathlib import Path
@@ -60,14 +60,15 @@ def document(
 
 
 @cache
-def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def checked(kind: type[Kind], values: Any) -> Kind:
     """A model or dataclass of JSON values that are parsed already; raises ValueError with the reason."""
     try:
-        return _adapter(kind).validate_json(json.dumps(values), strict=True)
+        found: Kind = _adapter(kind).validate_json(json.dumps(values), strict=True)
+        return found
     except ValidationError as error:
         raise ValueError(reading.reason(error)) from None
 

@@ -5,12 +5,36 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import Environment
+from distqtrl.config import Environment, UserError
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
+from distqtrl.policy.distribution import Bounded, Categorical
 from distqtrl.policy.policy_file import Policy
 
 Act = Callable[[np.ndarray], np.ndarray]
+
+
+def check(policies: Sequence[Policy]) -> None:
+    """Raise UserError for policies that are not for one environment, see other observations or make other actions."""
+    environment = Environment(**policies[0].environment)
+    for policy in policies:
+        if policy.environment != policies[0].environment:
+            raise UserError("the policies are not for one environment: give the policies of one run")
+    made = Environments(environment, range(1), 0, "evaluation", 0, [policy.agents for policy in policies])
+    made.close()
+    for policy, role, width in zip(policies, made.roles, made.widths, strict=True):
+        spaces, head, problem = made.spaces[role[0]], policy.head, ""
+        if policy.architecture.num_inputs != width:
+            problem = f"{width} observations, the policy reads {policy.architecture.num_inputs}"
+        elif isinstance(head, Categorical) and (head.num_actions, head.start) != (
+            spaces.num_actions,
+            spaces.action_start,
+        ):
+            problem = f"{spaces.words}, the policy has {head.num_actions} from {head.start} on"
+        elif isinstance(head, Bounded) and (head.low, head.high) != (spaces.low, spaces.high):
+            problem = f"{spaces.words}, the policy acts from {head.low} to {head.high}"
+        if problem:
+            raise UserError(f"{environment.id} has {problem}: give a policy that was trained there, or train it again")
 
 
 def returns(

@@ -135,16 +135,16 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
     if head.num_outputs != architecture.num_outputs:
         raise ValueError(f"a head of {head.num_outputs} for a network of {architecture.num_outputs} outputs")
     environment = schema.complete(Environment, told.environment, "environment", ENVIRONMENT)
-    wanted = {
+    wanted: dict[str, tuple[type, tensorfile.Shape]] = {
         "w_M": (np.float32, (architecture.num_weights,)),
         "mean_O": (np.float64, (architecture.num_inputs,)),
         "m2_O": (np.float64, (architecture.num_inputs,)),
     }
     trained = None
     if "quantize" in about:
-        settings = schema.complete(Quantize, told.quantize, "quantize", Quantize.model_fields)
-        scales = lower.quantizer(settings, architecture, head).scales_S if _affordable(tensors, architecture) else []
-        tensorfile.check(tensors, wanted | {"scales_S": (np.float64, (len(scales),))})
+        settings = schema.complete(Quantize, told.quantize, "quantize", Quantize.model_fields.keys())
+        num = len(lower.quantizer(settings, architecture, head).scales_S) if _affordable(tensors, architecture) else 0
+        tensorfile.check(tensors, wanted | {"scales_S": (np.float64, (num,))})
         if (most := tensors["scales_S"].max(initial=0)) > LARGEST:
             raise ValueError(f"scales_S holds {most:g}")
         trained = Trained(settings, tensors["scales_S"])

@@ -204,7 +204,11 @@ class Program:
 
 
 def converted(obs_BO: np.ndarray, fraction_O: tuple[int, ...], bits: int) -> Ints:
-    """What ``Program.convert`` says."""
+    """What ``Program.convert`` says; raises UserError for observations of another width."""
+    if np.shape(obs_BO)[-1] != len(fraction_O):
+        raise UserError(
+            f"the program reads {len(fraction_O)} observations, not {np.shape(obs_BO)[-1]}: export it again"
+        )
     x_BO = np.floor(np.asarray(obs_BO, np.float64) * np.exp2(fraction_O) + 0.5)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     return np.nan_to_num(x_BO, nan=low, posinf=high, neginf=low).clip(low, high).astype(np.int64)

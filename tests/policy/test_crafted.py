@@ -225,6 +225,32 @@ def test_a_great_policy_loads_in_milliseconds(valid, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])
+@pytest.mark.parametrize(
+    ("kind", "values", "reason"),
+    [
+        ("categorical-False", {}, "CartPole-v1 has 4 observations, the policy reads 3"),
+        (
+            "categorical-False",
+            {"id": "Pendulum-v1"},
+            "Pendulum-v1 has 3 observations, Box(-2.0,) to (2.0,), the policy",
+        ),
+        ("gaussian-False", {"id": "Pendulum-v1"}, "do not play each agent once"),
+        ("squashedgaussian-True", {"id": "Pendulum-v1"}, "the policy acts from (-1.0,) to (1.0,)"),
+        ("categorical-False", {"id": "Nowhere-v0"}, "unknown environment 'Nowhere-v0'"),
+    ],
+)
+def test_a_policy_of_another_environment_is_refused(valid, tmp_path, capfd, command, kind, values, reason):
+    about, tensors = json.loads(json.dumps(valid[kind][0])), valid[kind][1]
+    about["environment"] |= values
+    put(tmp_path / "policy", json.dumps(about), tensors)
+    words = ["-o", str(tmp_path / "out")] if command == "export" else []
+    assert cli.main([command, str(tmp_path / "policy"), *words]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert reason in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
 def test_commands_refuse_it_in_one_line(valid, tmp_path, capfd, command):
     about, tensors = valid["categorical-False"]
     put(tmp_path / "policy", json.dumps(about), tensors | {"w_M": np.full(26, np.nan, np.float32)})
