@@ -2,9 +2,8 @@
 
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -59,16 +58,12 @@ def document(
         raise UserError(f"cannot read {path} ({error}): {remedy}") from None
 
 
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def checked(kind: type[Kind], values: Any) -> Kind:
     """A model or dataclass of JSON values that are parsed already; raises ValueError with the reason."""
     try:
-        found: Kind = _adapter(kind).validate_json(json.dumps(values), strict=True)
-        return found
+        if issubclass(kind, BaseModel):
+            return kind.model_validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ValueError(reading.reason(error)) from None
 
