@@ -12,16 +12,23 @@ import numpy as np
 import torch
 
 from distqtrl import tensorfile
-from distqtrl.config import Quantize
+from distqtrl.config import Quantize, UserError
 from distqtrl.policy import lower, network
-from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, SquashedGaussian, allowed, masks, read
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
+from distqtrl.quantize import integers
 from distqtrl.quantize.aware import Trained
 from distqtrl.quantize.calibrate import Network, QuantizedNetwork
+from distqtrl.quantize.program import Program
 
 FORMAT = "distqtrl policy 1"
-HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
+HEADS: dict[str, type[Head]] = {
+    "categorical": Categorical,
+    "factored": Factored,
+    "gaussian": Gaussian,
+    "squashed": SquashedGaussian,
+}
 
 
 @dataclass
@@ -45,18 +52,33 @@ class Policy:
     def __post_init__(self) -> None:
         self.w_M = self.w_M.detach().float()
         self._outputs = network.acting(self.architecture, self.w_M)
-        self._program = lower.pruned(lower.program(self.quantized(), self.head)) if self.trained else None
+        self._program: Program | None = None
+        if self.trained and self.head.masked:
+            self._integers = integers.acting(self.quantized())
+        elif self.trained:
+            self._program = lower.pruned(lower.program(self.quantized(), self.head))
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
-        """The greedy actions for the environment: the most probable one, or the saturated mean."""
+        """The greedy actions for the environment: the most probable one (per factor), or the saturated mean.
+
+        Rows of a masked head end in the mask.
+        """
         if self._program is not None:
             return self._program.act(obs_BO)
-        outputs = self._outputs(self.normalizer.apply(obs_BO).astype(np.float32, copy=False))
+        seen_BO = read(self.head, obs_BO)
+        if self.trained:
+            outputs = self._integers(seen_BO)
+        else:
+            outputs = self._outputs(self.normalizer.apply(seen_BO).astype(np.float32, copy=False))
+        if self.head.masked:
+            outputs = allowed(outputs, masks(self.head, obs_BO))
         return self.head.to_environment(self.head.greedy(outputs))
 
     def floating(self) -> Network:
         """What quantizing after training reads of a policy."""
         layers = [(w.double().numpy(), b.double().numpy()) for w, b in network.unpack(self.architecture, self.w_M)]
+        if isinstance(self.head, Factored):
+            layers[-1] = self.head.centred(*layers[-1])
         mean_O, scale_O, clamp = self.normalizer.affine
         kind = lower.OUTPUTS[type(self.head)]
         return Network(tuple(layers), self.architecture.activation, mean_O, scale_O, clamp, kind)
@@ -73,7 +95,7 @@ class Policy:
         about = {
             "format": FORMAT,
             "architecture": asdict(self.architecture),
-            "head": {"kind": head, **asdict(self.head)},
+            "head": {"kind": head, **{key: x for key, x in asdict(self.head).items() if key != "masked" or x}},
             "count": self.normalizer.count,
             "environment": self.environment,
             "origin": self.origin,
@@ -90,12 +112,12 @@ class Policy:
 def load(path: Path) -> Policy:
     """The policy of a file; raises UserError when it is absent, truncated, foreign or changed."""
     about, tensors = tensorfile.read(path, FORMAT, "give a run's policy.safetensors, or train it again")
-    head, trained = _tuples(about["head"]), None
+    trained = None
     if "quantize" in about:
         trained = Trained(Quantize(**about["quantize"]), tensors["scales_S"])
     return Policy(
         Architecture(**_tuples(about["architecture"])),
-        HEADS[head.pop("kind")](**head),
+        _head(path, about["head"]),
         torch.from_numpy(tensors["w_M"]),
         Normalizer(about["count"], tensors["mean_O"], tensors["m2_O"]),
         about["environment"],
@@ -103,6 +125,14 @@ def load(path: Path) -> Policy:
         trained,
         tuple(about.get("agents", ())),
     )
+
+
+def _head(path: Path, values: dict[str, Any]) -> Head:
+    rest = _tuples(values)
+    try:
+        return HEADS[rest.pop("kind")](**rest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no policy (head {values}: {error}): train it again") from None
 
 
 def files(run: Path) -> list[Path]:
