@@ -176,7 +176,7 @@ class Adapter(Stage):
 
 
 class Environment(Stage):
-    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, Discrete or 1-D Box actions."""
+    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, chosen or 1-D Box actions."""
 
     id: str = Field(
         "CartPole-v1",

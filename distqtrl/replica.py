@@ -21,8 +21,7 @@ from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Config, Diverged, UserError
 from distqtrl.generator import Generator
-from distqtrl.policy import adapter, behaviour, lower, network
-from distqtrl.policy import distribution
+from distqtrl.policy import adapter, behaviour, distribution, lower, network
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer

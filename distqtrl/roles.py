@@ -14,7 +14,10 @@ from distqtrl.policy.network import Architecture
 
 def fits(config: Config, environments: Environments) -> list[tuple[Architecture, Head]]:
     """Network and head of every role's policy."""
-    found = [(environments.spaces[role[0]], width) for role, width in zip(environments.roles, environments.widths, strict=True)]
+    found = [
+        (environments.spaces[role[0]], width)
+        for role, width in zip(environments.roles, environments.widths, strict=True)
+    ]
     return [policy_for(config, spaces, width - spaces.num_masks) for spaces, width in found]
 
 

@@ -59,7 +59,7 @@ class Doors(gymnasium.Env):
             "binary": MultiBinary(self.num),
             "short": Box(0, 1, (self.num - 1,), np.int8),
             "tuple": Tuple([MultiBinary(int(n)) for n in getattr(self.action_space, "nvec", [self.num])]),
-            "lies": Box(0, 1, (self.num,), np.int8),
+            "lies": Box(0, 2, (self.num,), np.int8),
         }
         self.mask = mask
         parts = {"observation": Box(-9, 9, (2,), np.float32), "action_mask": masks[mask]}

@@ -123,7 +123,10 @@ def test_independent_policies_step_as_if_they_were_alone():
         learners = run.team.learners
         acting = [learner.acting_weights(0) for learner in learners]
         whole = sampling.rollout(run.config, run.environments, 0, run.team.players(acting))
-        parts = [whole.of(run.environments.rows[k], run.environments.widths[k], run.team.fits[k][1].unpadded) for k in range(2)]
+        parts = [
+            whole.of(run.environments.rows[k], run.environments.widths[k], run.team.fits[k][1].unpadded)
+            for k in range(2)
+        ]
         samples = [sampling.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
         for batch in samples:
             batch.adv_N = batch.adv_N.to(torch.float64)

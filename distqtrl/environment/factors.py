@@ -1,4 +1,4 @@
-"""Actions that are several choices at once, MultiDiscrete and MultiBinary, and masks that say which choices there are."""
+"""Actions that are several choices at once (MultiDiscrete, MultiBinary), and masks of the choices that there are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,9 @@ def taken(space: Space, row: np.ndarray) -> npt.NDArray[np.integer]:
     return row[: int(np.prod(space.shape))].astype(space.dtype).reshape(space.shape)
 
 
-def unmasked(observation: Space, action: Space, num: int | None, who: str) -> tuple[Space, Callable[[Any], Floats] | None]:
+def unmasked(
+    observation: Space, action: Space, num: int | None, who: str
+) -> tuple[Space, Callable[[Any], Floats] | None]:
     """The observation space without its action mask, and what reads that from an observation: float32, 1 for a choice
     that there is, 0 for one that is not; None where a Dict has no action_mask, or the actions are not chosen.
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
-from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.factors import taken, unmasked
+from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces, flattened, part, sole, spaces
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from gymnasium.spaces import Discrete
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
-from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.factors import taken, unmasked
+from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces, flattened, part, sole
 from distqtrl.environment.spaces import spaces as spaces_of
 
@@ -81,19 +81,19 @@ def make(config: configuration.Environment, render: bool = False) -> gymnasium.E
 class Unmasked(gymnasium.ObservationWrapper):
     """Takes the action mask out of what is observed, and keeps the newest."""
 
-    def __init__(self, env: gymnasium.Env, space: gymnasium.Space, read: Callable[[Any], Floats]) -> None:
+    def __init__(self, env: gymnasium.Env, space: gymnasium.spaces.Dict, read: Callable[[Any], Floats]) -> None:
         super().__init__(env)
-        self.observation_space, self._read = space, read
+        self.observation_space, self._keys, self._read = space, list(space.spaces), read
         self.newest: Floats
 
     def observation(self, observation: Any) -> dict[str, Any]:
         self.newest = self._read(observation)
-        return {key: observation[key] for key in self.observation_space.spaces}
+        return {key: observation[key] for key in self._keys}
 
 
 def _unmasked(env: gymnasium.Env, config: configuration.Environment) -> gymnasium.Env:
     space, read = unmasked(env.observation_space, env.action_space, config.num_actions, config.id)
-    return env if read is None else Unmasked(env, space, read)
+    return Unmasked(env, space, read) if read is not None and isinstance(space, gymnasium.spaces.Dict) else env
 
 
 def _masks(env: gymnasium.Env) -> Unmasked | None:

@@ -312,8 +312,9 @@ class Environments:
             obs_BO[b] = seen
             return
         for g, (num, masks, obs_O) in enumerate(zip(self._num_O, self._masks_G, seen, strict=True)):
-            row_O = obs_BO[b * self.num_agents + g]
-            row_O[:num], row_O[masks] = obs_O[:num], obs_O[num:]
+            obs_BO[b * self.num_agents + g, :num] = obs_O[:num]
+            if self._masked:
+                obs_BO[b * self.num_agents + g, masks] = obs_O[num:]
 
     def _set_state(self, b: int) -> None:
         if self._central:

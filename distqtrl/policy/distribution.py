@@ -214,7 +214,7 @@ def _normal_log_prob(mean_BA: Tensor, x_BA: Tensor, log_std: Tensor) -> Tensor:
 Head = Categorical | Factored | Gaussian | SquashedGaussian
 
 
-def allowed(logits: Array, mask: Array) -> Array:
+def allowed(logits: Array, mask: np.ndarray) -> Array:
     """Logits of the same actions, where the mask is 0 so low that their probability is exactly 0.
 
     Where it is 0 everywhere, as of an agent that does not act, all actions are alike.

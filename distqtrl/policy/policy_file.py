@@ -14,7 +14,17 @@ import torch
 from distqtrl import tensorfile
 from distqtrl.config import Quantize, UserError
 from distqtrl.policy import lower, network
-from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, SquashedGaussian, allowed, masks, read
+from distqtrl.policy.distribution import (
+    Array,
+    Categorical,
+    Factored,
+    Gaussian,
+    Head,
+    SquashedGaussian,
+    allowed,
+    masks,
+    read,
+)
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.quantize import integers
@@ -66,6 +76,7 @@ class Policy:
         if self._program is not None:
             return self._program.act(obs_BO)
         seen_BO = read(self.head, obs_BO)
+        outputs: Array
         if self.trained:
             outputs = self._integers(seen_BO)
         else:

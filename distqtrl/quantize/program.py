@@ -7,7 +7,7 @@ the weights, exactly, so a program that is accepted cannot overflow.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from typing import Any
@@ -213,7 +213,7 @@ class Program:
         return out
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
-        """Actions in the environment's units: int64 (B,) of one choice, int64 (B, F) of factors, else float32 (B, A)."""
+        """Actions in the environment's units: int64 (B,) of a choice, int64 (B, F) of factors, else float32 (B, A)."""
         y_BA = self.run(self.convert(obs_BO))
         if isinstance(self.ops[-1], Argmax):
             return y_BA if self.ops[-1].sizes else y_BA[:, 0]
@@ -262,5 +262,5 @@ def _plain(op: Op) -> dict[str, Any]:
 
 
 def _op(kind: type[Op], values: dict[str, Any]) -> Op:
-    made = tuple if kind is Argmax else partial(np.array, dtype=np.int64)
-    return kind(**{key: made(value) if isinstance(value, Sequence) else value for key, value in values.items()})
+    listed: Callable[[Any], Any] = tuple if kind is Argmax else partial(np.array, dtype=np.int64)
+    return kind(**{key: listed(value) if isinstance(value, Sequence) else value for key, value in values.items()})

@@ -1,6 +1,7 @@
 """The interpreter, against plain Python integers; ranges, against what is computed; damaged texts."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def by_hand(program, x):
         else:
             sizes, starts = (op.sizes, op.start) if op.sizes else ([len(x)], [op.start])
             ends = np.cumsum([0, *sizes]).tolist()
-            parts = [x[first:last] for first, last in zip(ends, ends[1:], strict=False)]
+            parts = [x[first:last] for first, last in pairwise(ends)]
             x = [part.index(max(part)) + start for part, start in zip(parts, starts, strict=True)]
     return x
 
@@ -88,7 +89,9 @@ def test_a_single_choice_is_written_as_it_always_was():
     assert loads(text).ops[-1] == Argmax(3)
 
 
-@pytest.mark.parametrize("op", [Argmax((0, 0), (2, 2)), Argmax((0,), (1, 2)), Argmax(0, (3,)), Argmax((0,), ()), Argmax((0, 0), (3, 0))])
+@pytest.mark.parametrize(
+    "op", [Argmax((0, 0), (2, 2)), Argmax((0,), (1, 2)), Argmax(0, (3,)), Argmax((0,), ()), Argmax((0, 0), (3, 0))]
+)
 def test_factors_that_do_not_share_out_the_numbers_are_refused(op):
     with pytest.raises(ValueError, match="factors"):
         Program((0, 0, 0), 16, (op,))
