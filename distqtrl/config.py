@@ -235,7 +235,7 @@ class Adapter(Stage):
 
 
 class Environment(Stage):
-    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, Discrete or 1-D Box actions."""
+    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, chosen or 1-D Box actions."""
 
     id: Text = Field(
         "CartPole-v1",

@@ -21,7 +21,7 @@ from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Config, Diverged, UserError
 from distqtrl.generator import Generator
-from distqtrl.policy import adapter, behaviour, lower, network
+from distqtrl.policy import adapter, behaviour, distribution, lower, network
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
@@ -195,10 +195,10 @@ class Replica:
 
     def observed(self, obs: np.ndarray) -> Tensor:
         """Observations as this replica's networks see them."""
-        return torch.from_numpy(self.normalizer.apply(obs)).to(self.dtype)
+        return torch.from_numpy(self.normalizer.apply(distribution.read(self.head, obs))).to(self.dtype)
 
     def acting(self, w_M: Tensor) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """raw and normalised observations (B, O) -> outputs (B, A), in NumPy, under these weights."""
+        """raw and normalised observations (B, O), without masks -> outputs (B, A), in NumPy, under these weights."""
         if self.quantizer is not None:
             quantizer, layers = self.quantizer, network.unpack(self.architecture, w_M)
             on_integers = self._alike(lambda: integers.acting(quantizer.network(layers, *self.normalizer.affine)))
@@ -208,15 +208,17 @@ class Replica:
         return lambda raw_BO, obs_BO: outputs(obs_BO)
 
     def outputs(self, w_M: Tensor, raw_NO: Tensor, obs_NO: Tensor, collect: bool = False) -> Tensor:
-        """The policy's outputs (N, A) with these weights; obs_NO are the normalised raw_NO.
+        """The policy's outputs (N, A) with these weights, masked; obs_NO are the normalised raw_NO without the masks.
 
         collect: keep what a quantizer that warms up wants to know of this batch.
         """
         layers = network.unpack(self.architecture, w_M)
         if self.quantizer is not None:
-            quantizer, affine = self.quantizer, self.normalizer.affine
-            return self._alike(lambda: quantizer.outputs(layers, raw_NO, *affine, collect=collect))
-        return network.outputs(self.architecture, layers, obs_NO)
+            quantizer, affine, read_NO = self.quantizer, self.normalizer.affine, distribution.read(self.head, raw_NO)
+            outputs = self._alike(lambda: quantizer.outputs(layers, read_NO, *affine, collect=collect))
+        else:
+            outputs = network.outputs(self.architecture, layers, obs_NO)
+        return distribution.allowed_of(outputs, distribution.masks(self.head, raw_NO)) if self.head.masked else outputs
 
     def differentiate(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """Gradients of a loss for these leaves, and no others; zeros where it does not depend on one."""

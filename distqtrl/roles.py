@@ -8,14 +8,17 @@ from distqtrl.config import Agents, Config, Qpu, UserError
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments, Role
 from distqtrl.generator import Generator
-from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 
 
 def fits(config: Config, environments: Environments) -> list[tuple[Architecture, Head]]:
     """Network and head of every role's policy."""
-    found = zip(environments.roles, environments.widths, strict=True)
-    return [policy_for(config, environments.spaces[role[0]], width) for role, width in found]
+    found = [
+        (environments.spaces[role[0]], width)
+        for role, width in zip(environments.roles, environments.widths, strict=True)
+    ]
+    return [policy_for(config, spaces, width - spaces.num_masks) for spaces, width in found]
 
 
 def num_states(environments: Environments, role: Role) -> int:
@@ -39,14 +42,17 @@ def policy_for(config: Config, spaces: Spaces, num_inputs: int = 0) -> tuple[Arc
 
 def _head(config: Config, spaces: Spaces) -> Head:
     sac = config.algorithm.name == "sac"
-    if spaces.num_actions is None:
+    if spaces.low:
         return SquashedGaussian(spaces.low, spaces.high) if sac else Gaussian(spaces.low, spaces.high)
     if sac:
+        found = f"{spaces.num_actions} discrete ones" if spaces.num_actions else f"choices among {spaces.factors}"
         raise UserError(
-            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {spaces.num_actions} discrete "
-            "ones: use algorithm.name ppo"
+            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {found}: use algorithm.name "
+            "ppo"
         )
-    return Categorical(spaces.num_actions, spaces.action_start)
+    if spaces.num_actions is None:
+        return Factored(spaces.factors, spaces.starts, spaces.masked)
+    return Categorical(spaces.num_actions, spaces.action_start, spaces.masked)
 
 
 def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:

@@ -13,7 +13,7 @@ from distqtrl.config import Algorithm, Config
 from distqtrl.environment.rollout import Rollout, collect, play
 from distqtrl.environment.vector import Environments
 from distqtrl.learner import STATISTICS, Learner, Samples, minibatches, step
-from distqtrl.policy.distribution import Categorical
+from distqtrl.policy.distribution import read
 from distqtrl.policy.policy_file import Policy
 from distqtrl.roles import num_states
 from distqtrl.team import Player, Team
@@ -110,7 +110,7 @@ def update(team: Team, environments: Environments, number: int, totals: Totals) 
     if config.agents.reward == "team":
         whole.rewards_TB = team_rewards(whole.rewards_TB, environments.num_agents)
     found = [
-        whole.of(environments.rows[role], environments.widths[role], isinstance(r.head, Categorical))
+        whole.of(environments.rows[role], environments.widths[role], r.head.unpadded)
         for role, r in zip(held, learners, strict=True)
     ]
     batches = [samples(r, own, w_M) for r, own, w_M in zip(learners, found, acting, strict=True)]
@@ -171,12 +171,12 @@ def _parts(
     }
     if team.config.policy.normalize_observations:
         for role, learner, rows in zip(own, learners, found, strict=True):
-            parts[f"obs{role}"] = learner.normalizer.sums(rows.obs_TBO[rows.valid_TB])
+            parts[f"obs{role}"] = learner.normalizer.sums(read(learner.head, rows.obs_TBO[rows.valid_TB]))
             if central and rows.states_TES is not None:
                 seen = critic_inputs(rows.states_TES, rows.valid_TB.shape[1])
                 parts[f"states{role}"] = learner.state_normalizer.sums(seen[rows.valid_TB])
-        for role, width in enumerate(environments.widths):
-            parts.setdefault(f"obs{role}", np.zeros(2 * width))  # another rank's
+        for role, (architecture, _) in enumerate(team.fits):
+            parts.setdefault(f"obs{role}", np.zeros(2 * architecture.num_inputs))  # another rank's
             if central and (num := num_states(environments, environments.roles[role])):
                 parts.setdefault(f"states{role}", np.zeros(2 * num))
     return dict(sorted(parts.items()))

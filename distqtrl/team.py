@@ -17,7 +17,7 @@ from distqtrl.config import Config
 from distqtrl.environment.vector import Role
 from distqtrl.learner import Learner
 from distqtrl.policy import network
-from distqtrl.policy.distribution import Head
+from distqtrl.policy.distribution import Head, allowed, masks, read
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
@@ -38,9 +38,12 @@ class Player:
 
     def act(self, obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The policy's actions, and the environment's."""
-        dtype = self.std_A.dtype
-        normal_BO = self.normalizer.apply(obs_BO).astype(dtype, copy=False)
-        actions = self.head.sample(self.outputs(obs_BO, normal_BO), noise_B.astype(dtype, copy=False), self.std_A)
+        dtype, seen_BO = self.std_A.dtype, read(self.head, obs_BO)
+        normal_BO = self.normalizer.apply(seen_BO).astype(dtype, copy=False)
+        outputs = self.outputs(seen_BO, normal_BO)
+        if self.head.masked:
+            outputs = allowed(outputs, masks(self.head, obs_BO))
+        actions = self.head.sample(outputs, noise_B.astype(dtype, copy=False), self.std_A)
         return actions, self.head.to_environment(actions)
 
 

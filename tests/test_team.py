@@ -123,7 +123,10 @@ def test_independent_policies_step_as_if_they_were_alone():
         learners = run.team.learners
         acting = [learner.acting_weights(0) for learner in learners]
         whole = sampling.rollout(run.config, run.environments, 0, run.team.players(acting))
-        parts = [whole.of(run.environments.rows[k], run.environments.widths[k], True) for k in range(2)]
+        parts = [
+            whole.of(run.environments.rows[k], run.environments.widths[k], run.team.fits[k][1].unpadded)
+            for k in range(2)
+        ]
         samples = [sampling.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
         for batch in samples:
             batch.adv_N = batch.adv_N.to(torch.float64)
@@ -163,7 +166,7 @@ def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
     whole = sampling.rollout(
         run.config, run.environments, 1, run.team.players([r.weights() for r in run.team.learners])
     )
-    b = whole.of(run.environments.rows[1], 2, True)
+    b = whole.of(run.environments.rows[1], 2, run.team.fits[1][1].unpadded)
     (*_, last) = minibatches(run.config, run.environments.numbers(1), b.valid_TB, 1)
     assert sorted(torch.cat(last).tolist()) == list(range(18))
     assert metrics["policies"].keys() == {"a", "b", "c"}
@@ -178,7 +181,7 @@ def test_advantages_end_where_an_agent_ends():
     acting = [learner.acting_weights(0) for learner in run.team.learners]
     whole = sampling.rollout(run.config, run.environments, 0, run.team.players(acting))
     for k, (learner, w_M) in enumerate(zip(run.team.learners, acting, strict=True)):
-        own = whole.of(run.environments.rows[k], 2, True)
+        own = whole.of(run.environments.rows[k], 2, run.team.fits[k][1].unpadded)
         samples = sampling.samples(learner, own, w_M)
         adv_TB = np.zeros(own.valid_TB.shape)
         adv_TB[own.valid_TB] = samples.adv_N

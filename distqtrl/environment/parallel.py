@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
+from distqtrl.environment.factors import taken, unmasked
 from distqtrl.environment.pictures import Picture, picture
-from distqtrl.environment.spaces import Floats, Spaces, flattened, part, spaces
+from distqtrl.environment.spaces import Floats, Spaces, flattened, part, sole, spaces
 
 if TYPE_CHECKING:
     from pettingzoo import ParallelEnv
@@ -46,16 +47,21 @@ class Parallel:
         self.metadata: dict[str, Any] = getattr(self.env, "metadata", {})
         self.agents: tuple[str, ...] = tuple(str(agent) for agent in self.env.possible_agents)
         self._keys = list(self.env.possible_agents)
-        self._part, self._readers, found = config.observation, list[Callable[[Any], Floats]](), list[Spaces]()
+        self._parts, self._readers, found = list[str | None](), list[Callable[[Any], Floats]](), list[Spaces]()
+        self._masks = list[Callable[[Any], Floats] | None]()
         for key, agent in zip(self._keys, self.agents, strict=True):
             who = f"{config.id}, agent {agent}"
-            space, action = part(self.env.observation_space(key), config.observation, who), self.env.action_space(key)
+            action = self.env.action_space(key)
             if action is None:
                 raise UserError(f"{who} has no action: give it a space, or leave it out of possible_agents")
-            flat, reader = flattened(space, config.image, who)
+            space, mask = unmasked(self.env.observation_space(key), action, None, who)
+            self._parts.append(config.observation if mask is None else sole(space, config.observation))
+            flat, reader = flattened(part(space, self._parts[-1], who), config.image, who)
             one = spaces(flat, action, who)
-            found.append(replace(one, num_observations=one.num_observations * config.frames))
+            num = one.num_observations * config.frames
+            found.append(replace(one, num_observations=num, masked=mask is not None))
             self._readers.append(reader)
+            self._masks.append(mask)
         self.spaces = tuple(found)
         self._frames = [deque[Floats](maxlen=config.frames) for _ in self.agents]
         self._steps = 0
@@ -75,7 +81,7 @@ class Parallel:
         """Observations (final for an agent that ended), rewards, terminated, truncated, and who acts next."""
         acted_G = self._acting()
         given = {
-            key: self._action(space, actions_G[g])
+            key: self._action(space, self.env.action_space(key), actions_G[g])
             for g, (key, space) in enumerate(zip(self._keys, self.spaces, strict=True))
             if acted_G[g]
         }
@@ -120,22 +126,24 @@ class Parallel:
         num, frames = self.spaces[g].num_observations, self._frames[g]
         if given is None:
             frames.clear()
-            return np.zeros(num, dtype=np.float32)
-        x = self._readers[g](given if self._part is None else given[self._part])
+            return np.zeros(num + self.spaces[g].num_masks, dtype=np.float32)
+        x, mask = self._readers[g](given if self._parts[g] is None else given[self._parts[g]]), self._masks[g]
         depth = frames.maxlen or 1
         if x.size * depth != num:
             raise UserError(
                 f"{self._name}, agent {self.agents[g]} observes {x.size} numbers, its space said {num // depth}: "
                 "spaces must stay as they are at the start; pad observations to the largest"
             )
-        if depth == 1:
-            return x
-        frames.extend([x] * (1 if frames else depth))
-        return np.concatenate(frames)
+        if depth > 1:
+            frames.extend([x] * (1 if frames else depth))
+            x = np.concatenate(frames)
+        return x if mask is None else np.concatenate([x, mask(given)])
 
     @staticmethod
-    def _action(space: Spaces, action: Any) -> Any:
+    def _action(space: Spaces, own: Any, action: Any) -> Any:
         """One agent's row of the actions of all, as its space wants it."""
+        if space.factors:
+            return taken(own, action)
         if space.num_actions is None:
             return np.asarray(action[: len(space.low)], dtype=np.float32)
         return int(action if np.ndim(action) == 0 else action[0])

@@ -39,15 +39,15 @@ class Rollout:
     states_TES: npt.NDArray[np.float32] | None = None
     next_states_TES: npt.NDArray[np.float32] | None = None
 
-    def of(self, rows: Rows, width: int, discrete: bool) -> "Rollout":
-        """A role's rows of it, (T, rows, ...); ``discrete``: its actions are numbers."""
+    def of(self, rows: Rows, width: int, unpadded: Callable[[np.ndarray], np.ndarray]) -> "Rollout":
+        """A role's rows of it, (T, rows, ...); ``unpadded`` takes its actions out of those of roles with wider ones."""
         if isinstance(rows, slice) and width == self.obs_TBO.shape[-1]:
             return self
         actions = self.actions[:, rows]
         return replace(
             self,
             obs_TBO=self.obs_TBO[:, rows, :width],
-            actions=actions[..., 0].astype(np.int64) if discrete and actions.ndim > 2 else actions,
+            actions=unpadded(actions) if actions.ndim > 2 else actions,
             rewards_TB=self.rewards_TB[:, rows],
             terminated_TB=self.terminated_TB[:, rows],
             truncated_TB=self.truncated_TB[:, rows],

@@ -10,37 +10,61 @@ from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, flatten, flatten_space
 
 from distqtrl.config import UserError, nearest
+from distqtrl.environment.factors import factors
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """O, and the actions (discrete, or bounds of a Box)."""
+    """O, and the actions: discrete, bounds of a Box, or factors with so many choices each.
+
+    masked: behind an observation there are ``num_masks`` numbers, 0 for a choice that there is not.
+    """
 
     num_observations: int
     num_actions: int | None
     action_start: int
     low: tuple[float, ...]
     high: tuple[float, ...]
+    factors: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    masked: bool = False
+
+    @property
+    def num_masks(self) -> int:
+        """One for every choice, where there are masks."""
+        return (self.num_actions or sum(self.factors)) if self.masked else 0
 
     @property
     def words(self) -> str:
         """For people."""
-        actions = f"Box{self.low} to {self.high}" if self.num_actions is None else f"{self.num_actions} actions"
-        return f"{self.num_observations} observations, {actions}"
+        actions = f"{self.num_actions} actions" if self.num_actions else f"Box{self.low} to {self.high}"
+        if self.factors:
+            actions = f"{len(self.factors)} choices among {', '.join(map(str, self.factors))}"
+        return f"{self.num_observations} observations, {actions}{' and a mask' * self.masked}"
 
 
 def spaces(observation: Space, action: Space, name: str) -> Spaces:
-    """Of a flat observation space; raises UserError when actions are not Discrete or a bounded 1-D Box."""
+    """Of a flat observation space; raises UserError for actions that no head is made for."""
     assert observation.shape is not None
     num_observations = observation.shape[0]
     if isinstance(action, Discrete):
         return Spaces(num_observations, int(action.n), int(action.start), (), ())
+    if found := factors(action):
+        return Spaces(num_observations, None, 0, (), (), *found)
     if isinstance(action, Box) and len(action.shape) == 1 and action.shape[0] and action.is_bounded():
         low, high = (tuple(float(x) for x in bound) for bound in (action.low, action.high))
         return Spaces(num_observations, None, 0, low, high)
-    raise UserError(f"{name}: action space {action} is not supported; use Discrete or a bounded one-dimensional Box")
+    raise UserError(
+        f"{name}: action space {action} is not supported; use Discrete, MultiDiscrete, MultiBinary or a bounded "
+        "one-dimensional Box"
+    )
+
+
+def sole(space: Space, key: str | None) -> str | None:
+    """environment.observation, or where it is not given and there is one part beside a mask, that part's."""
+    return next(iter(space.spaces)) if key is None and isinstance(space, Dict) and len(space.spaces) == 1 else key
 
 
 def part(space: Space, key: str | None, name: str) -> Space:

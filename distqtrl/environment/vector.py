@@ -93,7 +93,8 @@ class Environments:
     """The rank's environments; ``indices`` are their global numbers, ``purpose`` and ``episode`` (the first) seed them.
 
     roles: the agents of every policy, () = all; by default one role has them all. ``rows`` says for every role
-    which of the B rows are its own. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next,
+    which of the B rows are its own. A row is an observation, then which of several agents of a role it is, then the
+    masks of its actions. ``obs_BO`` is what the policies see next, ``acts_B`` who acts next,
     ``states_ES`` the states (with ``central``; where an environment has none, all its agents' observations).
     ``finished`` collects (return, length) of episodes that ended, the return being the mean over agents, whose own
     are in ``agent_returns``. ``film`` is given a picture of every environment before each of its steps and at the
@@ -141,18 +142,26 @@ class Environments:
         ]
         self.rows: list[Any] = []
         self.widths: list[int] = []
+        masks: dict[int, slice] = {}
         for role in self.roles:
             own = [numbers[agent] for agent in role]
             every = [b * self.num_agents + g for b in range(self.num) for g in own]
             self.rows.append(np.array(every, dtype=np.int64) if len(own) < self.num_agents else slice(None))
-            self.widths.append(world.spaces[own[0]].num_observations + (len(own) if len(own) > 1 else 0))
+            found = world.spaces[own[0]]
+            seen = found.num_observations + (len(own) if len(own) > 1 else 0)
+            self.widths.append(seen + found.num_masks)
+            for g in own:
+                masks[g] = slice(seen, self.widths[-1])
+        self._masks_G = [masks[g] for g in range(self.num_agents)]  # where an agent's masks are in its rows
+        self._masked = any(space.masked for space in world.spaces)
         self.spaces = dict(zip(self.agents, world.spaces, strict=True))
         self._num_O = [each.num_observations for each in world.spaces]
         self.obs_BO = np.zeros((self.num * self.num_agents, max(self.widths)), dtype=np.float32)
-        for role, width in zip(self.roles, self.widths, strict=True):
+        for role in self.roles:
             if len(role) > 1:
                 for place, agent in enumerate(role):
-                    self.obs_BO[numbers[agent] :: self.num_agents, width - len(role) + place] = 1
+                    column = self._num_O[numbers[agent]] + place
+                    self.obs_BO[numbers[agent] :: self.num_agents, column] = 1
 
     def numbers(self, role: int) -> list[int]:
         """The global numbers of a role's rows: of its environments and agents."""
@@ -198,7 +207,9 @@ class Environments:
             self.actions[b].append(actions)
             if not np.any(acts):
                 ended.append(b)
-        states_ES = self._stated(obs_BO, range(self.num) if running_E is None else np.flatnonzero(running_E).tolist())
+        stepped = range(self.num) if running_E is None else np.flatnonzero(running_E).tolist()
+        self._check_masks(stepped, obs_BO, acts_B, 0)
+        states_ES = self._stated(obs_BO, stepped)
         self.acts_B, self.states_ES = acts_B, states_ES
         self.obs_BO = obs_BO
         if ended:
@@ -266,7 +277,27 @@ class Environments:
         seen, self.acts_B[self._own[b]] = self._called(b, partial(self.envs[b].reset, self._seed(b)))
         self.return_B[self._own[b]] = 0.0
         self._put(self.obs_BO, b, seen)
+        self._check_masks([b], self.obs_BO, self.acts_B, 1)
         self._set_state(b)
+
+    def _check_masks(self, envs: Sequence[int], obs_BO: Floats, acts_B: Flags, ahead: int) -> None:
+        """Raise UserError for the first agent of these that is to act and has no choice for a factor; ahead: steps to
+        go until its mask was seen."""
+        if not self._masked:
+            return
+        for g, (agent, masks) in enumerate(zip(self.agents, self._masks_G, strict=True)):
+            space, rows = self.spaces[agent], np.asarray(envs, dtype=np.int64) * self.num_agents + g
+            if not space.masked or not len(rows):
+                continue
+            firsts = np.cumsum([0, *space.factors[:-1]]) if space.factors else [0]
+            some_EF = np.maximum.reduceat(obs_BO[rows, masks], firsts, axis=1)
+            stuck_E = acts_B[rows] & (some_EF == 0).any(1)
+            if stuck_E.any():
+                who = f"agent {agent}'s " if self._listed else ""
+                raise UserError(
+                    f"environment {self._where(envs[int(stuck_E.argmax())], ahead)}: {who}action_mask allows no "
+                    "action: mend the environment, or let the episode end there"
+                )
 
     def _show(self, b: int) -> None:
         if self._film is not None:
@@ -280,8 +311,10 @@ class Environments:
         if not self._listed:
             obs_BO[b] = seen
             return
-        for g, (num, obs_O) in enumerate(zip(self._num_O, seen, strict=True)):
-            obs_BO[b * self.num_agents + g, :num] = obs_O
+        for g, (num, masks, obs_O) in enumerate(zip(self._num_O, self._masks_G, seen, strict=True)):
+            obs_BO[b * self.num_agents + g, :num] = obs_O[:num]
+            if self._masked:
+                obs_BO[b * self.num_agents + g, masks] = obs_O[num:]
 
     def _set_state(self, b: int) -> None:
         if self._central:
@@ -314,5 +347,7 @@ class Environments:
             error.add_note(f"in environment {self._where(b)}")
             raise
 
-    def _where(self, b: int) -> str:
-        return f"{self.indices[b]} (reset with seed {self._seed(b)}), step {len(self.actions[b]) + 1} of its episode"
+    def _where(self, b: int, ahead: int = 1) -> str:
+        """Which environment, and in which step of its episode it is."""
+        step = len(self.actions[b]) + ahead
+        return f"{self.indices[b]} (reset with seed {self._seed(b)}), step {step} of its episode"

@@ -136,11 +136,15 @@ def _body(op: object, x: Range, number: int, loop: str, result: str) -> list[str
     if isinstance(op, Lookup):
         return [f"{loop} y[i] = table{number}[x[i]];"]
     assert isinstance(op, Argmax)
-    return [
-        "int best = 0;",
-        f"for (int i = 1; i < {len(x.low_N)}; i++) if (x[i] > x[best]) best = i;",
-        f"y[0] = best + {op.start};" if op.start else "y[0] = best;",
-    ]
+    lines = []
+    for number, (first, num, start) in enumerate(op.factors(len(x.low_N))):
+        plus = f" {'-' if start < first else '+'} {abs(start - first)}" if start != first else ""
+        lines += [
+            f"{'int ' * (not number)}best = {first};",
+            f"for (int i = {first + 1}; i < {first + num}; i++) if (x[i] > x[best]) best = i;",
+            f"y[{number}] = best{plus};",
+        ]
+    return lines
 
 
 def _matmul(op: Matmul, x: Range, number: int, loop: str, result: str) -> list[str]:

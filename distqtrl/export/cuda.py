@@ -58,5 +58,7 @@ def run(program: Program, x_BO: torch.Tensor) -> torch.Tensor:
         else:
             assert isinstance(op, Argmax)
             order = torch.arange(x_BO.shape[-1], 0, -1, device=x_BO.device)  # the first of equals wins
-            x_BO = (x_BO * (len(order) + 1) + order).argmax(-1, keepdim=True) + op.start
+            ordered = x_BO * (len(order) + 1) + order
+            factors = op.factors(len(order))
+            x_BO = torch.stack([ordered[..., first : first + n].argmax(-1) + start for first, n, start in factors], -1)
     return x_BO

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from distqtrl.config import Environment, UserError
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
-from distqtrl.policy.distribution import Bounded, Categorical
+from distqtrl.policy.distribution import Bounded, Categorical, Factored
 from distqtrl.policy.policy_file import Policy
 
 Act = Callable[[np.ndarray], np.ndarray]
@@ -24,13 +24,17 @@ def check(policies: Sequence[Policy]) -> None:
     made.close()
     for policy, role, width in zip(policies, made.roles, made.widths, strict=True):
         spaces, head, problem = made.spaces[role[0]], policy.head, ""
-        if policy.architecture.num_inputs != width:
-            problem = f"{width} observations, the policy reads {policy.architecture.num_inputs}"
+        if policy.architecture.num_inputs != width - spaces.num_masks:
+            problem = f"{width - spaces.num_masks} observations, the policy reads {policy.architecture.num_inputs}"
+        elif head.masked != spaces.masked:
+            problem = f"{spaces.words}, the policy was trained {'with' if head.masked else 'without'} masks"
         elif isinstance(head, Categorical) and (head.num_actions, head.start) != (
             spaces.num_actions,
             spaces.action_start,
         ):
             problem = f"{spaces.words}, the policy has {head.num_actions} from {head.start} on"
+        elif isinstance(head, Factored) and (head.sizes, head.starts) != (spaces.factors, spaces.starts):
+            problem = f"{spaces.words}, the policy chooses among {head.sizes} from {head.starts} on"
         elif isinstance(head, Bounded) and (head.low, head.high) != (spaces.low, spaces.high):
             problem = f"{spaces.words}, the policy acts from {head.low} to {head.high}"
         if problem:

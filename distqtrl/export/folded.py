@@ -111,8 +111,8 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "STEPS": len(weights),
         "PARAMS": len(multipliers),
         "GAUSSIAN": int(gaussian),
-        "START": next((op.start for op in program.ops if isinstance(op, Argmax)), 0),
     }
+    factors = [f for op in program.ops if isinstance(op, Argmax) for f in op.factors(numbers["LOGITS"])]
     counts = {
         "steps": plan.steps,
         "period": plan.periods,
@@ -127,6 +127,7 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "LIMITS": "\n".join(_function(key, numbers["PB"], values, signed=True) for key, values in limits.items()),
         "SHIFTS": _shifts([s.scale.shift for s in every]),
         "TABLES": _tables(every),
+        "FACTORS": _factors(factors or [(0, 1, 0)], numbers),
         "WEIGHTS": _rom("weights", weights, numbers["WB"]),
         "MULTIPLIERS": _rom("multipliers", multipliers, numbers["MB"]),
         "OFFSETS": _rom("offsets", offsets, numbers["FB"]),
@@ -198,6 +199,23 @@ def _shifts(shifts: list[int]) -> str:
     return (
         "    function signed [PB-1:0] shifted(input [3:0] i, input signed [PB-1:0] v);\n        case (i)\n"
         f"{cases}\n            default: shifted = v >>> {shifts[-1]};\n        endcase\n    endfunction"
+    )
+
+
+def _factors(factors: list[tuple[int, int, int]], numbers: dict[str, int]) -> str:
+    """While so many logits are left: whether the next one is a factor's first, and the number of the one after it."""
+    sb, yb = numbers["SB"], numbers["YB"]
+    left = [numbers["LOGITS"] - first for first, _, _ in factors]
+    begins = " | ".join(f"left == {sb}'d{number}" for number in left)
+    after = [0, *(number + 1 for number in left[1:])]
+    cases = "\n".join(
+        f"            {sb}'d{number}: following = {'-' * (start < 0)}{yb}'sd{abs(start)};"
+        for number, (_, _, start) in zip(after, factors, strict=True)
+    )
+    return (
+        f"    function begins(input [{sb}-1:0] left);\n        begins = {begins};\n    endfunction\n\n"
+        f"    function [{yb}-1:0] following(input [{sb}-1:0] left, input [{yb}-1:0] index);\n        case (left)\n"
+        f"{cases}\n            default: following = index + 1'b1;\n        endcase\n    endfunction"
     )
 
 

@@ -25,6 +25,8 @@ module @NAME@ (
 @LIMITS@
 @TABLES@
 
+@FACTORS@
+
     (* rom_style = "block" *) reg [LANES*COLUMNS*WB-1:0] weights [0:@STEPS@-1];
     (* rom_style = "block" *) reg [COLUMNS*MB-1:0] multipliers [0:@PARAMS@-1];
     (* rom_style = "block" *) reg [COLUMNS*FB-1:0] offsets [0:@PARAMS@-1];
@@ -252,16 +254,17 @@ module @NAME@ (
             end
         end else begin : categorical
             reg [LB-1:0] best;
-            reg [YB-1:0] index, choice;
+            reg [YB-1:0] index;
+            reg [@ACTIONS@*YB-1:0] choice;  // the newest factor's in the highest bits
+            wire [(@ACTIONS@+1)*YB-1:0] choices = {index, choice};
             assign out_data = choice;
             always @(posedge clk) begin
                 heading <= 0;
                 scanning <= rst | finished ? {SB{1'b0}} : logits_done ? LOGITS : scanning != 0 ? scanning - 1'b1 : scanning;
-                index <= scanning == 0 ? @START@ : index + 1'b1;
-                if (scanning == LOGITS | (scanning != 0 & logit > best)) begin
-                    best <= logit;
-                    choice <= index;
-                end
+                index <= following(scanning, index);
+                if (begins(scanning)) choice <= choices[YB +: @ACTIONS@*YB];
+                else if (scanning != 0 & logit > best) choice[(@ACTIONS@-1)*YB +: YB] <= index;
+                if (begins(scanning) | (scanning != 0 & logit > best)) best <= logit;
                 out_valid <= ~rst & ~finished & (out_valid | scanning == 1);
             end
         end

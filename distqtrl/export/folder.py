@@ -92,6 +92,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     if folder.exists():
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy, partners = policy_file.load(path), policy_file.partners(path)
+    lower.check(policy.head)
     episodes.check([policy, *partners])
     if policy.trained is not None:
         _refuse(path, options)

@@ -5,6 +5,8 @@ where it is negative, and there both results are cut to low. Max and Min see num
 onnxruntime 1.31 takes the greater of two 64-bit numbers wrongly when they need more than 32 bits.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def constant(self, values: Ints | int, kind: type) -> str:
+    def constant(self, values: Ints | Sequence[int] | int, kind: type) -> str:
         """The name of a new constant."""
         name = f"constant{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
@@ -51,7 +53,7 @@ def model(program: Program) -> bytes:
         elif isinstance(op, Lookup):
             name = graph.add("Gather", graph.constant(op.table, np.int32), name, axis=0)
         else:
-            name = _argmax(graph, op, name)
+            name = _argmax(graph, op, x, name)
     graph.nodes.append(helper.make_node("Identity", [name], ["action"]))
     ends = [
         helper.make_tensor_value_info(end, TensorProto.INT32, ["batch", size])
@@ -84,6 +86,15 @@ def _scale(graph: Graph, op: Scale, x: Range, name: str) -> str:
     return graph.add("Add", name, graph.constant(op.low, np.int32)) if op.low else name
 
 
-def _argmax(graph: Graph, op: Argmax, name: str) -> str:
-    name = graph.add("Cast", graph.add("ArgMax", name, axis=-1, keepdims=1), to=TensorProto.INT32)
-    return graph.add("Add", name, graph.constant(op.start, np.int32)) if op.start else name
+def _argmax(graph: Graph, op: Argmax, x: Range, name: str) -> str:
+    factors = op.factors(len(x.low_N))
+    parts = [name]
+    if len(factors) > 1:
+        ends = [graph.constant([end], np.int64) for end in (*(first for first, _, _ in factors), len(x.low_N))]
+        axis = graph.constant([1], np.int64)
+        parts = [graph.add("Slice", name, *pair, axis) for pair in pairwise(ends)]
+    found = [graph.add("ArgMax", part, axis=-1, keepdims=1) for part in parts]
+    name = found[0] if len(found) == 1 else graph.add("Concat", *found, axis=-1)
+    name = graph.add("Cast", name, to=TensorProto.INT32)
+    starts = [start for _, _, start in factors]
+    return graph.add("Add", name, graph.constant(starts, np.int32)) if any(starts) else name

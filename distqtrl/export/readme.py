@@ -104,8 +104,13 @@ def _cell(value: Any) -> str:
 
 
 def _action_words(program: Program) -> str:
-    if isinstance(program.ops[-1], programs.Argmax):
-        return "The action is the number of a choice."
+    last = program.ops[-1]
+    if isinstance(last, programs.Argmax):
+        if not last.sizes:
+            return "The action is the number of a choice."
+        low_F, high_F = program.outputs.low_N.tolist(), program.outputs.high_N.tolist()
+        numbers = ", ".join(f"{low} to {high}" for low, high in zip(low_F, high_F, strict=True))
+        return f"An action is one number per factor, {len(last.sizes)} in all, of the choices {numbers}."
     return (
         f"Action i is a signed {program.outputs.bits}-bit integer that means value * 2^{-program.output_fraction}; "
         "it cannot leave the environment's bounds."

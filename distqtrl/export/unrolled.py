@@ -101,7 +101,7 @@ def verilog(program: Program, depth: int = 2, name: str = "policy_unrolled", cha
             if op is program.ops[0]:  # a clamp at 0 is then these registers' reset
                 x = [core.register(wire) for wire in x]
         elif isinstance(op, Argmax):
-            x = [_argmax(core, op, x)]
+            x = [_argmax(core, start, x[first : first + num]) for first, num, start in op.factors(len(x))]
     last = max(wire.stage for wire in x) + 1
     width = program.outputs.bits
     ends = [core.at(wire, last) for wire in x]
@@ -301,18 +301,16 @@ def _looked_up(core: Core, table: Ints, x: Wire) -> Wire:
     return core.wire(min(values), max(values), choice(values, bits - 1), x)
 
 
-def _argmax(core: Core, op: Argmax, x: list[Wire]) -> Wire:
-    """A tournament; the first of equals wins."""
-    last = op.start + len(x) - 1
-    players = [
-        (wire, core.wire(op.start + i, op.start + i, _literal(op.start + i), cost=0)) for i, wire in enumerate(x)
-    ]
+def _argmax(core: Core, start: int, x: list[Wire]) -> Wire:
+    """A tournament, whose players are counted from start on; the first of equals wins."""
+    last = start + len(x) - 1
+    players = [(wire, core.wire(start + i, start + i, _literal(start + i), cost=0)) for i, wire in enumerate(x)]
     while len(players) > 1:
         following = []
         for (a, i), (b, j) in zip(players[::2], players[1::2], strict=False):
             later = core.wire(-1, 0, "{0} < {1}", a, b)
             best = core.wire(min(a.low, b.low), max(a.high, b.high), "{0}[0] ? {2} : {1}", later, a, b, cost=0)
-            following.append((best, core.wire(op.start, last, "{0}[0] ? {2} : {1}", later, i, j, cost=0)))
+            following.append((best, core.wire(start, last, "{0}[0] ? {2} : {1}", later, i, j, cost=0)))
         players = following + players[len(following) * 2 :]
     return players[0][1]
 

@@ -21,7 +21,7 @@ from distqtrl.export import manifest as manifests
 from distqtrl.export.manifest import read
 from distqtrl.export.tools import Missing
 from distqtrl.policy import policy_file
-from distqtrl.quantize.program import Argmax, Ints, Program, Scale
+from distqtrl.quantize.program import Ints, Program, Scale
 
 MANIFEST = "manifest.json"
 FORMAT = "distqtrl export 1"
@@ -270,7 +270,7 @@ def _closed_loop(folder: Path, program: Program, about: dict[str, Any], num: int
         actions = np.array([policy.act(row) for row in obs_BO])
         expected = program.act(obs_BO)
         steps, wrong = steps + len(obs_BO), wrong + int((actions.reshape(expected.shape) != expected).any())
-        return actions[:, 0].astype(np.int64) if isinstance(program.ops[-1], Argmax) else actions.astype(np.float32)
+        return actions.reshape(expected.shape).astype(expected.dtype)
 
     returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
     detail = f"{num} episodes of {environment.id} driven by C, return {returns.mean():.2f}"

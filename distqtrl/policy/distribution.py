@@ -7,7 +7,8 @@ Continuous actions live in units of half the range around its middle; ``to_envir
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,27 @@ from pydantic import Field
 from torch import Tensor
 
 Array = npt.NDArray[np.floating]
+Rows = TypeVar("Rows", np.ndarray, Tensor)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+LEAST_NOISE = 1e-30  # a uniform number of 0 would choose the first action, of whatever probability
 LARGEST = float(np.finfo(np.float32).max)
 Bounds = Annotated[  # what a policy file may say
     tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...], Field(min_length=1)
 ]
+Choices = Annotated[int, Field(ge=1, lt=2**31)]
+First = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of num_actions actions; outputs are logits. Actions are int64 (B,)."""
+    """One of num_actions actions; outputs are logits. Actions are int64 (B,).
 
-    num_actions: Annotated[int, Field(ge=1, lt=2**31)]
-    start: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    masked: a row of observations ends in num_actions numbers, and where one is 0 that action has probability 0.
+    """
+
+    num_actions: Choices
+    start: First = 0
+    masked: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -36,12 +45,12 @@ class Categorical:
 
     def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
         """Uniform numbers (steps,)."""
-        return rng.random(steps)
+        return np.maximum(rng.random(steps), LEAST_NOISE)
 
     def sample(self, logits_BA: Array, noise_B: Array, std: Array) -> npt.NDArray[np.int64]:
         """Inverse of the cumulative distribution at the noise."""
         cumulative_BA = np.exp(logits_BA - logits_BA.max(-1, keepdims=True)).cumsum(-1)
-        below_BA = cumulative_BA[:, :-1] < noise_B[:, np.newaxis] * cumulative_BA[:, -1:]
+        below_BA = cumulative_BA[..., :-1] < noise_B[..., np.newaxis] * cumulative_BA[..., -1:]
         return below_BA.sum(-1)
 
     def log_prob(self, logits_BA: Tensor, actions_B: Tensor, log_std: Tensor) -> Tensor:
@@ -57,6 +66,84 @@ class Categorical:
     def to_environment(self, actions_B: np.ndarray) -> np.ndarray:
         return actions_B + self.start if self.start else actions_B
 
+    def unpadded(self, actions: np.ndarray) -> np.ndarray:
+        """Its own of actions that share an array with wider ones of other heads, (..., B, A)."""
+        return actions[..., 0].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Several independent choices at once: factor f's is one of sizes[f] actions, counted from starts[f] on.
+
+    Outputs are the factors' logits, one factor's after the other's; actions are int64 (B, F), probabilities products.
+    masked: as of ``Categorical``, with a number for every logit.
+    """
+
+    sizes: Annotated[tuple[Choices, ...], Field(min_length=1)]
+    starts: Annotated[tuple[First, ...], Field(min_length=1)]
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or len(self.starts) != len(self.sizes):
+            raise ValueError(f"factors of {self.sizes} choices, counted from {self.starts}")
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(self.sizes)
+
+    def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
+        """Uniform numbers (steps, F)."""
+        return np.maximum(rng.random((steps, len(self.sizes))), LEAST_NOISE)
+
+    def sample(self, logits_BA: Array, noise_BF: Array, std: Array) -> npt.NDArray[np.int64]:
+        return self._choice.sample(self._each(logits_BA), noise_BF, std)
+
+    def log_prob(self, logits_BA: Tensor, actions_BF: Tensor, log_std: Tensor) -> Tensor:
+        return self._choice.log_prob(self._each_of(logits_BA), actions_BF, log_std).sum(-1)
+
+    def entropy(self, logits_BA: Tensor, log_std: Tensor) -> Tensor:
+        return self._choice.entropy(self._each_of(logits_BA), log_std).sum(-1)
+
+    def greedy(self, logits_BA: Array) -> npt.NDArray[np.int64]:
+        return self._choice.greedy(self._each(logits_BA))
+
+    def to_environment(self, actions_BF: np.ndarray) -> np.ndarray:
+        return actions_BF + np.array(self.starts)
+
+    def unpadded(self, actions: np.ndarray) -> np.ndarray:
+        """As ``Categorical.unpadded``."""
+        return actions[..., : len(self.sizes)].astype(np.int64)
+
+    def centred(self, weight_AK: Array, bias_A: Array) -> tuple[Array, Array]:
+        """The last layer with the mean over its own logits taken out of every factor, whose differences alone count."""
+        cuts = np.cumsum(self.sizes)[:-1]
+        weights, biases = (
+            np.concatenate([part - part.mean(0) for part in np.split(x, cuts)]) for x in (weight_AK, bias_A)
+        )
+        return weights, biases
+
+    @property
+    def _choice(self) -> Categorical:
+        return Categorical(max(self.sizes))
+
+    @cached_property
+    def _place_FC(self) -> npt.NDArray[np.int64]:
+        """Where every factor's logits stand, rows filled up to the longest with the number of none."""
+        ends = np.cumsum(self.sizes).tolist()
+        place_FC = np.full((len(self.sizes), max(self.sizes)), -1, dtype=np.int64)
+        for row_C, end, size in zip(place_FC, ends, self.sizes, strict=True):
+            row_C[:size] = np.arange(end - size, end)
+        return place_FC
+
+    def _each(self, logits_BA: Array) -> Array:
+        """(B, A) -> (B, F, C); what fills up is as if it were masked."""
+        return allowed(logits_BA[..., self._place_FC], self._place_FC >= 0)
+
+    def _each_of(self, logits_BA: Tensor) -> Tensor:
+        """``_each`` of a tensor."""
+        place_FC = torch.from_numpy(self._place_FC)
+        return allowed_of(logits_BA[..., place_FC], place_FC >= 0)
+
 
 @dataclass(frozen=True)
 class Bounded:
@@ -64,6 +151,7 @@ class Bounded:
 
     low: Bounds
     high: Bounds
+    masked: ClassVar[bool] = False
 
     @property
     def num_outputs(self) -> int:
@@ -72,6 +160,10 @@ class Bounded:
     def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
         """Standard normal numbers (steps, A)."""
         return rng.standard_normal((steps, len(self.low)))
+
+    def unpadded(self, actions: np.ndarray) -> np.ndarray:
+        """As ``Categorical.unpadded``."""
+        return actions[..., : len(self.low)]
 
     def to_environment(self, actions_BA: np.ndarray) -> np.ndarray:
         """Saturate to [-1, 1], then scale to [low, high]."""
@@ -125,4 +217,27 @@ def _normal_log_prob(mean_BA: Tensor, x_BA: Tensor, log_std: Tensor) -> Tensor:
     return (-0.5 * z_BA**2 - log_std - HALF_LOG_2PI).sum(-1)
 
 
-Head = Categorical | Gaussian | SquashedGaussian
+Head = Categorical | Factored | Gaussian | SquashedGaussian
+
+
+def allowed(logits: Array, mask: np.ndarray) -> Array:
+    """Logits of the same actions, where the mask is 0 so low that their probability is exactly 0.
+
+    Where it is 0 everywhere, as of an agent that does not act, all actions are alike.
+    """
+    return np.where(mask, logits, np.finfo(logits.dtype).min / 2)  # half: differences stay finite
+
+
+def allowed_of(logits: Tensor, mask: Tensor) -> Tensor:
+    """``allowed`` of tensors, whose gradient is 0 where the mask is."""
+    return torch.where(mask.bool(), logits, torch.finfo(logits.dtype).min / 2)
+
+
+def read(head: Head, rows: Rows) -> Rows:
+    """What the network reads of a policy's rows of observations (..., O): all but the masks behind it."""
+    return rows[..., : -head.num_outputs] if head.masked else rows
+
+
+def masks(head: Head, rows: Rows) -> Rows:
+    """The masks behind what the network reads, of a head that is masked."""
+    return rows[..., -head.num_outputs :]

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from distqtrl.config import Quantize
-from distqtrl.policy.distribution import Bounded, Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.config import Quantize, UserError
+from distqtrl.policy.distribution import Bounded, Categorical, Factored, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.quantize import integers
 from distqtrl.quantize.aware import Quantizer, Trained
@@ -17,7 +17,12 @@ from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Op, Program,
 
 ACTION_BITS = 16
 TANH_END = (1 << (ACTION_BITS - 2)) - 1  # what a head's table calls 1; its entries are this much and more, so positive
-OUTPUTS: dict[type[Head], str] = {Categorical: LOGITS, Gaussian: CLIPPED, SquashedGaussian: SQUASHED}
+OUTPUTS: dict[type[Head], str] = {
+    Categorical: LOGITS,
+    Factored: LOGITS,
+    Gaussian: CLIPPED,
+    SquashedGaussian: SQUASHED,
+}
 
 
 def quantizer(source: Quantize | Trained, architecture: Architecture, head: Head) -> Quantizer:
@@ -26,11 +31,23 @@ def quantizer(source: Quantize | Trained, architecture: Architecture, head: Head
     return Quantizer(source, *facts) if isinstance(source, Quantize) else Quantizer.of(source, *facts)
 
 
+def check(head: Head) -> None:
+    """Raise UserError for a head that no integer program is made of."""
+    if head.masked:
+        raise UserError(
+            "this policy needs its environment's action_mask, which an exported program does not read: use it as a "
+            "policy file, or train it on an environment that observes no action_mask"
+        )
+
+
 def program(quantized: QuantizedNetwork, head: Head) -> Program:
     """The integer program of a quantized network and a head; raises UserError where one cannot be made."""
+    check(head)
     body, grid = integers.program(quantized), quantized.layers[-1].writes
     if isinstance(head, Categorical):
         return replace(body, ops=(*body.ops, Argmax(head.start)))
+    if isinstance(head, Factored):
+        return replace(body, ops=(*body.ops, Argmax(head.starts, head.sizes)))
     if isinstance(head, SquashedGaussian):
         scale, fraction = _action(head, 2 * TANH_END)
         return replace(body, ops=(*body.ops, Lookup(_tanh_table(grid)), scale), output_fraction=fraction)

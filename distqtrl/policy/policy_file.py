@@ -16,11 +16,24 @@ from pydantic import Field
 from distqtrl import reading, schema, tensorfile
 from distqtrl.config import LARGEST, Environment, Quantize, UserError
 from distqtrl.policy import lower, network
-from distqtrl.policy.distribution import Bounded, Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.distribution import (
+    Array,
+    Bounded,
+    Categorical,
+    Factored,
+    Gaussian,
+    Head,
+    SquashedGaussian,
+    allowed,
+    masks,
+    read,
+)
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
+from distqtrl.quantize import integers
 from distqtrl.quantize.aware import Trained
 from distqtrl.quantize.calibrate import Network, QuantizedNetwork
+from distqtrl.quantize.program import Program
 from distqtrl.schema import Names, Record, Several, Word
 
 FORMAT = "distqtrl policy 1"
@@ -28,7 +41,12 @@ REMEDY = "give a run's policy.safetensors, or train it again"
 LAYERS = 100  # at most
 MOST_SEEN = 1e300  # squares of sums stay finite
 ENVIRONMENT = {"id", "local_num", "max_episode_steps", "observation", "image", "frames", "num_actions", "kwargs"}
-HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
+HEADS: dict[str, type[Head]] = {
+    "categorical": Categorical,
+    "factored": Factored,
+    "gaussian": Gaussian,
+    "squashed": SquashedGaussian,
+}
 
 
 class Shape(Record):
@@ -75,18 +93,34 @@ class Policy:
         self.w_M = self.w_M.detach().float()
         self.environment = Environment(**self.environment).model_dump(mode="json")
         self._outputs = network.acting(self.architecture, self.w_M)
-        self._program = lower.pruned(lower.program(self.quantized(), self.head)) if self.trained else None
+        self._program: Program | None = None
+        if self.trained and self.head.masked:
+            self._integers = integers.acting(self.quantized())
+        elif self.trained:
+            self._program = lower.pruned(lower.program(self.quantized(), self.head))
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
-        """The greedy actions for the environment: the most probable one, or the saturated mean."""
+        """The greedy actions for the environment: the most probable one (per factor), or the saturated mean.
+
+        Rows of a masked head end in the mask.
+        """
         if self._program is not None:
             return self._program.act(obs_BO)
-        outputs = self._outputs(self.normalizer.apply(obs_BO).astype(np.float32, copy=False))
+        seen_BO = read(self.head, obs_BO)
+        outputs: Array
+        if self.trained:
+            outputs = self._integers(seen_BO)
+        else:
+            outputs = self._outputs(self.normalizer.apply(seen_BO).astype(np.float32, copy=False))
+        if self.head.masked:
+            outputs = allowed(outputs, masks(self.head, obs_BO))
         return self.head.to_environment(self.head.greedy(outputs))
 
     def floating(self) -> Network:
         """What quantizing after training reads of a policy."""
         layers = [(w.double().numpy(), b.double().numpy()) for w, b in network.unpack(self.architecture, self.w_M)]
+        if isinstance(self.head, Factored):
+            layers[-1] = self.head.centred(*layers[-1])
         mean_O, scale_O, clamp = self.normalizer.affine
         kind = lower.OUTPUTS[type(self.head)]
         return Network(tuple(layers), self.architecture.activation, mean_O, scale_O, clamp, kind)
@@ -103,7 +137,7 @@ class Policy:
         about = {
             "format": FORMAT,
             "architecture": asdict(self.architecture),
-            "head": {"kind": head, **asdict(self.head)},
+            "head": {"kind": head, **{key: x for key, x in asdict(self.head).items() if key != "masked" or x}},
             "count": self.normalizer.count,
             "environment": self.environment,
             "origin": self.origin,
@@ -172,7 +206,7 @@ def _head(values: Mapping[str, Any]) -> Head:
         raise ValueError(f"head.kind = {reading.shortened(kind)}: known are {', '.join(HEADS)}")
     rest = {key: value for key, value in values.items() if key != "kind"}
     wanted = {f.name for f in fields(HEADS[kind])}
-    for key in sorted(rest.keys() ^ wanted):
+    for key in sorted((rest.keys() - wanted) | (wanted - rest.keys() - {"masked"})):  # written where it is so
         raise ValueError(f"head: {'lacks the key' if key in wanted else 'unknown key'} {reading.shortened(key)}")
     head = schema.checked(HEADS[kind], rest)
     if isinstance(head, Bounded) and not (

@@ -122,15 +122,35 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Argmax:
-    """y_0 = start + the first position of the greatest x_i."""
+    """y_f = start_f + the first position of the greatest among the numbers of factor f: sizes[f] of them, in a row.
 
-    start: int = 0
+    Without sizes there is one factor, of all numbers; with them the starts are as many.
+    """
+
+    start: int | tuple[int, ...] = 0
+    sizes: tuple[int, ...] = ()
+
+    def factors(self, num: int) -> list[tuple[int, int, int]]:
+        """(first number, how many, start) of every factor of so many numbers; raises ValueError where they do not fit.
+
+        >>> Argmax((0, 5), (3, 2)).factors(5)
+        [(0, 3, 0), (3, 2, 5)]
+        """
+        sizes = self.sizes or (num,)
+        starts = self.start if isinstance(self.start, tuple) else (self.start,)
+        if len(starts) != len(sizes) or isinstance(self.start, tuple) != bool(self.sizes):
+            raise ValueError(f"{len(starts)} starts of {len(sizes)} factors")
+        if sum(sizes) != num or min(sizes) < 1:
+            raise ValueError(f"factors of {sizes} do not share out {num} numbers")
+        return list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, starts, strict=True))
 
     def __call__(self, x_BN: Ints) -> Ints:
-        return x_BN.argmax(-1, keepdims=True) + self.start
+        factors = self.factors(x_BN.shape[-1])
+        return np.stack([x_BN[..., first : first + num].argmax(-1) + start for first, num, start in factors], axis=-1)
 
     def range(self, x: Range) -> Range:
-        return Range(np.array([self.start]), np.array([self.start + len(x.low_N) - 1]))
+        low, high = zip(*((start, start + num - 1) for _, num, start in self.factors(len(x.low_N))), strict=True)
+        return Range(np.array(low), np.array(high))
 
 
 def within(op: "Op", x: Range) -> tuple[Range, ...]:
@@ -196,10 +216,10 @@ class Program:
         return out
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
-        """Actions in the environment's units: int64 (B,) of a categorical head, else float32 (B, A)."""
+        """Actions in the environment's units: int64 (B,) of a choice, int64 (B, F) of factors, else float32 (B, A)."""
         y_BA = self.run(self.convert(obs_BO))
         if isinstance(self.ops[-1], Argmax):
-            return y_BA[:, 0]
+            return y_BA if self.ops[-1].sizes else y_BA[:, 0]
         return np.ldexp(y_BA, -self.output_fraction).astype(np.float32)
 
 
@@ -217,7 +237,7 @@ def converted(obs_BO: np.ndarray, fraction_O: tuple[int, ...], bits: int) -> Int
 def dumps(program: Program) -> str:
     """The program as JSON, one operation per line."""
     head = {"format": FORMAT, **{f.name: getattr(program, f.name) for f in fields(program) if f.name != "ops"}}
-    lines = [json.dumps({"op": _name(op), **_plain(asdict(op))}) for op in program.ops]
+    lines = [json.dumps({"op": _name(op), **_plain(op)}) for op in program.ops]
     return json.dumps(head)[:-1] + ', "ops": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
@@ -234,6 +254,7 @@ def loads(text: str, origin: str = "the program") -> Program:
     raise UserError(f"cannot read {origin} ({reason}): export the policy again")
 
 
+First = Annotated[int, Field(ge=-(2**30), le=2**30)]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 List = Field(min_length=1)
 
@@ -285,11 +306,13 @@ class WrittenArgmax(Record):
     """An Argmax as JSON."""
 
     op: Literal["argmax"]
-    start: Annotated[int, Field(ge=-(2**30), le=2**30)]
+    start: First | tuple[First, ...]
+    sizes: tuple[Annotated[int, Field(ge=1, lt=2**31)], ...] = Field((), max_length=1000)
 
     def made(self, width: int) -> tuple[Op, int]:
         """As WrittenMatmul's."""
-        return Argmax(self.start), 1
+        op = Argmax(self.start, self.sizes)
+        return op, len(op.factors(width))
 
 
 class Written(Record):
@@ -335,5 +358,7 @@ def _name(op: Op) -> str:
     return next(name for name, kind in OPS.items() if isinstance(op, kind))
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
+def _plain(op: Op) -> dict[str, Any]:
+    """What JSON keeps of an operation; no sizes where there is one factor, as before there could be several."""
+    kept = {key: value for key, value in asdict(op).items() if key != "sizes" or value}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in kept.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from distqtrl import config as configuration
 from distqtrl.config import Config, UserError
+from distqtrl.environment.vector import make
 from distqtrl.export import folder
 from distqtrl.search import cost
 from distqtrl.slurm import numbers
@@ -122,7 +123,19 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
         ),
     )
     _check_rule(args, made) if rule else _check_pareto(args, made)
+    _check_masks(config)
     return made
+
+
+def _check_masks(config: Config) -> None:
+    world = make(config.environment)
+    masked = any(spaces.masked for spaces in world.spaces)
+    world.close()
+    if masked:
+        raise UserError(
+            f"{config.environment.id} observes an action_mask, which an exported program does not read: a search "
+            "exports what it chooses, give it an environment without a mask"
+        )
 
 
 def _check_rule(args: Namespace, search: Search) -> None:

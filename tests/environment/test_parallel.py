@@ -10,6 +10,7 @@ from distqtrl.environment.parallel import Parallel
 from distqtrl.environment.rollout import collect, play
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments, make
+from distqtrl.policy.distribution import Categorical, Gaussian
 
 COIN = "distqtrl.environment.coin_game/parallel_env"
 SPREAD = "mpe2/simple_spread_v3"
@@ -82,7 +83,10 @@ def test_unequal_spaces_have_roles_and_rows_of_their_own():
     assert step.rewards_B.tolist() == [1, 2.5, 2, 1]
     assert step.obs_BO.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]] * 2
     rollout = rolled(envs, 2, actions_B)
-    number, vector = rollout.of(envs.rows[0], 2, True), rollout.of(envs.rows[1], 4, False)
+    number, vector = (
+        rollout.of(envs.rows[0], 2, Categorical(2).unpadded),
+        rollout.of(envs.rows[1], 4, Gaussian((0.0, 0.0), (2.0, 2.0)).unpadded),
+    )
     assert number.actions.dtype == np.int64
     assert number.actions.tolist() == [[1, 2]] * 2
     assert vector.actions.tolist() == [[[0.5, 2.0], [0.0, 1.0]]] * 2
@@ -171,7 +175,10 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it"),
         ({"id": "games/Game", "kwargs": {"nope": 1}}, r"games/Game' \(kwargs {'nope': 1}\) cannot be made: .*nope"),
         ({"id": "games/Still"}, "games/Still, agent b has no action"),
-        ({"id": "games/Unbounded"}, "games/Unbounded, agent a: action space Box.* use Discrete or a bounded"),
+        (
+            {"id": "games/Unbounded"},
+            "games/Unbounded, agent a: action space Box.* use Discrete, MultiDiscrete, MultiBinary or a bounded",
+        ),
         ({"id": "games/Masked"}, "agent a: observation space Dict: set environment.observation to one of view, mask"),
         ({"id": "games/Masked", "observation": "nope"}, "environment.observation = 'nope' is not there"),
         ({"id": "games/Game", "image": (2, 2)}, r"environment.image = \(2, 2\) needs an image"),

@@ -6,7 +6,7 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Text
 
 from distqtrl import config
 from distqtrl.config import UserError
@@ -184,7 +184,7 @@ def test_those_that_wait_stay_where_they_are():
         ("not an id", {}, "Malformed"),
         ("Blackjack-v1", {}, "observation space Tuple"),
         (TOY, {"observation": Dict(a=Box(0, 1))}, "observation space Dict"),
-        (TOY, {"action": MultiDiscrete([2, 2])}, "action space MultiDiscrete"),
+        (TOY, {"action": Text(3)}, "action space Text"),
         (TOY, {"action": Box(0, np.inf, (1,))}, "action space Box"),
         (TOY, {"action": Box(0, 1, (1, 1))}, "action space Box"),
     ],

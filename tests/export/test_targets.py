@@ -60,7 +60,7 @@ def test_c_is_clean(tmp_path, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}: install the Debian package {compiler}")
     for seed in range(8):
-        made, folder = program(seed), tmp_path / str(seed)
+        made, folder = program(seed, factored=seed > 5), tmp_path / str(seed)
         folder.mkdir()
         c.write(made, folder)
         width = len(made.input_fraction_O)
@@ -102,14 +102,14 @@ def verilator():
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_verilog(verilator, tmp_path, seed):
+@pytest.mark.parametrize(("seed", "factored"), [(0, False), (1, False), (2, True), (11, True)])
+def test_verilog(verilator, tmp_path, seed, factored):
     """Both cores, without and with a receiver and a sender that pause; Verilator's warnings are errors."""
-    made = program(100 + seed, most=24)
+    made = program(100 + seed, most=24, factored=factored)
     x_BO = observations(made, 400)
-    lanes, columns = ((1, 1), (4, 4))[seed]
+    lanes, columns = ((1, 1), (4, 4))[seed % 2]
     cores = {
-        "unrolled": (unrolled.verilog(made, depth=1 + seed, chains=2 * seed), len(made.input_fraction_O)),
+        "unrolled": (unrolled.verilog(made, depth=1 + seed % 2, chains=2 * seed), len(made.input_fraction_O)),
         "folded": (folded.verilog(made, Folding(lanes, columns)), columns),
     }
     for name, (text, width) in cores.items():
@@ -126,7 +126,7 @@ def test_icarus_agrees(tmp_path, seed):
         tools.icarus()
     except tools.Missing as error:
         pytest.skip(str(error))
-    made = program(200 + seed, most=24)
+    made = program(200 + seed, most=24, factored=seed % 3 == 2)
     x_BO = observations(made, 40)
     columns = 1 << seed % 3
     cores = {

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions
 
-from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
+from distqtrl.policy.distribution import (
+    Categorical,
+    Factored,
+    Gaussian,
+    SquashedGaussian,
+    allowed,
+    allowed_of,
+    masks,
+    read,
+)
 
 NONE = torch.zeros(0)
 
@@ -86,6 +95,115 @@ def test_categorical_noise_and_start():
     np.testing.assert_array_equal(noise, np.random.default_rng(0).random(5))
     assert Categorical(3, start=-1).to_environment(np.array([0, 2])).tolist() == [-1, 1]
     assert Categorical(3).num_outputs == 3
+
+
+SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=SIZES, seed=st.integers(0, 99))
+def test_factors_are_independent_choices(sizes, seed):
+    """Every factor is what a Categorical of its own is; probabilities are products; entropies are sums."""
+    head, cuts = Factored(sizes, tuple(range(len(sizes)))), np.cumsum(sizes)[:-1].tolist()
+    logits_BA = 3 * normal(20, sum(sizes), seed=seed)
+    parts = torch.tensor_split(logits_BA, cuts, dim=-1)
+    noise_BF = head.noise(np.random.default_rng(seed), 20)
+    assert noise_BF.shape == (20, len(sizes))
+    actions_BF = head.sample(logits_BA.numpy(), noise_BF, NONE)
+    assert actions_BF.dtype == np.int64
+    for f, (size, part_BC) in enumerate(zip(sizes, parts, strict=True)):
+        own_B = Categorical(size).sample(part_BC.numpy(), noise_BF[:, f], NONE)
+        np.testing.assert_array_equal(actions_BF[:, f], own_B)
+        np.testing.assert_array_equal(head.greedy(logits_BA.numpy())[:, f], part_BC.numpy().argmax(-1))
+    each = [distributions.Categorical(logits=part_BC) for part_BC in parts]
+    taken = torch.from_numpy(actions_BF)
+    expected_B = sum(one.log_prob(taken[:, f]) for f, one in enumerate(each))
+    torch.testing.assert_close(head.log_prob(logits_BA, taken, NONE), expected_B)
+    torch.testing.assert_close(head.entropy(logits_BA, NONE), sum(one.entropy() for one in each))
+    assert (head.to_environment(actions_BF) - actions_BF == np.arange(len(sizes))).all()
+    assert head.num_outputs == sum(sizes)
+
+
+def test_factors_have_gradients_that_are_theirs():
+    logits_BA = normal(7, 5).requires_grad_()
+    head, actions_BF = Factored((3, 2), (0, 0)), torch.tensor([[2, 0]] * 7)
+    (head.log_prob(logits_BA, actions_BF, NONE) + head.entropy(logits_BA, NONE)).sum().backward()
+    one, other = (part.detach().clone().requires_grad_() for part in (logits_BA[:, :3], logits_BA[:, 3:]))
+    for part, size, f in ((one, 3, 0), (other, 2, 1)):
+        single = Categorical(size)
+        (single.log_prob(part, actions_BF[:, f], NONE) + single.entropy(part, NONE)).sum().backward()
+    torch.testing.assert_close(logits_BA.grad, torch.cat([one.grad, other.grad], dim=1))
+
+
+@pytest.mark.parametrize("bad", [((), ()), ((2, 0), (0, 0)), ((2,), (0, 0))])
+def test_no_factors_are_refused(bad):
+    with pytest.raises(ValueError, match="factors"):
+        Factored(*bad)
+
+
+def test_centring_changes_no_difference_within_a_factor():
+    rng = np.random.default_rng(0)
+    weight_AK, bias_A = rng.normal(size=(5, 4)), rng.normal(size=5)
+    weights, biases = Factored((3, 2), (0, 0)).centred(weight_AK, bias_A)
+    for cut in (slice(0, 3), slice(3, 5)):
+        np.testing.assert_allclose(np.diff(weights[cut], axis=0), np.diff(weight_AK[cut], axis=0))
+        np.testing.assert_allclose(np.diff(biases[cut]), np.diff(bias_A[cut]))
+        np.testing.assert_allclose(weights[cut].mean(0), 0, atol=1e-15)
+
+
+@settings(deadline=None, max_examples=50)
+@given(sizes=SIZES, seed=st.integers(0, 999), double=st.booleans(), steep=st.sampled_from([1.0, 1e4]))
+def test_what_is_masked_has_probability_0(sizes, seed, double, steep):
+    """In samples, the best action, probabilities and entropies; as if there were no such outputs."""
+    kind, rng = (torch.float64 if double else torch.float32), np.random.default_rng(seed)
+    head = Factored(sizes, (0,) * len(sizes), masked=True) if len(sizes) > 1 else Categorical(sizes[0], masked=True)
+    rows_BO = rng.normal(size=(40, 3 + sum(sizes)))
+    mask_BA = rng.integers(2, size=(40, sum(sizes)))
+    for end, n in zip(np.cumsum(sizes), sizes, strict=True):
+        mask_BA[np.arange(40), end - 1 - rng.integers(n, size=40)] = 1
+    rows_BO[:, 3:] = mask_BA
+    np.testing.assert_array_equal(masks(head, rows_BO), mask_BA)
+    assert read(head, torch.from_numpy(rows_BO)).shape == (40, 3)
+    plain_BA = (steep * normal(40, sum(sizes), seed=seed)).to(kind).requires_grad_()
+    logits_BA = allowed_of(plain_BA, torch.from_numpy(mask_BA))
+    acting_BA = allowed(plain_BA.detach().numpy(), mask_BA)
+    np.testing.assert_array_equal(acting_BA, logits_BA.detach().numpy())
+    cuts = np.cumsum(sizes)[:-1]
+
+    def fit(actions):
+        chosen = [
+            np.take_along_axis(m, a[:, np.newaxis], 1)
+            for m, a in zip(np.split(mask_BA, cuts, 1), np.reshape(actions, (40, -1)).T, strict=True)
+        ]
+        return bool(np.all(chosen))
+
+    for noise in (0.0, 2.0**-53, 0.5, 1 - 2.0**-53):
+        rng_like = type("Fixed", (), {"random": staticmethod(lambda shape, noise=noise: np.full(shape, noise))})
+        noise_B = head.noise(rng_like, 40).astype(acting_BA.dtype)
+        assert fit(head.sample(acting_BA, noise_B, NONE))
+    actions = head.greedy(acting_BA)
+    assert fit(actions)
+    log_prob_B, entropy_B = head.log_prob(logits_BA, torch.from_numpy(actions), NONE), head.entropy(logits_BA, NONE)
+    (log_prob_B.sum() + entropy_B.sum()).backward()
+    assert torch.isfinite(plain_BA.grad).all()
+    assert (plain_BA.grad[torch.from_numpy(mask_BA) == 0] == 0).all()
+    log_prob_B, entropy_B = log_prob_B.detach(), entropy_B.detach()
+    for b in range(3):
+        kept = [
+            torch.tensor(x[m > 0])
+            for x, m in zip(np.split(plain_BA.detach().numpy()[b], cuts), np.split(mask_BA[b], cuts), strict=True)
+        ]
+        each = [distributions.Categorical(logits=x.double()) for x in kept]
+        best = [int(x.argmax()) for x in kept]
+        expected = sum(one.log_prob(torch.tensor(i)) for one, i in zip(each, best, strict=True))
+        assert float(log_prob_B[b]) == pytest.approx(float(expected), abs=1e-5)
+        assert float(entropy_B[b]) == pytest.approx(float(sum(one.entropy() for one in each)), abs=1e-5)
+
+
+def test_rows_of_heads_without_masks_are_read_whole():
+    rows_BO = np.ones((2, 3))
+    for head in (Categorical(2), Factored((2, 2), (0, 0)), Gaussian((-1.0,), (1.0,))):
+        assert read(head, rows_BO) is rows_BO
 
 
 def test_gaussian_noise_and_sample():

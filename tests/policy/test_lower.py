@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize.programs import observations, programs
 
+from distqtrl.config import UserError
 from distqtrl.policy import lower
-from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, SquashedGaussian
 from distqtrl.quantize import integers
 from distqtrl.quantize.calibrate import LOGITS, SQUASHED, Network, quantized
 from distqtrl.quantize.formats import Bits
@@ -69,6 +70,28 @@ def test_a_squashed_head_is_tanh_of_the_levels(b):
     expected_BA = head.to_environment(head.greedy(means_BA))
     np.testing.assert_allclose(program.act(obs_BO), expected_BA, atol=4 * 2.0**-program.output_fraction)
     assert (np.abs(program.act(obs_BO) - head.to_environment(np.zeros((1, 3)))) <= [1, 2, 0.25]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 8))
+def test_a_factored_head_is_an_argmax_per_factor(sizes, b):
+    rng, num = np.random.default_rng(b), sum(sizes)
+    layers = tuple((rng.normal(size=(n, k)), rng.normal(size=n)) for n, k in ((16, 4), (num, 16)))
+    net, obs_BO = Network(layers, "relu", np.zeros(4), np.ones(4), np.inf, LOGITS), rng.normal(size=(500, 4))
+    q, head = quantized(net, obs_BO, Bits(4, 8, b)), Factored(tuple(sizes), tuple(range(len(sizes))))
+    for program in (lower.program(q, head), lower.pruned(lower.program(q, head))):
+        expected_BF = head.to_environment(head.greedy(integers.acting(q)(obs_BO)))
+        np.testing.assert_array_equal(program.act(obs_BO), expected_BF)
+        assert program.act(obs_BO).shape == (500, len(sizes))
+
+
+@pytest.mark.parametrize("head", [Categorical(3, 0, True), Factored((2, 1), (0, 0), True)])
+def test_a_masked_head_leaves_as_no_program(head):
+    rng = np.random.default_rng(0)
+    net = Network(((rng.normal(size=(3, 4)), rng.normal(size=3)),), "relu", np.zeros(4), np.ones(4), np.inf, LOGITS)
+    q = quantized(net, rng.normal(size=(50, 4)), Bits(4, 8, 8))
+    with pytest.raises(UserError, match="needs its environment's action_mask, which an exported program does not read"):
+        lower.program(q, head)
 
 
 @settings(max_examples=50, deadline=None)

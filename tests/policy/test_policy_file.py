@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from distqtrl import checkpoint, tensorfile
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.config import Config, Quantize, UserError
 from distqtrl.policy import lower, network, policy_file
-from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.aware import Trained
 
-HEADS = [Categorical(2, start=1), Gaussian((-2.0, 0.0), (2.0, 0.1)), SquashedGaussian((-2.0, 0.0), (2.0, 0.1))]
+HEADS = [
+    Categorical(2, start=1),
+    Gaussian((-2.0, 0.0), (2.0, 0.1)),
+    SquashedGaussian((-2.0, 0.0), (2.0, 0.1)),
+    Factored((3, 2), (0, -4)),
+]
 
 
 def policy(head=HEADS[0], seed=0):
@@ -84,6 +90,54 @@ def test_a_policy_trained_on_integers(head, settings, tmp_path):
     out_BA = quantizer.outputs(layers, torch.from_numpy(obs_BO), *plain.normalizer.affine).detach().numpy()
     np.testing.assert_allclose(actions, head.to_environment(head.greedy(out_BA)), atol=3e-4)
     assert len(np.unique(actions)) > 1
+
+
+@pytest.mark.parametrize("plain", [Categorical(3, 5), Factored((2, 3, 1), (1, 0, 7))])
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_masked_policy_does_what_is_left(plain, integers, tmp_path):
+    """Of all actions the most probable one that is allowed; kept in the file; in floating point and on integers."""
+    head, whole = replace(plain, masked=True), policy(plain)
+    trained = lower.quantizer(Quantize(), whole.architecture, head).trained() if integers else None
+    made = Policy(whole.architecture, head, whole.w_M, whole.normalizer, {}, {}, trained)
+    made.save(tmp_path / "p")
+    after, rng, num = policy_file.load(tmp_path / "p"), np.random.default_rng(0), head.num_outputs
+    assert after.head == head
+    obs_BO = (rng.normal(size=(100, 3)) * [0.5, 1, 2] + [0.1, -2, 3]).astype(np.float32)
+    free = Policy(whole.architecture, plain, whole.w_M, whole.normalizer, {}, {}, trained)
+    np.testing.assert_array_equal(after.act(np.hstack([obs_BO, np.ones((100, num))])), free.act(obs_BO))
+    cuts = np.cumsum(plain.sizes)[:-1] if isinstance(plain, Factored) else []
+    for part in np.split(np.arange(num), cuts):  # but for one choice everything is masked
+        for kept in part:
+            mask_A = np.ones(num)
+            mask_A[part] = 0
+            mask_A[kept] = 1
+            actions = after.act(np.hstack([obs_BO, np.tile(mask_A, (100, 1))])) - head.to_environment(
+                0 * free.act(obs_BO)
+            )
+            factor = [p.tolist() for p in np.split(np.arange(num), cuts)].index(part.tolist())
+            assert (actions.reshape(100, -1)[:, factor] == kept - part[0]).all()
+
+
+def test_unmasked_heads_are_written_as_they_always_were(path):
+    about, _ = tensorfile.read(path, policy_file.FORMAT, "")
+    assert about["head"] == {"kind": "categorical", "num_actions": 2, "start": 1}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"kind": "factored", "sizes": [2, 0], "starts": [0, 0]},
+        {"kind": "factored", "sizes": [2, 3], "starts": [0]},
+        {"kind": "factored", "sizes": [], "starts": []},
+        {"kind": "factored", "sizes": [2, 3]},
+        {"kind": "fractured", "sizes": [2, 3], "starts": [0, 0]},
+    ],
+)
+def test_heads_that_are_none_are_refused(head, tmp_path):
+    policy(HEADS[-1]).save(tmp_path / "p")
+    about, tensors = tensorfile.read(tmp_path / "p", policy_file.FORMAT, "")
+    tensorfile.write(tmp_path / "p", {**about, "head": head}, tensors)
+    assert "head" in refused(tmp_path / "p")
 
 
 def test_scales_of_another_network_are_refused():

@@ -1,4 +1,4 @@
-"""Random integer programs: every size, every number of bits, per tensor and per channel, both heads, tables."""
+"""Random integer programs: every size, every number of bits, per tensor and per channel, every head, tables."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 
-def program(seed: int, most: int = 64) -> Program:
-    """One program; equal seeds give equal programs."""
+def program(seed: int, most: int = 64, factored: bool = False) -> Program:
+    """One program; equal seeds give equal programs. factored: it ends in several choices."""
     rng = np.random.default_rng(seed)
     width, bits = int(rng.integers(1, most + 1)), int(rng.integers(1, 9))
     inputs, ops = width, []
@@ -24,11 +24,20 @@ def program(seed: int, most: int = 64) -> Program:
             table = rng.integers(0, 256, 1 << levels)
             ops.append(Lookup(np.sort(table // 16) if rng.random() < 0.5 else table))
         width = wide
-    if rng.random() < 0.5:
+    if factored:
+        ops.append(choices(rng, width))
+    elif rng.random() < 0.5:
         ops.append(Argmax(int(rng.integers(0, 2))))
     else:
         ops.append(Scale(rng.integers(-3000, 3001, width), rng.integers(-(10**5), 10**5, width), 4, -32768, 32767))
     return Program(tuple(rng.integers(-3, 13, inputs).tolist()), 16, tuple(ops))
+
+
+def choices(rng: np.random.Generator, num: int) -> Argmax:
+    """One or more factors, of one number or more each, that start anywhere."""
+    cuts = np.sort(rng.choice(num - 1, int(rng.integers(0, min(num, 6))), replace=False)) + 1 if num > 1 else []
+    sizes = np.diff([0, *cuts, num])
+    return Argmax(tuple(rng.integers(-9, 10, len(sizes)).tolist()), tuple(sizes.tolist()))
 
 
 def scale(rng: np.random.Generator, width: int, bits: int, levels: int) -> Scale:
@@ -43,7 +52,7 @@ def scale(rng: np.random.Generator, width: int, bits: int, levels: int) -> Scale
     return Scale(factor, middle + rng.integers(-(1 << shift), (1 << shift) + 1, width), shift, 0, (1 << levels) - 1)
 
 
-programs = st.integers(0, 2**32 - 1).map(program)
+programs = st.builds(program, st.integers(0, 2**32 - 1), factored=st.booleans())
 
 
 def observations(program: Program, num: int, seed: int = 0) -> np.ndarray:
