@@ -68,7 +68,7 @@ def make(config: configuration.Environment, render: bool = False) -> gymnasium.E
             **{"disable_env_checker": True, **config.kwargs, **more},
         )
     except gymnasium.error.UnregisteredEnv:
-        own = "" if ":" in config.id else "; one that a module registers is module:id"
+        own = "" if ":" in config.id else f"; if a module of yours registers it, pass module:{config.id}"
         raise UserError(f"unknown environment '{config.id}': {nearest(config.id, gymnasium.registry)}{own}") from None
     except ModuleNotFoundError as error:
         module, cause = config.id.partition(":")[0], error.__cause__ or error
