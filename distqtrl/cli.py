@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         return code
     except Refused as error:
         if comm.rank == 0:
-            _say(f"distqtrl: {error}")
+            _say(_words_of(error))
         return error.exit_code
     except BaseException as error:
         code = _explain(error, comm)
@@ -58,8 +58,8 @@ def _explain(error: BaseException, comm: Communicator) -> int:
     where = f"rank {comm.rank}: " if comm.size > 1 else ""
     if isinstance(error, UserError):
         if comm.size > 1 or announced("rank", without=0) == 0:
-            _say(f"distqtrl: {where}{error}")
-        return 2
+            _say(_words_of(error, where))
+        return error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"distqtrl: {where}{error.strerror}: {error.filename}; nothing half-written was kept")
         return 1
@@ -68,8 +68,13 @@ def _explain(error: BaseException, comm: Communicator) -> int:
         return getattr(error, "exit_code", 130)
     trace = "".join(traceback.format_exception(error))
     _say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))
-    _say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug, or an environment's own error; traceback above)")
+    _say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug; traceback above)")
     return 1
+
+
+def _words_of(error: UserError, where: str = "") -> str:
+    """One line, and below it where the user's own code raised."""
+    return f"distqtrl: {where}{error}" + (f"\n{error.trace}" if error.trace else "")
 
 
 def _quiet_disk_errors(args: threading.ExceptHookArgs) -> None:
@@ -142,13 +147,14 @@ def _trained(
     from distqtrl.allreduce import replicas
     from distqtrl.circuit import shared
     from distqtrl.circuit.statevector import compile_timer
-    from distqtrl.train import Run, prediction, prepare, train
+    from distqtrl.train import Run, compare, prediction, prepare, train
 
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
     members, compile_s = replicas.members(comm, meet), list[float]()
     with stopping.collected() as pending:
         with compile_timer(compile_s):
             runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        compare(comm, runs[0])
         directory = made = directory or run_directory.create(config, _name(args, config), comm)
         qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
         batched = len(qpus) > 1 and shared.share(qpus, circuits)

@@ -19,7 +19,7 @@ import torch
 
 from distqtrl import checkpoint, generator, off_policy, replica, roles, sampling, team, tensorfile
 from distqtrl.algorithm.replay import Replay
-from distqtrl.allreduce.communicator import Communicator, RankLost, Refused, agreed, check_equal
+from distqtrl.allreduce.communicator import Communicator, RankLost, Refused, agreed, allgather_bytes, check_equal
 from distqtrl.checkpoint import State
 from distqtrl.config import Config, UserError
 from distqtrl.environment.rollout import summary
@@ -97,6 +97,19 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     comm.limit(config.allreduce.timeout_s)
     run.setup_s = time.perf_counter() - began
     return run
+
+
+def compare(comm: Communicator, run: Run) -> None:
+    """Raise Refused on every rank unless all of them found the same environment."""
+    for what, own in run.environments.facts().items():
+        found = [text.decode() for text in allgather_bytes(comm, own.encode())]
+        other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
+        if other is not None:
+            raise Refused(
+                f"{run.config.environment.id}: ranks found different {what}: rank 0 {found[0]}, rank {other} "
+                f"{found[other]}: give every rank the same packages and files, and let nothing depend on the "
+                "order of a set"
+            )
 
 
 def _check_ranks(config: Config, comm: Communicator) -> None:

@@ -114,6 +114,51 @@ class Masked(Game):
         return {agent: {"view": np.full(3, self.k, np.float32), "mask": np.zeros(2)} for agent in agents}
 
 
+class SetOfAgents(Game):
+    def __init__(self):
+        super().__init__()
+        self.possible_agents = set(self.names)
+
+
+class Twins(Game):
+    names = (1, "1")
+
+
+class Nobody(Game):
+    names = ()
+
+
+class Nameless(Game):
+    names = ("",)
+
+
+class Buffer(Game):
+    """Shows the number of the step in one array that it writes over."""
+
+    memory = np.zeros(2, np.float32)
+
+    def observations(self, agents):
+        self.memory[:] = self.k
+        return dict.fromkeys(agents, self.memory)
+
+
+class Faulty(Game):
+    """In step 2 ``what`` (a place in the tuple of five, or state) of agent b, or as a whole, is ``given``."""
+
+    def __init__(self, what, given, whole=False):
+        super().__init__()
+        self.what, self.given, self.whole = what, given, whole
+
+    def step(self, actions):
+        found = list(super().step(actions))
+        if self.k == 2 and self.what != "state":
+            found[self.what] = self.given if self.whole else {**found[self.what], "b": self.given}
+        return tuple(found)
+
+    def state(self):
+        return self.given if self.what == "state" and self.k == 2 else np.zeros(3)
+
+
 class Screen(Game):
     """Observes a picture whose left half is white after an even number of steps, and its right half otherwise."""
 

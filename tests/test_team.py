@@ -233,7 +233,11 @@ def test_who_learns_from_the_teams_reward_gives(tmp_path, reward, best):
             {"algorithm__name": "sac"},
             "algorithm.name sac trains one agent, .*coin_game/parallel_env has 2: use ppo",
         ),
-        ({}, {"agents__critic": "centralised"}, "CartPole-v1 has one agent: remove the settings of agents"),
+        (
+            {},
+            {"agents__critic": "centralised"},
+            "CartPole-v1 has one agent, agents.critic = centralised needs several: set --agents.critic independent",
+        ),
         (COIN, {"agents__placement": "spread"}, "agents.placement spread needs agents.sharing independent, not shared"),
         (
             COIN,

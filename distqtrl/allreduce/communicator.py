@@ -107,7 +107,9 @@ class RankLost(Exception):
 class Refused(UserError):
     """Bad input on which all ranks agreed: every rank raises it, rank 0 alone prints it."""
 
-    exit_code = 2
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
 
 
 def announced(what: str, without: int) -> int:
@@ -235,15 +237,19 @@ def agreed(comm: Communicator, step: Callable[[], T]) -> T:
 
     ``step`` must not communicate. The message names the ranks when not all failed alike.
     """
-    result, message = None, ""
+    result, message, trace = None, "", ""
     try:
         result = step()
     except UserError as error:
-        message = str(error)
+        message, trace = str(error), error.trace
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename}"
     by_rank = [text.decode() for text in allgather_bytes(comm, message.encode())]
     if any(by_rank):
+        texts = allgather_bytes(comm, trace.encode())
+        first = next((r for r, text in enumerate(texts) if text), None)
+        if first is not None:  # once is enough, and its trace is what belongs to its line
+            raise Refused(f"rank {first}: {by_rank[first]}" if comm.size > 1 else message, texts[first].decode())
         if len(set(by_rank)) == 1:
             raise Refused(message)
         raise Refused("; ".join(f"rank {r}: {text}" for r, text in enumerate(by_rank) if text))

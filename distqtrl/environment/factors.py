@@ -43,7 +43,7 @@ def taken(space: Space, row: np.ndarray) -> npt.NDArray[np.integer]:
 def unmasked(
     observation: Space, action: Space, num: int | None, who: str
 ) -> tuple[Space, Callable[[Any], Floats] | None]:
-    """The observation space without its action mask, and what reads that from an observation: float32, 1 for a choice
+    """The observation space without its action mask, and what reads that mask: float32, 1 for a choice
     that there is, 0 for one that is not; None where a Dict has no action_mask, or the actions are not chosen.
 
     Several factors have their masks one after the other. num: of the actions that the policy may choose from, where
@@ -58,8 +58,7 @@ def unmasked(
     if found != size:
         raise UserError(f"{who}: {KEY} has {found} numbers, {action} has {size} choices: make it one number per choice")
 
-    def read(given: Any) -> Floats:
-        mask = given[KEY]
+    def read(mask: Any) -> Floats:
         x = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, tuple) else np.ravel(mask)
         if x.size != size or x.dtype.kind not in "biuf" or not ((x == 0) | (x == 1)).all():
             raise UserError(f"{who}: {KEY} is {x.tolist()}: give {size} numbers, each 0 or 1")

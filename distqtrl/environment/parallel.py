@@ -2,37 +2,53 @@
 
 import importlib
 import re
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium.spaces import Box
 
 from distqtrl import config as configuration
 from distqtrl.config import UserError, nearest
-from distqtrl.environment.factors import taken, unmasked
+from distqtrl.environment import border
+from distqtrl.environment.failures import close, failure, said
 from distqtrl.environment.pictures import Picture, picture
-from distqtrl.environment.spaces import Floats, Spaces, flattened, part, sole, spaces
+from distqtrl.environment.spaces import Floats, Spaces
 
 if TYPE_CHECKING:
     from pettingzoo import ParallelEnv
 
 Flags = npt.NDArray[np.bool_]
+STEP = ("observations", "rewards", "terminations", "truncations", "infos")
 Stepped = tuple[list[Floats], npt.NDArray[np.float64], Flags, Flags, Flags]
 
 
 def is_parallel(name: str) -> bool:
-    """Whether an environment.id is of the form package.module/environment_v0, which Gymnasium's are not.
+    """Whether an environment.id is PettingZoo's, package.module/environment_v0; says so without importing anything.
 
     >>> is_parallel("mpe2/simple_spread_v3"), is_parallel("ALE/Pong-v5"), is_parallel("minigrid:MiniGrid-Empty-5x5-v0")
     (True, False, False)
+    >>> is_parallel("module:lab/Plain"), is_parallel("GymV21Environment-v0")
+    (False, False)
     """
-    return "/" in name and not re.search(r"-v\d+$", name)
+    return "/" in name and ":" not in name and name not in gymnasium.registry and not re.search(r"-v\d+$", name)
+
+
+def check_id(name: str) -> None:
+    """Raises UserError for an environment.id that is a file's name, or none."""
+    file = name.partition(":")[0]
+    if name.startswith((".", "/", "~")) or "\\" in name or file.endswith((".py", ".pyc", ".ipynb")) or ".py/" in name:
+        raise UserError(
+            f"environment.id = '{name}' looks like a file: name its folder in PYTHONPATH and the environment by its "
+            "module, module:Name-v0 for one that the module registers with Gymnasium, module/function for PettingZoo"
+        )
+    if not name.strip():
+        raise UserError("environment.id is empty: name one of Gymnasium's, such as CartPole-v1")
 
 
 class Parallel:
@@ -43,35 +59,29 @@ class Parallel:
     """
 
     def __init__(self, config: configuration.Environment, render: bool = False) -> None:
-        self.env, self._name, self._limit = _made(config, render), config.id, config.max_episode_steps
+        self.env, self._name, self.max_steps = _made(config, render), config.id, config.max_episode_steps
         self.metadata: dict[str, Any] = getattr(self.env, "metadata", {})
-        self.agents: tuple[str, ...] = tuple(str(agent) for agent in self.env.possible_agents)
-        self._keys = list(self.env.possible_agents)
-        self._parts, self._readers, found = list[str | None](), list[Callable[[Any], Floats]](), list[Spaces]()
-        self._masks = list[Callable[[Any], Floats] | None]()
-        for key, agent in zip(self._keys, self.agents, strict=True):
+        possible = self.env.possible_agents
+        self.agents: tuple[str, ...] = border.agents(possible, config.id)
+        self._keys, self._known, self._ports = list(possible), frozenset(possible), list[border.Port]()
+        self._named = list(zip(self._keys, self.agents, strict=True))
+        for key, agent in self._named:
             who = f"{config.id}, agent {agent}"
             action = self.env.action_space(key)
             if action is None:
                 raise UserError(f"{who} has no action: give it a space, or leave it out of possible_agents")
-            space, mask = unmasked(self.env.observation_space(key), action, None, who)
-            self._parts.append(config.observation if mask is None else sole(space, config.observation))
-            flat, reader = flattened(part(space, self._parts[-1], who), config.image, who)
-            one = spaces(flat, action, who)
-            num = one.num_observations * config.frames
-            found.append(replace(one, num_observations=num, masked=mask is not None))
-            self._readers.append(reader)
-            self._masks.append(mask)
-        self.spaces = tuple(found)
-        self._frames = [deque[Floats](maxlen=config.frames) for _ in self.agents]
+            self._ports.append(border.Port(self.env.observation_space(key), action, config, who))
+        self.spaces: tuple[Spaces, ...] = tuple(port.spaces for port in self._ports)
+        space = getattr(self.env, "state_space", None)
+        self._num_states = int(np.prod(space.shape)) if isinstance(space, Box) else None
         self._steps = 0
 
     def reset(self, seed: int) -> tuple[list[Floats], Flags]:
         """What every agent observes, and which ones act."""
-        observed, _ = self.env.reset(seed=seed)
+        observed, _ = border.parts(self.env.reset(seed=seed), ("observations", "infos"), "reset()", self._name)
         self._steps = 0
-        for frames in self._frames:
-            frames.clear()
+        for port in self._ports:
+            port.forget()
         acts_G = self._acting()
         if not acts_G.any():
             raise UserError(f"{self._name}: no agent acts after reset: mend the environment's agents")
@@ -81,19 +91,20 @@ class Parallel:
         """Observations (final for an agent that ended), rewards, terminated, truncated, and who acts next."""
         acted_G = self._acting()
         given = {
-            key: self._action(space, self.env.action_space(key), actions_G[g])
-            for g, (key, space) in enumerate(zip(self._keys, self.spaces, strict=True))
+            key: port.action(actions_G[g])
+            for g, (key, port) in enumerate(zip(self._keys, self._ports, strict=True))
             if acted_G[g]
         }
-        observed, rewards, terminated, truncated, _ = self.env.step(given)
+        observed, rewards, terminated, truncated, _ = border.parts(self.env.step(given), STEP, "step()", self._name)
         self._steps += 1
         acts_G = self._acting()
-        rewards_G = np.array([rewards.get(key, 0.0) for key in self._keys], dtype=np.float64)
-        terminated_G, truncated_G = (
-            np.array([bool(ends.get(key, False)) for key in self._keys]) for ends in (terminated, truncated)
+        rewards = border.by_agent(rewards, self._known, "rewards", self._name)
+        rewards_G = np.array(
+            [border.number(rewards.get(key, 0.0), self._name, "the reward of agent", name) for key, name in self._named]
         )
+        terminated_G, truncated_G = self._ends(terminated, "terminated"), self._ends(truncated, "truncated")
         acts_G &= ~(terminated_G | truncated_G)
-        if self._limit is not None and self._steps >= self._limit:
+        if self.max_steps is not None and self._steps >= self.max_steps:
             truncated_G |= acts_G
             acts_G[:] = False
         terminated_G |= acted_G & ~acts_G & ~truncated_G
@@ -102,51 +113,41 @@ class Parallel:
     def state(self) -> Floats | None:
         """The environment's own state; none where it has none."""
         try:
-            return np.asarray(self.env.state(), dtype=np.float32).reshape(-1)
+            given = self.env.state()
         except NotImplementedError:
             return None
+        state_S = border.state(given, self._num_states, self._name)
+        self._num_states = len(state_S)
+        return state_S
 
     def render(self) -> Picture:
         return picture(self.env.render, self._name)
 
     def close(self) -> None:
-        self.env.close()
+        close(self.env.close, self._name)
 
     def _acting(self) -> Flags:
         now = set(self.env.agents)
-        if not now <= set(self._keys):
-            odd = sorted(str(agent) for agent in now - set(self._keys))
+        if not now <= self._known:
+            odd = sorted(str(agent) for agent in now - self._known)
             raise UserError(f"{self._name}: agent {odd[0]} is not in possible_agents: add it there")
         return np.array([key in now for key in self._keys])
 
-    def _observations(self, observed: dict[Any, Any]) -> list[Floats]:
-        return [self._observation(g, observed.get(key)) for g, key in enumerate(self._keys)]
+    def _ends(self, given: Any, what: str) -> Flags:
+        """Whose episode ended; not that of one of whom nothing is said."""
+        given = border.by_agent(given, self._known, what, self._name)
+        found = [given.get(key, False) for key in self._keys]
+        for g, one in enumerate(found):
+            if one is not True and one is not False:
+                found[g] = border.flag(one, self._name, f"{what} of agent {self.agents[g]}")
+        return np.array(found)
 
-    def _observation(self, g: int, given: Any) -> Floats:
-        num, frames = self.spaces[g].num_observations, self._frames[g]
-        if given is None:
-            frames.clear()
-            return np.zeros(num + self.spaces[g].num_masks, dtype=np.float32)
-        x, mask = self._readers[g](given if self._parts[g] is None else given[self._parts[g]]), self._masks[g]
-        depth = frames.maxlen or 1
-        if x.size * depth != num:
-            raise UserError(
-                f"{self._name}, agent {self.agents[g]} observes {x.size} numbers, its space said {num // depth}: "
-                "spaces must stay as they are at the start; pad observations to the largest"
-            )
-        if depth > 1:
-            frames.extend([x] * (1 if frames else depth))
-            x = np.concatenate(frames)
-        return x if mask is None else np.concatenate([x, mask(given)])
-
-    @staticmethod
-    def _action(space: Spaces, own: Any, action: Any) -> Any:
-        """One agent's row of the actions of all, as its space wants it."""
-        if space.factors:
-            return taken(own, action)
-        if space.num_actions is None:
-            return np.asarray(action[: len(space.low)], dtype=np.float32)
-        return int(action if np.ndim(action) == 0 else action[0])
+    def _observations(self, observed: Any) -> list[Floats]:
+        observed = border.by_agent(observed, self._known, "observations", self._name)
+        return [
+            port.nothing() if (given := observed.get(key)) is None else port.observation(given)
+            for key, port in zip(self._keys, self._ports, strict=True)
+        ]
 
 
 def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
@@ -157,8 +158,8 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
     try:
         env = maker(**{**config.kwargs, **more})
     except Exception as error:  # an environment may refuse its arguments with any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"environment.id = '{name}' (kwargs {config.kwargs}) cannot be made: {reason}") from None
+        what = f"environment.id = '{name}' (kwargs {config.kwargs}) cannot be made"
+        raise failure(error, what) or UserError(f"{what}: {said(error)}") from None
     if config.num_actions is not None:
         raise UserError(
             f"environment.num_actions is for Gymnasium's environments, {name} has several agents: remove it"
@@ -181,17 +182,24 @@ def _maker(name: str, module: str, last: str) -> Callable[..., Any]:
     """``parallel_env`` of module.last, or the function ``last`` of module; PettingZoo's own come from its registry."""
     if module.startswith("pettingzoo."):
         return _registered(name, f"{module.removeprefix('pettingzoo.')}/{last}")
-    whole = f"{module}.{last}"
-    try:
-        found = importlib.import_module(whole)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{whole}.".startswith(f"{error.name}."):
-            raise UserError(f"environment.id = '{name}' cannot be imported ({error}): install that package") from None
-        return _function(name, module, last, error)
+    found = _module(name, f"{module}.{last}")
+    if found is None:
+        return _function(name, module, last)
     if not hasattr(found, "parallel_env"):
         raise UserError(f"environment.id = '{name}' " + (AEC if hasattr(found, "env") else "has no parallel_env"))
     maker: Callable[..., Any] = found.parallel_env
     return maker
+
+
+def _module(name: str, module: str) -> ModuleType | None:
+    """It, or None where there is no such module; raises UserError for one that cannot be imported."""
+    what = f"environment.id = '{name}' cannot be imported"
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise failure(error, what) or UserError(f"{what}: {said(error)}") from None
 
 
 def _registered(name: str, key: str) -> Callable[..., Any]:
@@ -211,14 +219,16 @@ def _registered(name: str, key: str) -> Callable[..., Any]:
     return partial(pettingzoo.make, "parallel", key)
 
 
-def _function(name: str, module: str, last: str, reason: ModuleNotFoundError) -> Callable[..., Any]:
-    try:
-        holder: ModuleType = importlib.import_module(module)
-    except ModuleNotFoundError:
-        remedy = INSTALL if module.split(".")[0] == "mpe2" else "install it"
-        raise UserError(f"environment.id = '{name}' cannot be imported ({reason}): {remedy}") from None
+def _function(name: str, module: str, last: str) -> Callable[..., Any]:
+    holder = _module(name, module)
+    if holder is None:
+        remedy = INSTALL if module.split(".")[0] == "mpe2" else "install it, or name its folder in PYTHONPATH"
+        raise UserError(
+            f"environment.id = '{name}' cannot be imported (there is no module {module}): {remedy}; one of Gymnasium's "
+            f"that a module registers is module:{name}"
+        )
     if not callable(getattr(holder, last, None)):
-        known = nearest(last, [x for x in dir(holder) if not x.startswith("_")])
+        known = nearest(last, [x for x, made in vars(holder).items() if not x.startswith("_") and callable(made)])
         raise UserError(f"environment.id = '{name}': {module} has no {last}: {known}")
     maker: Callable[..., Any] = getattr(holder, last)
     return maker

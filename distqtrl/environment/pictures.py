@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqtrl.config import UserError
+from distqtrl.environment.failures import failure
 
 Picture = npt.NDArray[np.uint8]
 
@@ -27,7 +28,7 @@ def picture(render: Callable[[], Any], name: str) -> Picture:
             warnings.simplefilter("ignore")  # Gymnasium's, of environments that do not say how fast they are
             drawn = render()
     except Exception as error:  # what draws is any library's, and may fail with any exception
-        raise UserError(f"{name} cannot be drawn: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise failure(error, f"{name} cannot be drawn") or error from None
     if not isinstance(drawn, np.ndarray):
         raise UserError(f"{name} cannot be drawn: it gives a {type(drawn).__name__} in place of an array")
     if drawn.dtype != np.uint8 or drawn.ndim != 3 or drawn.shape[2] != 3:

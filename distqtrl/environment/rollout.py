@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import UserError
 from distqtrl.environment.vector import Environments
 
 Act = Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
@@ -82,11 +81,9 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
             running_E = running_E & (environments.episode_B == episode_E)
         t += 1
     rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])
-    obs_TBO = np.array(obs)
-    _check_finite(environments, obs_TBO, rewards_TB, next_obs_TBO)
     central = states[0] is not None
     return Rollout(
-        obs_TBO,
+        np.array(obs),
         np.array(actions),
         rewards_TB,
         np.array([s.terminated_B for s in steps]),
@@ -96,23 +93,6 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
         np.array(states) if central else None,
         np.array([s.states_ES for s in steps]) if central else None,
     )
-
-
-def _check_finite(
-    environments: Environments, obs_TBO: np.ndarray, rewards_TB: Array, next_obs_TBO: npt.NDArray[np.float32]
-) -> None:
-    """Raise UserError for the first reward or observation that is not a finite number."""
-    start_TB, end_TB = np.isfinite(obs_TBO).all(-1), np.isfinite(next_obs_TBO).all(-1)
-    good_TB = start_TB & end_TB & np.isfinite(rewards_TB)
-    if not good_TB.all():
-        t, b = np.argwhere(~good_TB)[0].tolist()
-        seen_O = (obs_TBO if not start_TB[t, b] else next_obs_TBO)[t, b]
-        index, g = divmod(b, environments.num_agents)
-        who = f", agent {environments.agents[g]}" if environments.num_agents > 1 else ""
-        raise UserError(
-            f"environment {environments.indices[index]}{who}, step {t + 1} of a rollout: observation "
-            f"{seen_O.tolist()} and reward {rewards_TB[t, b]} are not finite: mend the environment"
-        )
 
 
 def play(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Array, Array]:

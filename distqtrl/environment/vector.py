@@ -15,7 +15,7 @@ restarts with its next episode, and the caller is told which ones did.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,11 @@ from distqtrl import config as configuration
 from distqtrl import seeding
 from distqtrl.config import UserError
 from distqtrl.environment import pictures
-from distqtrl.environment.parallel import Parallel, is_parallel
+from distqtrl.environment.failures import failure
+from distqtrl.environment.parallel import Parallel, check_id, is_parallel
 from distqtrl.environment.pictures import Picture
 from distqtrl.environment.single import Single
-from distqtrl.environment.spaces import Floats, Spaces
+from distqtrl.environment.spaces import Floats, Spaces, short
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -40,6 +41,7 @@ class World(Protocol):
 
     agents: tuple[str, ...]
     spaces: tuple[Spaces, ...]
+    max_steps: int | None  # its time limit, as far as it is known
     metadata: dict[str, Any]  # what it says of itself: render_modes, render_fps
 
     def reset(self, seed: int) -> tuple[Any, Any]:
@@ -81,12 +83,18 @@ def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def make(config: configuration.Environment, render: bool = False) -> World:
     """One environment; raises UserError for an unknown id, arguments or spaces, and to render what draws nothing."""
+    check_id(config.id)
     kind: type[Parallel] | type[Single] = Parallel if is_parallel(config.id) else Single
-    if render:  # asked for pictures, one that draws none would fail or warn in a way of its own
-        world = kind(config)
-        world.close()
-        pictures.check(world.metadata, config.id)
-    return kind(config, render)
+    try:
+        if render:  # asked for pictures, one that draws none would fail or warn in a way of its own
+            world = kind(config)
+            world.close()
+            pictures.check(world.metadata, config.id)
+        return kind(config, render)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failure(error, f"{config.id} cannot be made") or error from None
 
 
 class Environments:
@@ -112,10 +120,18 @@ class Environments:
         central: bool = False,
         film: Callable[[Picture], None] | None = None,
     ) -> None:
-        self.indices, self.seed, self.purpose = list(indices), seed, purpose
+        self.indices, self.seed, self.purpose, self._name = list(indices), seed, purpose, config.id
         self.num = len(self.indices)
         self.envs = [make(config, render=film is not None) for _ in indices]
-        self._take(self.envs[0] if self.envs else make(config), roles)
+        first = self.envs[0] if self.envs else make(config)
+        self._take(first, roles)
+        self.max_steps = first.max_steps
+        for index, env in zip(self.indices, self.envs, strict=True):
+            if (env.agents, env.spaces) != (first.agents, first.spaces):
+                raise UserError(
+                    f"{config.id}: environment {index} has other agents or spaces than environment {self.indices[0]}: "
+                    "make all copies alike"
+                )
         self._central, self._film = central, film
         self.episode_B = np.full(self.num, episode, dtype=np.int64)
         self.return_B = np.zeros(self.num * self.num_agents)
@@ -163,6 +179,15 @@ class Environments:
                     column = self._num_O[numbers[agent]] + place
                     self.obs_BO[numbers[agent] :: self.num_agents, column] = 1
 
+    def facts(self) -> dict[str, str]:
+        """What all ranks must have found alike."""
+        return {
+            "agents (in order)": ", ".join(self.agents) or "one",
+            "observations and actions": "; ".join(dict.fromkeys(map(str, self.spaces.values()))),
+            "time limits": str(self.max_steps),
+            "states": "none" if self.states_ES is None else f"{self.states_ES.shape[1]} numbers",
+        }
+
     def numbers(self, role: int) -> list[int]:
         """The global numbers of a role's rows: of its environments and agents."""
         every = np.arange(self.num * self.num_agents)[self.rows[role]]
@@ -198,17 +223,23 @@ class Environments:
         acts_B = self.acts_B.copy()
         ended = []
         for b in range(self.num) if running_E is None else np.flatnonzero(running_E).tolist():
-            own, actions = self._own[b], actions_B[self._own[b]]
-            self._show(b)
-            seen, reward, terminated, truncated, acts = self._called(b, partial(self.envs[b].step, actions))
+            own = self._own[b]
+            actions = actions_B[own]
+            if self._film is not None:
+                self._show(b)
+            try:
+                seen, reward, terminated, truncated, acts = self.envs[b].step(actions)
+            except (Exception, SystemExit) as error:
+                self._fail(b, error)
             self._put(obs_BO, b, seen)
             rewards_B[own], terminated_B[own], truncated_B[own], acts_B[own] = reward, terminated, truncated, acts
             self.return_B[own] += reward
             self.actions[b].append(actions)
-            if not np.any(acts):
+            if not (acts.any() if self._listed else acts):
                 ended.append(b)
+        self._check_finite(obs_BO)
         stepped = range(self.num) if running_E is None else np.flatnonzero(running_E).tolist()
-        self._check_masks(stepped, obs_BO, acts_B, 0)
+        self._check_masks(stepped, obs_BO, acts_B)
         states_ES = self._stated(obs_BO, stepped)
         self.acts_B, self.states_ES = acts_B, states_ES
         self.obs_BO = obs_BO
@@ -274,15 +305,28 @@ class Environments:
     def _reset(self, b: int) -> None:
         """Begin environment b's present episode."""
         self.actions[b] = []
-        seen, self.acts_B[self._own[b]] = self._called(b, partial(self.envs[b].reset, self._seed(b)))
+        seen, self.acts_B[self._own[b]] = self._called(b, partial(self.envs[b].reset, self._seed(b)), 0)
         self.return_B[self._own[b]] = 0.0
         self._put(self.obs_BO, b, seen)
-        self._check_masks([b], self.obs_BO, self.acts_B, 1)
+        self._check_finite(self.obs_BO)
+        self._check_masks([b], self.obs_BO, self.acts_B)
         self._set_state(b)
 
-    def _check_masks(self, envs: Sequence[int], obs_BO: Floats, acts_B: Flags, ahead: int) -> None:
-        """Raise UserError for the first agent of these that is to act and has no choice for a factor; ahead: steps to
-        go until its mask was seen."""
+    def _check_finite(self, obs_BO: Floats) -> None:
+        """Raise UserError for the first observation that is not finite."""
+        if np.isfinite(obs_BO).all():
+            return
+        row = int(np.argwhere(~np.isfinite(obs_BO))[0, 0])
+        b, g = divmod(row, self.num_agents)
+        who = f", agent {self.agents[g]}" if self._listed else ""
+        seen = short(obs_BO[row, : self._num_O[g]].tolist())
+        raise UserError(
+            f"environment {self._where(b, len(self.actions[b]))}: {self._name}{who} observes {seen}, which is not "
+            "finite: mend the environment"
+        )
+
+    def _check_masks(self, envs: Sequence[int], obs_BO: Floats, acts_B: Flags) -> None:
+        """Raise UserError for the first agent of these that is to act and has no choice for a factor."""
         if not self._masked:
             return
         for g, (agent, masks) in enumerate(zip(self.agents, self._masks_G, strict=True)):
@@ -293,10 +337,10 @@ class Environments:
             some_EF = np.maximum.reduceat(obs_BO[rows, masks], firsts, axis=1)
             stuck_E = acts_B[rows] & (some_EF == 0).any(1)
             if stuck_E.any():
-                who = f"agent {agent}'s " if self._listed else ""
+                who, b = f"agent {agent}'s " if self._listed else "", envs[int(stuck_E.argmax())]
                 raise UserError(
-                    f"environment {self._where(envs[int(stuck_E.argmax())], ahead)}: {who}action_mask allows no "
-                    "action: mend the environment, or let the episode end there"
+                    f"environment {self._where(b, len(self.actions[b]))}: {who}action_mask allows no action: mend the "
+                    "environment, or let the episode end there"
                 )
 
     def _show(self, b: int) -> None:
@@ -334,20 +378,36 @@ class Environments:
         return states_ES
 
     def _state(self, b: int, obs_BO: Floats) -> Floats:
-        state_S = self._called(b, self.envs[b].state)
-        return obs_BO[self._own[b]].reshape(-1) if state_S is None else state_S
+        state_S = self._called(b, self.envs[b].state, len(self.actions[b]))
+        if state_S is None:
+            return obs_BO[self._own[b]].reshape(-1)
+        if self.states_ES is not None and len(state_S) != self.states_ES.shape[1]:
+            raise UserError(
+                f"{self._name}: state() of environment {self.indices[b]} has {len(state_S)} numbers, that of others "
+                f"{self.states_ES.shape[1]}: make all copies alike"
+            )
+        return state_S
 
-    def _called(self, b: int, action: Callable[[], Result]) -> Result:
-        """action(); an error of environment b's own also says which one it was, and when."""
+    def _called(self, b: int, action: Callable[[], Result], step: int | None = None) -> Result:
+        """action(), in this step of environment b's episode, or in the next."""
         try:
             return action()
-        except UserError as error:
-            raise UserError(f"environment {self._where(b)}: {error}") from None
-        except Exception as error:
-            error.add_note(f"in environment {self._where(b)}")
-            raise
+        except (Exception, SystemExit) as error:
+            self._fail(b, error, step)
 
-    def _where(self, b: int, ahead: int = 1) -> str:
-        """Which environment, and in which step of its episode it is."""
-        step = len(self.actions[b]) + ahead
-        return f"{self.indices[b]} (reset with seed {self._seed(b)}), step {step} of its episode"
+    def _fail(self, b: int, error: BaseException, step: int | None = None) -> NoReturn:
+        """Raise an error in environment b with what says which one it was, and when."""
+        where = f"environment {self._where(b, step)}"
+        if isinstance(error, UserError):
+            error.args = (f"{where}: {error}",)
+            raise error from None
+        found = failure(error, f"{where}: {self._name} raised")
+        if found is None:
+            error.add_note(f"in {where}")
+            raise error
+        raise found from error
+
+    def _where(self, b: int, step: int | None) -> str:
+        step = len(self.actions[b]) + 1 if step is None else step
+        when = f"step {step} of its episode" if step else "at its start"
+        return f"{self.indices[b]} (reset with seed {self._seed(b)}), {when}"

@@ -5,7 +5,7 @@ import pytest
 from games import Game
 
 from distqtrl import config
-from distqtrl.config import UserError
+from distqtrl.config import Foreign, UserError
 from distqtrl.environment.parallel import Parallel
 from distqtrl.environment.rollout import collect, play
 from distqtrl.environment.spaces import Spaces
@@ -172,14 +172,20 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, which is no PettingZoo ParallelEnv"),
         ({"id": "games/Gamee"}, "games has no Gamee: did you mean 'Game'"),
-        ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it"),
+        ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it.* is module:nowhere/game_v0"),
+        ({"id": "./games.py"}, "'./games.py' looks like a file: .*PYTHONPATH.*module:Name-v0"),
+        ({"id": "games.py:Game"}, "looks like a file"),
+        ({"id": "/a/games"}, "looks like a file"),
+        ({"id": "games/SetOfAgents"}, "possible_agents is a set, whose order differs from process to process: make it"),
+        ({"id": "games/Twins"}, "possible_agents names agents alike, 1 and '1'"),
+        ({"id": "games/Nobody"}, "possible_agents is empty"),
+        ({"id": "games/Nameless"}, "has an agent without a name, ''"),
         ({"id": "games/Game", "kwargs": {"nope": 1}}, r"games/Game' \(kwargs {'nope': 1}\) cannot be made: .*nope"),
         ({"id": "games/Still"}, "games/Still, agent b has no action"),
         (
             {"id": "games/Unbounded"},
             "games/Unbounded, agent a: action space Box.* use Discrete, MultiDiscrete, MultiBinary or a bounded",
         ),
-        ({"id": "games/Masked"}, "agent a: observation space Dict: set environment.observation to one of view, mask"),
         ({"id": "games/Masked", "observation": "nope"}, "environment.observation = 'nope' is not there"),
         ({"id": "games/Game", "image": (2, 2)}, r"environment.image = \(2, 2\) needs an image"),
         ({"id": "games/Game", "num_actions": 2}, "environment.num_actions is for Gymnasium's environments"),
@@ -192,8 +198,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(settings, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_part_of_an_observation():
+def test_a_part_of_an_observation_and_the_whole():
     assert make(config.Environment(id="games/Masked", observation="view")).spaces[0].num_observations == 3
+    assert make(config.Environment(id="games/Masked")).spaces[0].num_observations == 5
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,7 @@ def test_agents_that_cannot_be_are_refused(name, message):
 def test_spaces_that_change_are_refused():
     envs = environments("games/Growing")
     with pytest.raises(
-        UserError, match=r"environment 0 .*agent a observes 3 numbers, its space said 2: spaces must stay"
+        UserError, match=r"environment 0 .*agent a observes shape \(3,\), its space said shape \(2,\): spaces must stay"
     ):
         rolled(envs, 4, [0, 0])
 
@@ -225,11 +232,15 @@ def test_roles_play_each_agent_once():
 def test_an_environment_that_raises_says_where():
     cfg = config.Environment(id="games/Failing")
     envs = Environments(cfg, [4, 9], 0, "episode")
-    with pytest.raises(ZeroDivisionError) as error:
+    with pytest.raises(Foreign) as error:
         rolled(envs, 9, [0, 0] * 2)
-    (note,) = error.value.__notes__
-    seed = envs._seed(0)
-    assert note == f"in environment 4 (reset with seed {seed}), step 2 of its episode"
+    where = f"environment 4 (reset with seed {envs._seed(0)}), step 2 of its episode"
+    assert str(error.value) == f"{where}: games/Failing raised: ZeroDivisionError: division by zero"
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    first, *rest = error.value.trace.splitlines()
+    assert first.endswith("in step")
+    assert rest[0].strip() == "return 1 / 0"
+    assert "distqtrl/" not in error.value.trace
 
 
 def test_one_agent_of_pettingzoo_is_one_agent():

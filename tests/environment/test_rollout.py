@@ -134,28 +134,3 @@ def test_play_is_one_episode_of_each_from_its_start():
 def test_summary():
     expected = {"mean": 3.0, "std": 2.0, "min": 1.0, "max": 5.0, "episodes": 2}
     assert summary(np.array([1.0, 5.0])) == expected
-
-
-def test_a_first_observation_that_is_not_finite_is_named():
-    envs = environments(3)
-    envs.obs_BO[2, 0] = np.nan
-    act = lambda obs_BO, noise_B: (np.zeros(3, np.int64), np.zeros(3, np.int64))  # noqa: E731
-    with pytest.raises(config.UserError, match=r"environment 2, step 1 of a rollout: observation \[nan\]"):
-        collect(envs, act, noise, 5)
-
-
-@pytest.mark.parametrize("what", ["observation", "reward"])
-def test_what_is_not_finite_is_named(what):
-    envs = environments(3)
-    step = envs.step
-
-    def broken(*args):
-        found = step(*args)
-        if found.obs_BO[1, 0] == 3:
-            (found.obs_BO if what == "observation" else found.rewards_B[:, np.newaxis])[1, 0] = np.nan
-        return found
-
-    envs.step = broken
-    act = lambda obs_BO, noise_B: (np.zeros(3, np.int64), np.zeros(3, np.int64))  # noqa: E731
-    with pytest.raises(config.UserError, match=r"environment 1, step 3 of a rollout: observation .*: mend the"):
-        collect(envs, act, noise, 5)

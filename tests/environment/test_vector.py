@@ -6,11 +6,11 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, Text
+from gymnasium.spaces import Box, Dict, Discrete, Sequence, Text
 
 from distqtrl import config
 from distqtrl.config import UserError
-from distqtrl.environment.single import Single, make
+from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces, spaces
 from distqtrl.environment.vector import Environments
 
@@ -182,8 +182,12 @@ def test_those_that_wait_stay_where_they_are():
         ("FrozenLake-v1", {"map_name": "nope"}, "nope"),
         ("nowhere:Toy-v0", {}, "No module named 'nowhere'"),
         ("not an id", {}, "Malformed"),
-        ("Blackjack-v1", {}, "observation space Tuple"),
-        (TOY, {"observation": Dict(a=Box(0, 1))}, "observation space Dict"),
+        ("ALE/Pong-v5", {}, "unknown environment .* pass module:ALE/Pong-v5"),
+        (TOY, {"observation": Text(5)}, "observation space Text is no vector of fixed length: wrap the environment"),
+        (TOY, {"observation": Sequence(Box(0, 1))}, "observation space Sequence is no vector"),
+        (TOY, {"observation": Discrete(10**9)}, "is 1,000,000,000 numbers, one to 10,000,000 can be read"),
+        (TOY, {"observation": Box(0, 1, (0,))}, "is 0 numbers"),
+        (TOY, {"action": Box(0, 2**31 - 1, (1,), np.int64)}, "has integers beyond 16777216, .* scale it itself"),
         (TOY, {"action": Text(3)}, "action space Text"),
         (TOY, {"action": Box(0, np.inf, (1,))}, "action space Box"),
         (TOY, {"action": Box(0, 1, (1, 1))}, "action space Box"),
@@ -199,11 +203,11 @@ def test_what_cannot_be_used_is_named_in_one_line(name, kwargs, message):
 def test_minigrid_shows_its_image_and_takes_the_first_actions():
     pytest.importorskip("minigrid")
     cfg = config.preset("qtrl-minigrid").environment
-    env = make(cfg)
-    assert Single(cfg).spaces == (Spaces(147, 3, 0, (), ()),)
+    env = Single(cfg)
+    assert env.spaces == (Spaces(147, 3, 0, (), ()),)
     obs, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(obs, env.unwrapped.gen_obs()["image"].ravel())
-    rewards = [env.step(action)[1] for action in (2, 2, 1, 2, 2)]  # forward, forward, right, forward, forward
+    np.testing.assert_array_equal(obs, env.env.unwrapped.gen_obs()["image"].ravel())
+    rewards = [env.step(np.int64(action))[1] for action in (2, 2, 1, 2, 2)]  # forward, forward, right, forward, forward
     assert rewards == [0, 0, 0, 0, pytest.approx(0.955)]  # the ceiling: 1 - 0.9 * 5 / 100
     lost = Environments(cfg, [0], 0, "episode")
     steps = [lost.step(np.array([0])) for _ in range(100)]
@@ -216,19 +220,18 @@ def test_minigrid_shows_its_image_and_takes_the_first_actions():
         ({"observation": "b"}, "environment.observation = 'b' is not there: known: a"),
         ({"kwargs": {}, "observation": "a"}, "environment.observation = 'a' is not there: it observes Box"),
         ({"observation": "a", "num_actions": 9}, "environment.num_actions = 9 does not fit its actions, Discrete"),
-        ({}, "set environment.observation to one of a"),
     ],
 )
 def test_parts_that_are_not_there_are_named(changes, message):
     values = {"id": TOY, "kwargs": {"observation": Dict(a=Box(0, 1))}, **changes}
     with pytest.raises(UserError, match=message):
-        make(config.Environment(**values))
+        Single(config.Environment(**values))
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid", None)
     with pytest.raises(UserError, match=r"minigrid.*pip install 'distqtrl\[minigrid\]'"):
-        make(config.preset("qtrl-minigrid").environment)
+        Single(config.preset("qtrl-minigrid").environment)
 
 
 @pytest.mark.parametrize(

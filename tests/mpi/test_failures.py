@@ -53,8 +53,12 @@ def test_an_exception_on_one_rank(mpirun, tmp_path):
     code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 1
     (line,) = lines(err)
-    assert line.startswith("distqtrl: rank 1: RuntimeError: the motor is on fire")
-    assert "[rank 1] Traceback (most recent call last):" in err
+    assert line.startswith("distqtrl: rank 1: environment 1 (reset with seed ")
+    assert line.endswith("), step 5 of its episode: broken:Broken-v0 raised: RuntimeError: the motor is on fire")
+    first, second = [x.strip() for x in err.splitlines() if x.startswith("  ")][:2]
+    assert first.startswith(f'File "{PROGRAMS / "broken.py"}", line ')
+    assert second == 'raise RuntimeError("the motor is on fire")'
+    assert "Traceback" not in err
 
 
 def test_an_exit_on_one_rank(mpirun, tmp_path):
@@ -79,7 +83,8 @@ def test_the_same_under_open_mpi(openmpi, tmp_path, fault):
     assert code != 0
     if fault == "exception":
         (line,) = lines(err)
-        assert line.startswith("distqtrl: rank 1: RuntimeError: the motor is on fire")
+        assert line.startswith("distqtrl: rank 1: environment 1 ")
+        assert line.endswith("broken:Broken-v0 raised: RuntimeError: the motor is on fire")
 
 
 def test_a_rank_that_hangs(mpirun, tmp_path):
