@@ -7,11 +7,11 @@ import numpy as np
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.noise import with_backend, with_file
-from distqtrl.circuit.pulses import Compiled, ideal
+from distqtrl.circuit.pulses import Compiled, ideal, pulsed
 from distqtrl.circuit.statevector import Array, sampled
 from distqtrl.config import Qpu, UserError, nearest, refuse
 
-METHODS = ("statevector", "density_matrix")  # Aer's others cannot turn by any angle, or lack controlled u3
+METHODS = ("statevector", "density_matrix")  # Aer's others cannot turn by any angle
 ELSEWHERE = {  # options of Aer that have their own place
     "method": "set qpu.device",
     "noise_model": "set qpu.noise",
@@ -42,7 +42,7 @@ class Aer:
     def __init__(self, program: Program, settings: Qpu) -> None:
         refuse(settings, "aer", ("precision",))
         self.program, self.shots = program, settings.shots
-        self._compiled = _compiled(program, settings.noise)
+        self._compiled = _compiled(program, settings)
         method = _method(settings, self._compiled)
         num_qubits = self._compiled.circuit.num_qubits
         state_bytes = 16.0 * (4 if method == "density_matrix" else 2) ** num_qubits
@@ -108,13 +108,14 @@ class Aer:
             raise UserError(f"qpu.backend aer cannot run with qpu.options {settings.options}: {reason}") from None
 
 
-def _compiled(program: Program, noise: str | None) -> Compiled:
+def _compiled(program: Program, settings: Qpu) -> Compiled:
     try:
         import qiskit_aer  # noqa: F401
     except ImportError:
         raise UserError("qpu.backend aer needs Qiskit Aer: pip install 'distqtrl[aer]'") from None
-    if noise is None:
-        return ideal(program)
+    noise = settings.noise
+    if noise is None:  # a density matrix has no cu
+        return pulsed(program) if settings.device == "density_matrix" else ideal(program)
     return with_file(program, noise) if noise.endswith(".json") else with_backend(program, noise)
 
 

@@ -45,6 +45,10 @@ PARTS = {  # kind -> the operations that make it, in time order: their kind, and
     "u3": (("phase", (2,)), ("ry", (0,)), ("phase", (1,))),
 }
 OWNERS = {"wires": "the circuit", "shots": "qpu.shots", "seed": "train.seed"}  # options that other fields set
+USELESS = {  # PennyLane's devices that run no qubits, no rotations, or nothing; not suggested
+    *("default.gaussian", "default.qutrit", "default.qutrit.mixed", "default.clifford", "null.qubit"),
+    "default.tensor",  # needs quimb
+}
 HELD = {"probabilities": 4, "adjoint": 10}  # states held at a time, measured
 HELD_PER_OPERATION = 4  # by backprop
 CLOSE = 1e-4  # of a gradient to the shift rule's, as seen in single precision
@@ -97,7 +101,7 @@ class PennyLane:
                 "no channels, also on default.mixed"
             )
         if self._name not in self._qml.plugin_devices:
-            hint = nearest(self._name, self._qml.plugin_devices)
+            hint = nearest(self._name, self._qml.plugin_devices.keys() - USELESS)
             raise UserError(
                 f"unknown qpu.device '{self._name}': {hint} (a plugin's devices appear once it is installed)"
             )
@@ -175,7 +179,7 @@ class PennyLane:
         except Exception as error:
             wrong, reason = True, f"fails: {_line(error)}"
         if wrong:
-            raise UserError(f"{route.method} of qpu.device {self._name} {reason}; use qpu.gradient = parameter-shift")
+            raise UserError(f"{route.method} of qpu.device {self._name} {reason}: use qpu.gradient parameter-shift")
 
 
 def _pennylane() -> Any:
