@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]  # fits any counter; memory is demand.py's
+Few = Annotated[int, Field(ge=1, le=4096)]
 Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[int, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,7 +76,7 @@ class Qpu(Stage):
     spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
     spsa_samples: Positive = Field(1, description="SPSA: random directions averaged in one gradient")
     shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
-    replicas: Positive = Field(
+    replicas: Few = Field(
         1,
         description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
         "torch their circuits run as one batch",
@@ -188,7 +189,7 @@ class Environment(Stage):
     image: tuple[Positive, ...] = Field(
         (), description="rows and columns to which an image is averaged, in grey; none = pixels as they are"
     )
-    frames: Positive = Field(1, description="how many of the last observations the policy sees at once")
+    frames: Few = Field(1, description="how many of the last observations the policy sees at once")
     num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
 
@@ -320,7 +321,7 @@ class Train(Stage):
     smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
     seed: int = Field(0, ge=0, lt=2**32, description="one seed for everything")
     precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
-    threads: Positive = Field(1, description="CPU threads per rank")
+    threads: Few = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
     directory: str = Field("runs", description="where run directories are made")
@@ -357,7 +358,7 @@ class Config(BaseModel):
         if a.name == "ppo" and a.rollout == "steps" and a.minibatches > a.rollout_steps:
             raise ValueError(
                 f"algorithm.minibatches = {a.minibatches} leaves minibatches empty: every environment's "
-                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them"
+                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them: lower it"
             )
         if a.name == "sac":
             self._fits_sac()
@@ -411,7 +412,7 @@ class Config(BaseModel):
         if a.rollout != "steps" or a.rollout_steps % a.train_every:
             raise ValueError(
                 "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
-                f"algorithm.train_every ({a.rollout_steps} is none of {a.train_every})"
+                f"algorithm.train_every ({a.rollout_steps} is not a multiple of {a.train_every})"
             )
         if a.rollout_steps * a.gradient_steps % a.policy_every:
             raise ValueError(

@@ -168,7 +168,7 @@ class QPU:
         numbers = range(first, first + len(self._rule.angle_K))[self._mine]
         owner = 0 if self._shares else self.ranks.rank
         gradient_D = np.zeros_like(theta_D)
-        for part in shift.batches(len(angle_K), 2**self.num_qubits):
+        for part in shift.batches(len(angle_K), max(2**self.num_qubits, len(theta_D))):
             theta_KD = shift.shifted(theta_D, angle_K[part], offset_K[part])
             value_K = self._measured(theta_KD, owner, list(numbers[part])) @ v_S
             np.add.at(gradient_D, angle_K[part], weight_K[part] * value_K)
