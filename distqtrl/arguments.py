@@ -135,7 +135,7 @@ def _add_slurm(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--time", default="60", metavar="LIMIT", help="minutes, h:m:s or d-h:m:s [60]")
     text = "SIGUSR1 comes so many seconds before the time limit: the run saves, and is requeued [120]"
     sub.add_argument("--notice", type=_number(1), default=120, metavar="S", help=text)
-    sub.add_argument("--memory", default="2G", metavar="SIZE", help="of one rank [2G]")
+    sub.add_argument("--memory", default="2G", metavar="SIZE", help="of one rank, over all its threads [2G]")
     sub.add_argument("--array-seeds", metavar="LIST", help="a job array over seeds, such as 0-9")
     text = "a job array over numbers of ranks, such as 1,2,4,8; every task is given the largest allocation"
     sub.add_argument("--array-ranks", metavar="LIST", help=text)

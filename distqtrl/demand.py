@@ -59,9 +59,8 @@ def _refuse(needs: Iterable[Need]) -> None:
     available = machine_memory()
     for needed, what, keys in needs:
         if needed > available:
-            raise UserError(
-                f"{what} needs {needed / 2**30:,.0f} GiB or more, this machine has {available / 2**30:,.0f}: lower {keys}"
-            )
+            gib, there = needed / 2**30, available / 2**30
+            raise UserError(f"{what} needs {gib:,.0f} GiB or more, this machine has {there:,.0f}: lower {keys}")
 
 
 def _samples(config: Config, num_inputs: int, rows: int) -> Iterator[Need]:

@@ -108,7 +108,7 @@ class QPU:
         self._step, self._executed = step, 0
 
     def probabilities(self, theta_P: Array) -> tuple[Array, Gradient]:
-        """p_S, and the function v_S -> d(v.p)/d theta_P; raises DeviceFailure, and Diverged for angles that are none."""
+        """p_S, and the function v_S -> d(v.p)/d theta_P; raises DeviceFailure, and Diverged (angles)."""
         theta_D = self._device_angles(theta_P)
         if self.method in EXACT:
             self.ledger.circuits += 1
