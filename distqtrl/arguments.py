@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -47,6 +48,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     return args, flags
 
 
+@cache
 def _parser() -> Parser:
     parser = Parser(
         prog="distqtrl",

@@ -512,8 +512,8 @@ def _json(key: str, text: str | list[str], example: str) -> Any:
     text = text if isinstance(text, str) else " ".join(text)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"flags: {key} = {text!r} is not JSON ({error}); write --{key} '{example}'") from None
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits, or endless brackets
+        raise UserError(f"flags: {key} = {text[:60]!r} is not JSON ({error}); write --{key} '{example}'") from None
 
 
 def presets() -> dict[str, str]:
