@@ -441,6 +441,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'known: acrobot, cartpole'
     """
     names = sorted(known)
+    if not names:
+        return "there is none to choose from"
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -1,4 +1,4 @@
-"""Every flag of every command that takes a number, a list or a path: what is no such thing is one line and exit code 2."""
+"""Every flag that takes a number, a list or a path: what is no such thing is one line and exit code 2."""
 
 import argparse
 import json
@@ -138,6 +138,12 @@ def test_fields_that_are_numbers(key):
             config.with_flags(preset, flags)
         assert key in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["qpu.options", "qpu.per_rank", "environment.kwargs", "circuit.gates"])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["open", "deep", "long"])
+def test_json_that_is_none(key, text, capfd):
+    assert f"flags: {key} = " in refused(capfd, ["train", "cartpole", "--print-config", f"--{key}", text])
 
 
 @pytest.mark.parametrize("text", ["-5e-1", "-.5", "-0.5", "-5E-1", "-1_0.5e-0"])

@@ -234,7 +234,8 @@ def _device(name: str) -> torch.device:
         raise UserError(f"qpu.device = '{name}' is no device of qpu.backend torch: use cpu, cuda or cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"qpu.device = {name}: torch sees {count} GPUs here: use cpu or a lower number")
+        lower = f" or cuda:{count - 1}" if count else ""
+        raise UserError(f"qpu.device = {name}: torch sees {count} GPUs here: use cpu{lower}")
     return device
 
 

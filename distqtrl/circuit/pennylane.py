@@ -98,7 +98,7 @@ class PennyLane:
         if self._settings.noise is not None:
             raise UserError(
                 f"qpu.noise = {self._settings.noise!r} is for qpu.backend aer; circuits of qpu.backend pennylane have "
-                "no channels, also on default.mixed"
+                "no channels, also on default.mixed: remove it, or set qpu.backend to aer"
             )
         if self._name not in self._qml.plugin_devices:
             hint = nearest(self._name, self._qml.plugin_devices.keys() - USELESS)
@@ -113,6 +113,12 @@ class PennyLane:
     def _refuse_memory(self, method: str) -> None:
         needed = self._needed(method)
         refuse_memory(self.program, needed, f"qpu.device {self._name} with {method}", machine_memory())
+        samples = 8.0 * (self.shots or 0) * self.program.num_qubits
+        if samples > machine_memory():
+            raise UserError(
+                f"qpu.shots = {self.shots:,} on qpu.device {self._name} needs {samples / 2**30:,.0f} GiB, "
+                f"{machine_memory() / 2**30:,.0f} GiB are there: lower qpu.shots, or use qpu.backend statevector"
+            )
 
     def _needed(self, method: str) -> float:
         """Bytes, about."""

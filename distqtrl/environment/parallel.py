@@ -1,6 +1,7 @@
 """A PettingZoo parallel environment: several agents act at once, may come and go, and may differ in their spaces."""
 
 import importlib
+import pkgutil
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -210,7 +211,9 @@ def _function(name: str, module: str, last: str, reason: ModuleNotFoundError) ->
         remedy = INSTALL if module.split(".")[0] == "mpe2" else "install it"
         raise UserError(f"environment.id = '{name}' cannot be imported ({reason}): {remedy}") from None
     if not callable(getattr(holder, last, None)):
-        known = nearest(last, [x for x in dir(holder) if not x.startswith("_")])
-        raise UserError(f"environment.id = '{name}': {module} has no {last}: {known}")
+        names = [x for x in dir(holder) if not x.startswith("_") and callable(getattr(holder, x, None))]
+        names += [each.name for each in pkgutil.iter_modules(getattr(holder, "__path__", []), "") if "_v" in each.name]
+        known = nearest(last, names)
+        raise UserError(f"environment.id = '{name}': {module} has no function {last}: {known}")
     maker: Callable[..., Any] = getattr(holder, last)
     return maker

@@ -167,7 +167,7 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.classic/connect_four_v3"}, "connect_four_v3.* is an AEC environment"),
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, which is no PettingZoo ParallelEnv"),
-        ({"id": "games/Gamee"}, "games has no Gamee: did you mean 'Game'"),
+        ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),
         ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it"),
         ({"id": "games/Game", "kwargs": {"nope": 1}}, r"games/Game' \(kwargs {'nope': 1}\) cannot be made: .*nope"),
         ({"id": "games/Still"}, "games/Still, agent b has no action"),
