@@ -12,12 +12,22 @@ PENNYLANE = "--qpu.backend pennylane"
 NVFP4 = "--rollout.precision nvfp4"
 GATES = "--circuit.ansatz gates"
 ROWS = [  # preset, flags that are refused, what the message says, flags as it says, or (without them) those in place
-    ("cartpole", f"{AER} --qpu.device stabilizer", "use statevector or density_matrix", f"{AER} --qpu.device statevector"),
+    (
+        "cartpole",
+        f"{AER} --qpu.device stabilizer",
+        "use statevector or density_matrix",
+        f"{AER} --qpu.device statevector",
+    ),
     ("cartpole", f"{AER} --qpu.device mps", "use statevector or density_matrix", f"{AER} --qpu.device density_matrix"),
     ("cartpole", f"{AER} --qpu.gradient adjoint", "use parameter-shift, spsa", f"{AER} --qpu.gradient spsa"),
     ("cartpole", f"{AER} --qpu.gradient adjoint", "use parameter-shift", f"{AER} --qpu.gradient parameter-shift"),
     ("cartpole", f"{AER} --qpu.precision float32", "remove it", AER),
-    ("cartpole", f'{AER} --qpu.options {{"method":"x"}}', "remove it, set qpu.device", f"{AER} --qpu.device statevector"),
+    (
+        "cartpole",
+        f'{AER} --qpu.options {{"method":"x"}}',
+        "remove it, set qpu.device",
+        f"{AER} --qpu.device statevector",
+    ),
     ("cartpole", f"{AER} --qpu.noise FakeManilaV2", "use FakeJakartaV2", f"{AER} --qpu.noise FakeJakartaV2"),
     ("cartpole", f"{AER} --qpu.noise FakeCairoV2", "use FakeJakartaV2", f"{AER} --qpu.noise FakeJakartaV2"),
     (
@@ -32,10 +42,30 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
         "use density_matrix, or set qpu.shots",
         f"{AER} --qpu.device statevector --qpu.noise FakeJakartaV2 --qpu.shots 8",
     ),
-    ("cartpole", f"{PENNYLANE} --qpu.noise FakeJakartaV2", "set qpu.backend to aer", f"{AER} --qpu.noise FakeJakartaV2"),
-    ("cartpole", f"{PENNYLANE} --qpu.device default.qubt", "'default.qubit'", f"{PENNYLANE} --qpu.device default.qubit"),
-    ("cartpole", f"{PENNYLANE} --qpu.device qiskit.aer", "reference.qubit", f"{PENNYLANE} --qpu.device reference.qubit"),
-    ("cartpole", f"{PENNYLANE} --qpu.device qiskit.aer", "lightning.qubit", f"{PENNYLANE} --qpu.device lightning.qubit"),
+    (
+        "cartpole",
+        f"{PENNYLANE} --qpu.noise FakeJakartaV2",
+        "set qpu.backend to aer",
+        f"{AER} --qpu.noise FakeJakartaV2",
+    ),
+    (
+        "cartpole",
+        f"{PENNYLANE} --qpu.device default.qubt",
+        "'default.qubit'",
+        f"{PENNYLANE} --qpu.device default.qubit",
+    ),
+    (
+        "cartpole",
+        f"{PENNYLANE} --qpu.device qiskit.aer",
+        "reference.qubit",
+        f"{PENNYLANE} --qpu.device reference.qubit",
+    ),
+    (
+        "cartpole",
+        f"{PENNYLANE} --qpu.device qiskit.aer",
+        "lightning.qubit",
+        f"{PENNYLANE} --qpu.device lightning.qubit",
+    ),
     ("cartpole", f"{PENNYLANE} --qpu.device qiskit.aer", "default.mixed", f"{PENNYLANE} --qpu.device default.mixed"),
     (
         "cartpole",
@@ -51,9 +81,19 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
     ("cartpole", '--circuit.gates [["ry",0]]', "with circuit.ansatz = gates", f'{GATES} --circuit.gates [["ry",0]]'),
     ("cartpole", f"{NVFP4}", "rollout.pad or adapter.pad true", f"{NVFP4} --rollout.pad true"),
     ("cartpole", f"{NVFP4}", "such as int4", "--rollout.precision int4"),
-    ("cartpole", "--rollout.precision fp4", "choose one of nvfp4, nvfp4-torchao, mxfp4", "--rollout.precision bfloat16"),
+    (
+        "cartpole",
+        "--rollout.precision fp4",
+        "choose one of nvfp4, nvfp4-torchao, mxfp4",
+        "--rollout.precision bfloat16",
+    ),
     ("cartpole", "--algorithm.name sac", "use algorithm.name ppo", "--algorithm.name ppo"),
-    ("pendulum-sac", "--environment.id CartPole-v1", "use algorithm.name ppo", "--environment.id CartPole-v1 --algorithm.name ppo"),
+    (
+        "pendulum-sac",
+        "--environment.id CartPole-v1",
+        "use algorithm.name ppo",
+        "--environment.id CartPole-v1 --algorithm.name ppo",
+    ),
     ("pendulum-sac", "--algorithm.train_every 3", "(500 is not a multiple of 3)", "--algorithm.train_every 5"),
     ("cartpole", "--algorithm.minibatches 1000", "lower it", "--algorithm.minibatches 4"),
     (
@@ -68,10 +108,25 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
         "set rollout.precision and rollout.noise to none",
         "--quantize.aware true --rollout.precision none --rollout.noise none",
     ),
-    ("cartpole", "--quantize.core_bits 2 3 4 --quantize.aware true", "or 2", "--quantize.core_bits 2 3 --quantize.aware true"),
-    ("coin-game", "--agents.sharing shared --agents.placement spread", "needs agents.sharing independent", "--agents.sharing independent --agents.placement spread"),
-    ("cartpole", "--rollout.noise linear --rollout.noise_start 1e-5", "noise_end at most", "--rollout.noise linear --rollout.noise_start 1e-5 --rollout.noise_end 1e-6"),
-]  # fmt: skip
+    (
+        "cartpole",
+        "--quantize.core_bits 2 3 4 --quantize.aware true",
+        "or 2",
+        "--quantize.core_bits 2 3 --quantize.aware true",
+    ),
+    (
+        "coin-game",
+        "--agents.sharing shared --agents.placement spread",
+        "needs agents.sharing independent",
+        "--agents.sharing independent --agents.placement spread",
+    ),
+    (
+        "cartpole",
+        "--rollout.noise linear --rollout.noise_start 1e-5",
+        "rollout.noise_end at most",
+        "--rollout.noise linear --rollout.noise_start 1e-5 --rollout.noise_end 1e-6",
+    ),
+]
 
 
 def prepared(preset, flags):

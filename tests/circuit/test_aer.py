@@ -333,7 +333,7 @@ def test_settings_that_do_not_fit_are_refused(fields, message):
         (
             {"noise": "FakeCairoV2"},
             3,
-            r"FakeCairoV2: Qiskit cannot route this circuit on it \(.*\): use FakeManilaV2 or a noise",
+            r"FakeCairoV2: Qiskit cannot route this circuit on it .*: use FakeManilaV2 or a",
         ),
         ({"noise": "FakeManilaV2"}, 128, r"has 5 qubits, the circuit has 128: use a noise file \(\*.json\)"),
     ],
