@@ -1,5 +1,6 @@
 """Qiskit Aer as the device: the ideal circuit, or with noise the pulses that a QPU would run (see ``pulses``)."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ class Aer:
 
     def _try_out(self, settings: Qpu) -> None:
         """One circuit, as Aer looks at the values of its options only when it runs one."""
+        logging.getLogger("qiskit_aer").setLevel(logging.CRITICAL)  # it would print what is raised here, in other words
         theta_KP = np.zeros((1, self.program.num_angles))
         try:
             self._result(theta_KP, shots=1)
