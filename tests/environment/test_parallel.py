@@ -168,6 +168,9 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, which is no PettingZoo ParallelEnv"),
         ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),
+        ({"id": "games/__doc__"}, "games has no function __doc__: "),  # not "did you mean '__doc__'?"
+        ({"id": "games/np"}, "games has no function np: "),
+        ({"id": "mpe2/simple_spred_v3"}, "mpe2 has no function simple_spred_v3: did you mean 'simple_spread_v3'"),
         ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it"),
         ({"id": "games/Game", "kwargs": {"nope": 1}}, r"games/Game' \(kwargs {'nope': 1}\) cannot be made: .*nope"),
         ({"id": "games/Still"}, "games/Still, agent b has no action"),
