@@ -1,8 +1,13 @@
 """The command line: every field of the configuration is a flag, and every mistake is one line."""
 
 import argparse
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from distqtrl import __version__
 from distqtrl import config as configuration
@@ -10,11 +15,17 @@ from distqtrl.config import Config, UserError, nearest
 
 COMMANDS = ("train", "evaluate", "describe", "export", "verify", "report", "doctor", "slurm", "search-bits")
 TARGETS = "c,onnx,cuda,verilog"
+NUMBER = re.compile(r"-(\.?\d|inf|nan)")  # how a negative number starts; argparse's own pattern knows no exponent
+MANY = 10**9  # episodes, vectors, seconds: what nobody waits for, and memory still holds the returns of
 Flags = dict[str, list[str]]
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises UserError in place of printing and leaving."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = NUMBER  # a value, not a flag
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -37,6 +48,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     return args, flags
 
 
+@cache
 def _parser() -> Parser:
     parser = Parser(
         prog="distqtrl",
@@ -63,8 +75,8 @@ def _parser() -> Parser:
     _add_fields(sub)
     sub = command("evaluate", "Play greedy episodes with a policy file; needs nothing else of the run.")
     sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
-    sub.add_argument("--episodes", type=_positive, default=100, metavar="N", help="default 100")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the episodes, default 0")
+    sub.add_argument("--episodes", type=_number(1), default=100, metavar="N", help="default 100")
+    sub.add_argument("--seed", type=_number(0, 2**32 - 1), default=0, metavar="N", help="of the episodes, default 0")
     sub.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
@@ -113,19 +125,19 @@ def _parser() -> Parser:
 
 
 def _add_proof(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vectors", type=_positive, default=1_000_000, metavar="N", help="to compare [1000000]")
-    parser.add_argument("--episodes", type=_positive, default=100, metavar="N", help="to drive with the C code [100]")
+    parser.add_argument("--vectors", type=_number(1), default=1_000_000, metavar="N", help="to compare [1000000]")
+    parser.add_argument("--episodes", type=_number(1), default=100, metavar="N", help="to drive with the C code [100]")
 
 
 def _add_slurm(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("preset", nargs="?", metavar="PRESET", help="as of train")
     sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
-    sub.add_argument("--nodes", type=_positive, default=1, metavar="N", help="default 1")
-    sub.add_argument("--ranks-per-node", type=_positive, default=4, metavar="N", help="default 4")
+    sub.add_argument("--nodes", type=_number(1), default=1, metavar="N", help="default 1")
+    sub.add_argument("--ranks-per-node", type=_number(1), default=4, metavar="N", help="default 4")
     sub.add_argument("--time", default="60", metavar="LIMIT", help="minutes, h:m:s or d-h:m:s [60]")
     text = "SIGUSR1 comes so many seconds before the time limit: the run saves, and is requeued [120]"
-    sub.add_argument("--notice", type=_positive, default=120, metavar="S", help=text)
-    sub.add_argument("--memory", default="2G", metavar="SIZE", help="of one rank [2G]")
+    sub.add_argument("--notice", type=_number(1), default=120, metavar="S", help=text)
+    sub.add_argument("--memory", default="2G", metavar="SIZE", help="of one rank, over all its threads [2G]")
     sub.add_argument("--array-seeds", metavar="LIST", help="a job array over seeds, such as 0-9")
     text = "a job array over numbers of ranks, such as 1,2,4,8; every task is given the largest allocation"
     sub.add_argument("--array-ranks", metavar="LIST", help=text)
@@ -186,10 +198,17 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{stage}.{name}", nargs="+", metavar="X", help=text)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
-    return int(text)
+def _number(least: int, most: int = MANY) -> Callable[[str], int]:
+    """A whole number, written as the fields of a configuration may be."""
+    whole = TypeAdapter(Annotated[int, Field(ge=least, le=most)])
+
+    def number(text: str) -> int:
+        try:
+            return whole.validate_python(text)
+        except ValidationError:
+            raise argparse.ArgumentTypeError(f"'{text[:40]}' is no whole number from {least} to {most}") from None
+
+    return number
 
 
 def resolve(args: argparse.Namespace, flags: Flags) -> Config:

@@ -303,7 +303,7 @@ def _slurm(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     job = slurm.checked(
         slurm.Job(
             name=args.preset or args.config.stem,
-            words=(*([args.preset] if args.preset else ["--config", str(args.config)]), *_words(flags)),
+            words=(*([args.preset] if args.preset else [f"--config={args.config}"]), *_words(flags)),
             directory=config.train.directory,
             nodes=args.nodes,
             ranks_per_node=args.ranks_per_node,
@@ -368,7 +368,10 @@ def _print_plan(plan: list[tuple[str, list[str], int]], as_json: bool) -> int:
 
 
 def _words(flags: Flags) -> list[str]:
-    return [word for key, values in flags.items() for word in (f"--{key}", *values)]
+    words = []
+    for key, values in flags.items():
+        words += [f"--{key}={values[0]}", *values[1:]] if values[0].startswith("-") else [f"--{key}", *values]
+    return words
 
 
 def _doctor(args: argparse.Namespace, comm: Communicator) -> int:

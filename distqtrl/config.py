@@ -45,6 +45,7 @@ Positive = Annotated[Whole, Field(ge=1, le=10**9)]
 Budget = Annotated[Whole, Field(ge=1, le=10**15)]  # exact in floating point
 Width = Annotated[Whole, Field(ge=1, le=2**16)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=100), AfterValidator(_affordable)]
+Few = Annotated[Whole, Field(ge=1, le=4096)]
 Shots = Annotated[Whole, Field(ge=1, le=10**7)]
 Many = Annotated[Whole, Field(ge=1, le=10**6)]
 Wire = Annotated[Whole, Field(ge=0, le=1000)]
@@ -133,7 +134,7 @@ class Qpu(Stage):
     spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
     spsa_samples: Many = Field(1, description="SPSA: random directions averaged in one gradient")
     shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
-    replicas: Annotated[Whole, Field(ge=1, le=1024)] = Field(
+    replicas: Few = Field(
         1,
         description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
         "torch their circuits run as one batch",
@@ -262,7 +263,7 @@ class Environment(Stage):
         max_length=100,
         description="rows and columns to which an image is averaged, in grey; none = pixels as they are",
     )
-    frames: Width = Field(1, description="how many of the last observations the policy sees at once")
+    frames: Few = Field(1, description="how many of the last observations the policy sees at once")
     num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
 
@@ -396,7 +397,7 @@ class Train(Stage):
     smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
     seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything")
     precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
-    threads: Annotated[Whole, Field(ge=1, le=4096)] = Field(1, description="CPU threads per rank")
+    threads: Few = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
     directory: Text = Field("runs", description="where run directories are made")
@@ -433,7 +434,7 @@ class Config(BaseModel):
         if a.name == "ppo" and a.rollout == "steps" and a.minibatches > a.rollout_steps:
             raise ValueError(
                 f"algorithm.minibatches = {a.minibatches} leaves minibatches empty: every environment's "
-                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them"
+                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them: lower it"
             )
         if a.name == "sac":
             self._fits_sac()
@@ -487,7 +488,7 @@ class Config(BaseModel):
         if a.rollout != "steps" or a.rollout_steps % a.train_every:
             raise ValueError(
                 "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
-                f"algorithm.train_every ({a.rollout_steps} is none of {a.train_every})"
+                f"algorithm.train_every ({a.rollout_steps} is not a multiple of {a.train_every})"
             )
         if a.rollout_steps * a.gradient_steps % a.policy_every:
             raise ValueError(
@@ -516,6 +517,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'known: acrobot, cartpole'
     """
     names = sorted(known)
+    if not names:
+        return "there is none to choose from"
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean '{close[0]}'?"

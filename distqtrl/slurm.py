@@ -5,6 +5,7 @@ The script goes on with its run directory after every requeue (``train --run``).
 leads to; a cancelled job gets SIGTERM, ends with 143 and stays cancelled.
 """
 
+import math
 import re
 import shlex
 import shutil
@@ -16,12 +17,17 @@ from pathlib import Path
 from distqtrl.allreduce.communicator import library
 from distqtrl.config import Config, UserError
 
-TIME = re.compile(r"(?:\d+-)?(?:(?:\d+:)?\d+:)?\d+")
+MANY = 10_000  # numbers in a list
+TIME = re.compile(r"(?:[0-9]{1,9}-)?(?:(?:[0-9]{1,9}:)?[0-9]{1,9}:)?[0-9]{1,9}")
+MEMORY = re.compile(r"([1-9][0-9]{0,8})([KMGT]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of SLURM. ``words`` follow ``distqtrl train``; ``time`` is SLURM's (minutes, h:m:s, d-h:m:s)."""
+    """What is asked of SLURM. ``words`` follow ``distqtrl train``; ``time`` is SLURM's (minutes, h:m:s, d-h:m:s).
+
+    name: may be anything; the job, its log and its run directories are named by ``label``.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -36,6 +42,27 @@ class Job:
     ranks: tuple[int, ...] = ()  # a job array, too
     requeue: bool = True
     sbatch: tuple[str, ...] = ()  # further flags
+
+    @property
+    def label(self) -> str:
+        """The name in characters that mean nothing in a path, to SLURM (%) or to a shell."""
+        return re.sub(r"[^A-Za-z0-9._+-]+", "-", self.name).strip("-.")[:60] or "distqtrl"
+
+    @property
+    def path(self) -> str:
+        """How names of the job's run directories start; a relative directory is never taken for a flag."""
+        return f"{'./' if self.directory.startswith('-') else ''}{self.directory}/{self.label}"
+
+    @property
+    def memory_per_cpu(self) -> str:
+        """SLURM counts memory per node or per CPU, and a rank has ``threads`` CPUs; rounded up."""
+        match = MEMORY.fullmatch(self.memory)
+        if match is None:
+            raise UserError(f"--memory {self.memory!r}: write a size of one rank such as 2G or 500M")
+        if self.threads == 1:
+            return self.memory.upper()
+        megabytes = int(match[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match[2].upper()]
+        return f"{math.ceil(megabytes / self.threads)}M"
 
     @property
     def size(self) -> int:
@@ -54,12 +81,18 @@ class Launcher:
 def checked(job: Job, config: Config) -> Job:
     """The job; raises UserError for numbers that do not fit one another or the configuration."""
     if TIME.fullmatch(job.time) is None:
-        raise UserError(f"--time {job.time}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+        raise UserError(f"--time {job.time!r}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
     if job.notice_s >= seconds(job.time):
         raise UserError(f"--notice {job.notice_s}: the signal comes so many seconds before --time {job.time}: less")
     for count in job.ranks:
         if not 1 <= count <= job.size:
             raise UserError(f"--array-ranks {count}: {job.nodes} nodes x {job.ranks_per_node} ranks are {job.size}")
+    for seed in job.seeds:
+        if seed >= 2**32:
+            raise UserError(f"--array-seeds {seed}: a seed is at most {2**32 - 1}")
+    for flag in job.sbatch:
+        if not flag.startswith("-") or not flag.isprintable():
+            raise UserError(f"--sbatch {flag!r}: write a flag of sbatch in one line, such as --sbatch=--account=abc")
     fewest = min(job.ranks, default=job.size)
     if len(config.qpu.per_rank) > fewest:
         raise UserError(
@@ -92,12 +125,15 @@ def numbers(text: str) -> tuple[int, ...]:
     """
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"'{text}' is no list of numbers: write such as 0-9 or 1,2,4")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+            raise UserError(f"'{text[:60]}' is no list of numbers: write such as 0-9 or 1,2,4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if len(found) + last - first >= MANY:
+            raise UserError(f"'{text[:60]}' has more than {MANY:,} numbers: write fewer")
+        found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise UserError(f"'{text}' names a number twice")
+        raise UserError(f"'{text[:60]}' names a number twice")
     return tuple(found)
 
 
@@ -126,11 +162,11 @@ def script(job: Job, launch: Launcher, python: str) -> str:
     array = len(job.seeds or (0,)) * len(job.ranks or (0,)) if job.seeds or job.ranks else 0
     by_step = launch.plugin is not None
     directives = [
-        f"--job-name={job.name}",
+        f"--job-name={job.label}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.ranks_per_node}",
         f"--cpus-per-task={job.threads}",
-        f"--mem-per-cpu={job.memory}",
+        f"--mem-per-cpu={job.memory_per_cpu}",
         f"--time={job.time}",
         f"--output={'%x-%A_%a' if array else '%x-%j'}.out",
         "--open-mode=append",
@@ -139,16 +175,19 @@ def script(job: Job, launch: Launcher, python: str) -> str:
         *([f"--array=0-{array - 1}"] if array else []),
         *job.sbatch,
     ]
-    lines = ["#!/usr/bin/env bash", *(f"#SBATCH {flag}" for flag in directives), "set -uo pipefail"]
+    lines = ["#!/usr/bin/env bash", *(f"#SBATCH {_quoted(flag)}" for flag in directives)]
+    if any(char in word for word in (job.path, *job.words) for char in "$`"):
+        lines += ["# shellcheck disable=SC2016  # what stands in single quotes is meant as it is"]
+    lines += ["set -uo pipefail"]
     lines += [f"export OMP_NUM_THREADS={job.threads}"]
-    run, n, own = f"{job.directory}/{job.name}", str(job.size), ""
+    run, n, own = "", str(job.size), ""
     if array:
         lines += [
             f"seeds=({' '.join(map(str, job.seeds or ('',)))})",
             f"ranks=({' '.join(map(str, job.ranks or (job.size,)))})",
             "n=${ranks[SLURM_ARRAY_TASK_ID % ${#ranks[@]}]}",
         ]
-        n, run = '"$n"', f"{run}-job$SLURM_ARRAY_JOB_ID"
+        n, run = '"$n"', "-job$SLURM_ARRAY_JOB_ID"
         if job.seeds:
             lines += ["seed=${seeds[SLURM_ARRAY_TASK_ID / ${#ranks[@]}]}"]
             own = ' --train.seed "$seed"'
@@ -156,16 +195,27 @@ def script(job: Job, launch: Launcher, python: str) -> str:
         if job.ranks:
             run += "-n$n"
     else:
-        run += "-job$SLURM_JOB_ID"
+        run = "-job$SLURM_JOB_ID"
     command = f'{shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
-    lines += [f'run="{run}"', ""]
+    lines += [f'run={shlex.quote(job.path)}"{run}"', ""]
     if by_step:
         # MPICH's UCX puts addresses that SLURM's PMI-2 was seen to garble, in the second start of a requeued job
         lines += ['export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD-ofi}"'] if launch.plugin == "pmi2" else []
-        lines += [f"srun --mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} {command}", "code=$?"]
+        # since 22.05 srun does not take --cpus-per-task from its job
+        flags = f"--mpi={launch.plugin} --kill-on-bad-exit=1 --ntasks={n} --cpus-per-task={job.threads}"
+        lines += [f"srun {flags} {command}", "code=$?"]
     else:
         lines += [*MPIRUN_BEFORE, f"{shlex.quote(launch.mpirun)} -n {n} {command} &", *MPIRUN_AFTER]
     return "\n".join([*lines, *DONE, *(REQUEUE if job.requeue else []), *END]) + "\n"
+
+
+def _quoted(flag: str) -> str:
+    """A flag as sbatch reads it from a script: in a shell's quotes where it has spaces, or a # that starts a comment.
+
+    >>> _quoted("--array=0-9%2"), _quoted("--comment=two words")
+    ('--array=0-9%2', "'--comment=two words'")
+    """
+    return flag if re.fullmatch(r"[^\s#'\"\\]+", flag) else shlex.quote(flag)
 
 
 MPIRUN_BEFORE = [
@@ -210,9 +260,14 @@ def submit(job: Job, text: str, nodelist: str | None, partition: str | None) -> 
     available = max((int(count) for count in counts[1::2]), default=0)
     if job.nodes > available:
         raise UserError(f"--nodes {job.nodes}: the largest partition{' asked for' * bool(partition)} has {available}")
-    folder = Path(job.directory)
+    if "%" in str(Path.cwd()) and not any(flag.startswith(("-o", "--output")) for flag in job.sbatch):
+        raise UserError(
+            f"{Path.cwd()} has a %, which SLURM replaces in the log's name: go to another folder, or give "
+            "--sbatch=--output=FILE"
+        )
+    folder = Path(job.directory).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{job.name}.sbatch"
+    path = folder / f"{job.label}.sbatch"
     path.write_text(text)
     return path, _said("sbatch", "--parsable", str(path)).strip().partition(";")[0]
 

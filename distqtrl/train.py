@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distqtrl import checkpoint, generator, off_policy, replica, roles, sampling, team, tensorfile
+from distqtrl import checkpoint, demand, generator, off_policy, replica, roles, sampling, team, tensorfile
 from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator, RankLost, Refused, agreed, allgather_bytes, check_equal
 from distqtrl.checkpoint import State
@@ -89,6 +89,7 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     """
     began = time.perf_counter()
     _check_ranks(config, comm)
+    demand.check_settings(config)
     torch.set_num_threads(config.train.threads)
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
@@ -136,6 +137,7 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     world.close()
     played = roles.roles(config.agents, agents, found, config.environment.id)
     _check_policies(config, agents, len(played))
+    demand.check(config, played, dict(zip(agents, found, strict=True)))
     environments = Environments(
         config.environment, own, config.train.seed, "episode", 0, played, config.agents.critic == "centralised"
     )

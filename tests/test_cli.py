@@ -127,7 +127,7 @@ def test_help_is_complete(capfd, command):
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
         (["train", "--resume", "nowhere", "--train.seed", "1"], "--resume takes the run's own configuration"),
         (["evaluate", "nowhere"], "cannot read nowhere"),
-        (["evaluate", "x", "--episodes", "0"], "'0' is not a number of 1 or more"),
+        (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is no whole number from 1 to 1000000000"),
         (["describe", "nowhere"], "unknown preset 'nowhere'"),
         (["launch"], "invalid choice: 'launch'"),
     ],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,71 @@ def test_every_batch_script_is_checked():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_batch_scripts_are_the_commands_own(name):
     assert (LAUNCH / name).read_text() == script(*SCRIPTS[name], PYTHON)
+
+
+ODD = {  # what is asked, and what sbatch is to read: names, flags
+    "space": ({"name": "my config"}, "my-config"),
+    "quotes": ({"name": 'it\'s "one" `id` $HOME'}, "it-s-one-id-HOME"),
+    "lines": ({"name": "a\nb\t#SBATCH --exclusive"}, "a-b-SBATCH---exclusive"),
+    "percent": ({"name": "100%j/x"}, "100-j-x"),
+    "unicode": ({"name": "größe-日本"}, "gr-e"),
+    "nothing": ({"name": "日本"}, "distqtrl"),
+    "long": ({"name": "x" * 300}, "x" * 60),
+    "directory": ({"directory": 'my "runs"/$HOME `id` it\'s %j'}, "cartpole"),
+    "dash": ({"directory": "-runs"}, "cartpole"),
+    "words": ({"words": ("cartpole", "--environment.kwargs", '{"a": "it\'s $x"}')}, "cartpole"),
+    "flags": ({"sbatch": ("--comment=two words #3 it's $HOME", "--partition=test", "--array=0-1%2")}, "cartpole"),
+    "threads": ({"threads": 3, "memory": "2g"}, "cartpole"),
+}
+
+
+@pytest.mark.parametrize("launch", [Launcher("pmi2"), Launcher(None, "my mpi/mpirun")], ids=["srun", "mpirun"])
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_names_reach_the_program_as_they_are(tmp_path, odd, launch):
+    """The script, with stand-ins for what starts ranks and for the program, which says how it was called."""
+    fields, label = ODD[odd]
+    job = replace(JOB, **fields)
+    text = script(job, launch, "my python's/python")
+    assert f"#SBATCH --job-name={label}\n" in text
+    starts = 'while [ "$1" = -n ] || [ "${1#--}" != "$1" ]; do [ "$1" != -n ] || shift; shift; done; exec "$@"'
+    programs = {
+        "bin/srun": f'echo "$@" >srun; {starts}',
+        "my mpi/mpirun": starts,
+        "bin/scontrol": "exit 1",
+        "my python's/python": 'printf "%s\\0" "$@" >words; exit 3',
+    }
+    for name, lines in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{lines}\n")
+        path.chmod(0o755)
+    file = tmp_path / "job.sbatch"
+    file.write_text(text)
+    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", file], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    run = f"{'./' * job.directory.startswith('-')}{job.directory}/{label}-job7"
+    words = (tmp_path / "words").read_text().split("\0")
+    assert words == ["-m", "distqtrl", "train", *job.words, "--run", run, ""]
+    arguments.parse(words[2:-1])
+    if launch.plugin:
+        assert f"--cpus-per-task={job.threads} " in (tmp_path / "srun").read_text()
+    if shutil.which("shellcheck") is None:
+        need("there is no shellcheck: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads", "per_cpu"),
+    [("2G", 1, "2G"), ("2g", 1, "2G"), ("500", 1, "500"), ("2G", 4, "512M"), ("1G", 3, "342M"), ("5K", 2, "1M"),
+     ("1T", 8, "131072M"), ("500", 3, "167M")],
+)  # fmt: skip
+def test_memory_is_of_a_rank_whatever_its_threads(memory, threads, per_cpu):
+    """SLURM multiplies --mem-per-cpu by --cpus-per-task."""
+    text = script(replace(JOB, memory=memory, threads=threads), Launcher("pmi2"), PYTHON)
+    assert f"#SBATCH --cpus-per-task={threads}\n#SBATCH --mem-per-cpu={per_cpu}\n" in text
+    assert f" --cpus-per-task={threads} " in text
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, ""), (75, "requeue 7\n"), (143, "")])

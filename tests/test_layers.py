@@ -16,7 +16,7 @@ LAYERS = [
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce"},
     {"generator", "checkpoint", "run_directory"},
     {"roles"},
-    {"replica"},
+    {"replica", "demand"},
     {"learner", "soft_actor_critic"},
     {"team"},
     {"sampling", "off_policy"},

@@ -164,7 +164,7 @@ def test_discrete_actions_are_refused():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"algorithm__train_every": "3"}, "20 is none of 3"),
+        ({"algorithm__train_every": "3"}, "20 is not a multiple of 3"),
         ({"allreduce__aggregation": "sum"}, "needs allreduce.aggregation mean"),
         ({"allreduce__lost_rank": "shrink"}, "needs allreduce.lost_rank abort"),
         ({"algorithm__learning_starts": "1000"}, "leaves nothing of train.steps = 1000"),

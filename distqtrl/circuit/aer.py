@@ -1,5 +1,6 @@
 """Qiskit Aer as the device: the ideal circuit, or with noise the pulses that a QPU would run (see ``pulses``)."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,11 @@ import numpy as np
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.noise import with_backend, with_file
-from distqtrl.circuit.pulses import Compiled, ideal
+from distqtrl.circuit.pulses import Compiled, ideal, pulsed
 from distqtrl.circuit.statevector import Array, sampled
 from distqtrl.config import Qpu, UserError, nearest, refuse
 
-METHODS = ("statevector", "density_matrix")  # Aer's others cannot turn by any angle, or lack controlled u3
+METHODS = ("statevector", "density_matrix")  # Aer's others cannot turn by any angle
 ELSEWHERE = {  # options of Aer that have their own place
     "method": "set qpu.device",
     "noise_model": "set qpu.noise",
@@ -42,7 +43,7 @@ class Aer:
     def __init__(self, program: Program, settings: Qpu) -> None:
         refuse(settings, "aer", ("precision",))
         self.program, self.shots = program, settings.shots
-        self._compiled = _compiled(program, settings.noise)
+        self._compiled = _compiled(program, settings)
         method = _method(settings, self._compiled)
         num_qubits = self._compiled.circuit.num_qubits
         state_bytes = 16.0 * (4 if method == "density_matrix" else 2) ** num_qubits
@@ -100,6 +101,7 @@ class Aer:
 
     def _try_out(self, settings: Qpu) -> None:
         """One circuit, as Aer looks at the values of its options only when it runs one."""
+        logging.getLogger("qiskit_aer").setLevel(logging.CRITICAL)  # it would print what is raised here, in other words
         theta_KP = np.zeros((1, self.program.num_angles))
         try:
             self._result(theta_KP, shots=1)
@@ -108,13 +110,14 @@ class Aer:
             raise UserError(f"qpu.backend aer cannot run with qpu.options {settings.options}: {reason}") from None
 
 
-def _compiled(program: Program, noise: str | None) -> Compiled:
+def _compiled(program: Program, settings: Qpu) -> Compiled:
     try:
         import qiskit_aer  # noqa: F401
     except ImportError:
         raise UserError("qpu.backend aer needs Qiskit Aer: pip install 'distqtrl[aer]'") from None
-    if noise is None:
-        return ideal(program)
+    noise = settings.noise
+    if noise is None:  # a density matrix has no cu
+        return pulsed(program) if settings.device == "density_matrix" else ideal(program)
     return with_file(program, noise) if noise.endswith(".json") else with_backend(program, noise)
 
 

@@ -5,7 +5,8 @@
 As in ``statevector`` (Jones & Gacon, arXiv 2009.02823) the sweep un-computes the states gate by gate: memory is
 O(K 2^n) whatever the depth, where torch's own graph would keep a state per gate. Inside, the K sets are the last
 axis of every array, so that each kernel reads consecutive numbers; nothing loops over them. A gate's matrix is
-one row of four numbers, u00 u01 u10 u11.
+one row of four numbers, u00 u01 u10 u11. Matrices are made in float64 whatever the state's precision is: an angle of
+10^6 in float32 is off by 0.03.
 """
 
 import math
@@ -60,7 +61,7 @@ class Batched:
         """p_KS of K parameter sets; with shots, relative frequencies drawn from seeds_K."""
         parts = shift.batches(len(theta_KP), 2**self.program.num_qubits)
         with torch.no_grad():
-            p_KS = np.concatenate([_array(probabilities(self.program, self._tensor(theta_KP[k]))) for k in parts])
+            p_KS = np.concatenate([self._probabilities(theta_KP[k]) for k in parts])
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
 
     def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Callable[[Array], Array]]:
@@ -70,16 +71,18 @@ class Batched:
 
     def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Callable[[Array], Array]]:
         """p_KS of K parameter sets, and the function v_KS -> d(v.p)/d theta_KP; K states stay in memory."""
-        theta_PK = self._tensor(theta_KP.T.copy())
-        psi_SK = _state(self.program, theta_PK)
+        theta_PK = torch.tensor(theta_KP.T.copy(), device=self.device)
+        psi_SK = _state(self.program, theta_PK, self.dtype)
 
         def gradients(v_KS: Array) -> Array:
-            return _array(_gradient(self.program, theta_PK, psi_SK, self._tensor(v_KS.T.copy()))).T.copy()
+            v_SK = torch.tensor(v_KS.T.copy(), dtype=self.dtype, device=self.device)
+            return _array(_gradient(self.program, theta_PK, psi_SK, v_SK)).T.copy()
 
         return _array(_squares(psi_SK)).T.copy(), gradients
 
-    def _tensor(self, values: Array) -> Tensor:
-        return torch.tensor(values, dtype=self.dtype, device=self.device)
+    def _probabilities(self, theta_KP: Array) -> Array:
+        theta_PK = torch.tensor(theta_KP.T.copy(), device=self.device)
+        return _array(_squares(_state(self.program, theta_PK, self.dtype))).T.copy()
 
 
 def probabilities(program: Program, theta_KP: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta_KP: Tensor, program: Program) -> Tensor:
         theta_PK = theta_KP.T.contiguous()
-        psi_SK = _state(program, theta_PK)
+        psi_SK = _state(program, theta_PK, theta_KP.dtype)
         ctx.program = program
         ctx.save_for_backward(theta_PK, psi_SK)
         return _squares(psi_SK).T.contiguous()
@@ -114,10 +117,10 @@ def _squares(psi_SK: Tensor) -> Tensor:
     return psi_SK.real**2 + psi_SK.imag**2
 
 
-def _state(program: Program, theta_PK: Tensor) -> Tensor:
-    psi_SK = theta_PK.new_zeros(2**program.num_qubits, theta_PK.shape[1], dtype=theta_PK.dtype.to_complex())
+def _state(program: Program, theta_PK: Tensor, dtype: torch.dtype) -> Tensor:
+    psi_SK = theta_PK.new_zeros(2**program.num_qubits, theta_PK.shape[1], dtype=dtype.to_complex())
     psi_SK[0] = 1
-    for gate, u_4K in zip(program.gates, _matrices(program, theta_PK), strict=True):
+    for gate, u_4K in zip(program.gates, _matrices(program, theta_PK, psi_SK.dtype), strict=True):
         _apply(u_4K, _pairs(psi_SK, program.num_qubits, gate))
     return psi_SK
 
@@ -125,7 +128,7 @@ def _state(program: Program, theta_PK: Tensor) -> Tensor:
 def _gradient(program: Program, theta_PK: Tensor, psi_SK: Tensor, v_SK: Tensor) -> Tensor:
     """d(v.p)/d theta_PK; psi_SK is left as it is. What is swept for lambda is its conjugate."""
     psi_SK, conjugate_SK = psi_SK.clone(), v_SK * psi_SK.conj()
-    transposed_G4K = _matrices(program, theta_PK)[:, [0, 2, 1, 3]]
+    transposed_G4K = _matrices(program, theta_PK, psi_SK.dtype)[:, [0, 2, 1, 3]]
     inverse_G4K = transposed_G4K.conj().resolve_conj()
     products_G4K = torch.zeros_like(inverse_G4K)
     for g, gate in reversed(list(enumerate(program.gates))):
@@ -135,7 +138,7 @@ def _gradient(program: Program, theta_PK: Tensor, psi_SK: Tensor, v_SK: Tensor) 
             torch.cat([_sums(left * psi) for left in conjugate], out=products_G4K[g])
         _apply(transposed_G4K[g], conjugate)
     gate_P = [g for g, gate in enumerate(program.gates) for _ in KINDS[gate.kind].shifts]
-    return 2 * (_derivatives(program, theta_PK) * products_G4K[gate_P]).sum(1).real
+    return 2 * (_derivatives(program, theta_PK, psi_SK.dtype) * products_G4K[gate_P]).sum(1).real
 
 
 def _sums(values: Tensor) -> Tensor:
@@ -165,40 +168,42 @@ def _apply(u_4K: Tensor, pairs: Tensor) -> None:
     zero.copy_(upper)
 
 
-def _matrices(program: Program, theta_PK: Tensor) -> Tensor:
-    """u_G4K of all gates."""
-    u_G4K = theta_PK.new_empty(len(program.gates), 4, theta_PK.shape[1], dtype=theta_PK.dtype.to_complex())
+def _matrices(program: Program, theta_PK: Tensor, dtype: torch.dtype) -> Tensor:
+    """u_G4K of all gates, rounded to a complex dtype."""
+    u_G4K = theta_PK.new_empty(len(program.gates), 4, theta_PK.shape[1], dtype=dtype)
     for kind, gates, angles in _groups(program, theta_PK):
         rows = u_G4K.new_tensor(CONSTANTS[kind])[:, None] if kind in CONSTANTS else _rows(kind, angles)
-        u_G4K[gates] = rows.to(u_G4K.dtype)
+        u_G4K[gates] = rows.to(dtype)
     return u_G4K
 
 
-def _derivatives(program: Program, theta_PK: Tensor) -> Tensor:
-    """du_P4K: of every angle's gate, in that angle."""
+def _derivatives(program: Program, theta_PK: Tensor, dtype: torch.dtype) -> Tensor:
+    """du_P4K: of every angle's gate, in that angle, rounded to a complex dtype."""
     num, sets = theta_PK.shape
-    du_P4K = theta_PK.new_empty(num, 4, sets, dtype=theta_PK.dtype.to_complex())
+    du_P4K = theta_PK.new_empty(num, 4, sets, dtype=dtype)
     for kind, gates, angles in _groups(program, theta_PK):
         for i in range(len(angles)):
-            du_P4K[program.angle_G[gates] + i] = _slopes(kind, angles, i).to(du_P4K.dtype)
+            du_P4K[program.angle_G[gates] + i] = _slopes(kind, angles, i).to(dtype)
     return du_P4K
 
 
 def _groups(program: Program, theta_PK: Tensor) -> Iterator[tuple[str, Any, list[Tensor]]]:
-    """Per kind of gate: its name, the gates' numbers, and their first, second, ... angles (gates, K)."""
+    """Per kind of gate: its name, the gates' numbers, and their first, second, ... angles (gates, K) in float64."""
     for code, (kind, facts) in enumerate(KINDS.items()):
         gates = np.flatnonzero(program.kind_G == code)
         if len(gates):
             first = program.angle_G[gates]
-            yield kind, gates, [theta_PK[first + i] for i in range(len(facts.shifts))]
+            yield kind, gates, [theta_PK[first + i].double() for i in range(len(facts.shifts))]
 
 
-def _rows(kind: str, angles: list[Tensor]) -> Tensor:
-    """The matrices (gates, 4, K) of gates of one kind that has angles."""
+def _rows(kind: str, angles: list[Tensor], slope: bool = False) -> Tensor:
+    """The matrices (gates, 4, K) of gates of one kind that has angles; slope: their derivatives in a rotation's."""
     if kind == "phase":
         entries = 1 + 0 * angles[0], 0 * angles[0], 0 * angles[0], torch.exp(1j * angles[0])
         return torch.stack(entries, dim=1)
     cos, sin = torch.cos(angles[0] / 2), torch.sin(angles[0] / 2)
+    if slope:  # an angle half a turn further would be rounded
+        cos, sin = -sin / 2, cos / 2
     if kind == "u3":
         to, fro = torch.exp(1j * angles[1]), torch.exp(1j * angles[2])
         entries = cos, -fro * sin, to * sin, to * fro * cos
@@ -212,10 +217,10 @@ def _rows(kind: str, angles: list[Tensor]) -> Tensor:
 
 
 def _slopes(kind: str, angles: list[Tensor], i: int) -> Tensor:
-    """The derivative of the matrices in angle i; a rotation's is half of the matrix, half a turn further."""
+    """The derivative of the matrices in angle i."""
     if (kind, i) in PHASES:
         return 1j * angles[i].new_tensor(PHASES[kind, i])[:, None] * _rows(kind, angles)
-    return _rows(kind, [*angles[:i], angles[i] + math.pi, *angles[i + 1 :]]) / 2
+    return _rows(kind, angles, slope=True)
 
 
 def _available(device: torch.device) -> float:
@@ -229,7 +234,8 @@ def _device(name: str) -> torch.device:
         raise UserError(f"qpu.device = '{name}' is no device of qpu.backend torch: use cpu, cuda or cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"qpu.device = {name}: torch sees {count} GPUs here: use cpu or a lower number")
+        lower = f" or cuda:{count - 1}" if count else ""
+        raise UserError(f"qpu.device = {name}: torch sees {count} GPUs here: use cpu{lower}")
     return device
 
 

@@ -136,7 +136,9 @@ def with_backend(program: Program, name: str) -> Compiled:
         routed = transpile(compiled.circuit, target=target, optimization_level=3, seed_transpiler=0)
     except TranspilerError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"qpu.noise = {name}: Qiskit cannot route this circuit on it ({reason}): use another") from None
+        raise UserError(
+            f"qpu.noise = {name}: Qiskit cannot route this circuit on it ({reason}): use {_others(program, name)}"
+        ) from None
     qubits_N = routed.layout.final_index_layout()
     placed = [(step.operation, [routed.find_bit(qubit).index for qubit in step.qubits]) for step in routed.data]
     used = sorted({*qubits_N, *(qubit for _, qubits in placed for qubit in qubits)})
@@ -159,12 +161,17 @@ def _backend(program: Program, name: str) -> Any:
         raise UserError(f"qpu.noise = '{name}' is no fake backend and no *.json file: {nearest(name, known)}")
     backend = getattr(fake_provider, name)()
     if backend.num_qubits < program.num_qubits:
-        bigger = [f"{other}, which has {size}" for other, size in BACKENDS if size >= program.num_qubits]
         raise UserError(
             f"qpu.noise = {name} has {backend.num_qubits} qubits, the circuit has {program.num_qubits}: "
-            f"use {' or '.join([*bigger[:1], 'a noise file (*.json)'])}"
+            f"use {_others(program, name)}"
         )
     return backend
+
+
+def _others(program: Program, name: str) -> str:
+    """What runs a circuit of this size."""
+    bigger = [other for other, size in BACKENDS if size >= program.num_qubits and other != name]
+    return " or ".join([*bigger[:1], "a noise file (*.json)"])
 
 
 def _measured(target: Any, used: list[int], names: set[str]) -> tuple[Any, Array]:

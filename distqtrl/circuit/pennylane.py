@@ -45,6 +45,10 @@ PARTS = {  # kind -> the operations that make it, in time order: their kind, and
     "u3": (("phase", (2,)), ("ry", (0,)), ("phase", (1,))),
 }
 OWNERS = {"wires": "the circuit", "shots": "qpu.shots", "seed": "train.seed"}  # options that other fields set
+USELESS = {  # PennyLane's devices that run no qubits, no rotations, or nothing; not suggested
+    *("default.gaussian", "default.qutrit", "default.qutrit.mixed", "default.clifford", "null.qubit"),
+    "default.tensor",  # needs quimb
+}
 HELD = {"probabilities": 4, "adjoint": 10}  # states held at a time, measured
 HELD_PER_OPERATION = 4  # by backprop
 CLOSE = 1e-4  # of a gradient to the shift rule's, as seen in single precision
@@ -94,10 +98,10 @@ class PennyLane:
         if self._settings.noise is not None:
             raise UserError(
                 f"qpu.noise = {self._settings.noise!r} is for qpu.backend aer; circuits of qpu.backend pennylane have "
-                "no channels, also on default.mixed"
+                "no channels, also on default.mixed: remove it, or set qpu.backend to aer"
             )
         if self._name not in self._qml.plugin_devices:
-            hint = nearest(self._name, self._qml.plugin_devices)
+            hint = nearest(self._name, self._qml.plugin_devices.keys() - USELESS)
             raise UserError(
                 f"unknown qpu.device '{self._name}': {hint} (a plugin's devices appear once it is installed)"
             )
@@ -109,6 +113,12 @@ class PennyLane:
     def _refuse_memory(self, method: str) -> None:
         needed = self._needed(method)
         refuse_memory(self.program, needed, f"qpu.device {self._name} with {method}", machine_memory())
+        samples = 8.0 * (self.shots or 0) * self.program.num_qubits
+        if samples > machine_memory():
+            raise UserError(
+                f"qpu.shots = {self.shots:,} on qpu.device {self._name} needs {samples / 2**30:,.0f} GiB, "
+                f"{machine_memory() / 2**30:,.0f} GiB are there: lower qpu.shots, or use qpu.backend statevector"
+            )
 
     def _needed(self, method: str) -> float:
         """Bytes, about."""
@@ -175,7 +185,7 @@ class PennyLane:
         except Exception as error:
             wrong, reason = True, f"fails: {_line(error)}"
         if wrong:
-            raise UserError(f"{route.method} of qpu.device {self._name} {reason}; use qpu.gradient = parameter-shift")
+            raise UserError(f"{route.method} of qpu.device {self._name} {reason}: use qpu.gradient parameter-shift")
 
 
 def _pennylane() -> Any:

@@ -18,9 +18,10 @@ from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
 from distqtrl.circuit.pennylane import PennyLane
 from distqtrl.circuit.statevector import Array, StateVector
-from distqtrl.config import Circuit, Qpu, UserError, lookup
+from distqtrl.config import Circuit, Diverged, Qpu, UserError, lookup
 
 TOLERANCE = 1e-6  # of a distribution's sum, per unit
+PERIOD = 4 * np.pi  # of a controlled rotation; every other gate's divides it
 EXACT = ("adjoint", "backprop")
 Gradient = Callable[[Array], Array]
 
@@ -107,7 +108,7 @@ class QPU:
         self._step, self._executed = step, 0
 
     def probabilities(self, theta_P: Array) -> tuple[Array, Gradient]:
-        """p_S, and the function v_S -> d(v.p)/d theta_P; raises DeviceFailure."""
+        """p_S, and the function v_S -> d(v.p)/d theta_P; raises DeviceFailure, and Diverged (angles)."""
         theta_D = self._device_angles(theta_P)
         if self.method in EXACT:
             self.ledger.circuits += 1
@@ -135,8 +136,20 @@ class QPU:
         return self._checked(p_KS), back
 
     def _device_angles(self, theta: Array) -> Array:
-        """The device's angles of one or several parameter sets."""
-        return theta if self.spread_DP is None else theta @ self.spread_DP.T
+        """The device's angles of one or several parameter sets, large ones less whole periods: devices may round them.
+
+        Raises Diverged for NaN and infinity, which some devices sample from as if they were numbers.
+        """
+        largest = np.abs(theta).max(initial=0)
+        if not np.isfinite(largest):
+            first = tuple(np.argwhere(~np.isfinite(theta))[0].tolist())
+            index, value = first[-1], theta[first]
+            raise Diverged(
+                f"angle {index} of the circuit (theta_P[{index}]) is {value} on rank {self.ranks.rank}, no finite "
+                "number: lower algorithm.learning_rate"
+            )
+        theta_D = theta if self.spread_DP is None else theta @ self.spread_DP.T
+        return theta_D if largest <= PERIOD else _reduced(theta_D)
 
     def _back(self, gradient_D: Array) -> Array:
         return gradient_D if self.spread_DP is None else gradient_D @ self.spread_DP
@@ -155,7 +168,7 @@ class QPU:
         numbers = range(first, first + len(self._rule.angle_K))[self._mine]
         owner = 0 if self._shares else self.ranks.rank
         gradient_D = np.zeros_like(theta_D)
-        for part in shift.batches(len(angle_K), 2**self.num_qubits):
+        for part in shift.batches(len(angle_K), max(2**self.num_qubits, len(theta_D))):
             theta_KD = shift.shifted(theta_D, angle_K[part], offset_K[part])
             value_K = self._measured(theta_KD, owner, list(numbers[part])) @ v_S
             np.add.at(gradient_D, angle_K[part], weight_K[part] * value_K)
@@ -241,6 +254,16 @@ def _method(settings: Qpu, device: Device) -> str:
         can = ", ".join((*device.exact, "parameter-shift", "spsa"))
         raise UserError(f"qpu.gradient = {wanted} does not exist for qpu.backend {settings.backend}{why}: use {can}")
     return wanted
+
+
+def _reduced(theta: Array) -> Array:
+    """The same angles within half a period. A remainder would take the rounding of the period as often as it fits.
+
+    >>> _reduced(np.array([3.0, 7.0, 9 * np.pi])).round(6).tolist()
+    [3.0, -5.566371, 3.141593]
+    """
+    half = theta / 2
+    return 2 * np.arctan2(np.sin(half), np.cos(half))
 
 
 class _Probabilities(torch.autograd.Function):

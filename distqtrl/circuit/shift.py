@@ -70,8 +70,8 @@ def shifted(theta_P: Array, angle_K: npt.NDArray[np.int64], offset_K: Array) -> 
     return theta_KP
 
 
-def batches(num: int, num_states: int) -> Iterator[slice]:
-    """Slices of num circuits, so many at a time that their probabilities fit in memory."""
-    size = max(1, BATCH // num_states)
+def batches(num: int, numbers: int) -> Iterator[slice]:
+    """Slices of num circuits, so many at a time that their probabilities, or angles, fit in memory."""
+    size = max(1, BATCH // numbers)
     for first in range(0, num, size):
         yield slice(first, first + size)

@@ -1,6 +1,7 @@
 """A PettingZoo parallel environment: several agents act at once, may come and go, and may differ in their spaces."""
 
 import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -228,7 +229,8 @@ def _function(name: str, module: str, last: str) -> Callable[..., Any]:
             f"that a module registers is module:{name}"
         )
     if not callable(getattr(holder, last, None)):
-        known = nearest(last, [x for x, made in vars(holder).items() if not x.startswith("_") and callable(made)])
-        raise UserError(f"environment.id = '{name}': {module} has no {last}: {known}")
+        known = [x for x, made in vars(holder).items() if not x.startswith("_") and callable(made)]
+        known += [each.name for each in pkgutil.iter_modules(getattr(holder, "__path__", []), "") if "_v" in each.name]
+        raise UserError(f"environment.id = '{name}': {module} has no function {last}: {nearest(last, known)}")
     maker: Callable[..., Any] = getattr(holder, last)
     return maker

@@ -1,6 +1,7 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -50,13 +51,12 @@ def options(args: Any) -> Options:
     """The options of a command line (``distqtrl export --help``); raises UserError."""
     folding = None
     if args.parallel is not None:
-        lanes, _, columns = args.parallel.partition("x")
-        whole = lanes.isdecimal() and columns.isdecimal() and int(columns) > 0
-        if not (whole and int(lanes) % int(columns) == 0 < int(lanes)):
+        match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", args.parallel)
+        if match is None or int(match[1]) % int(match[2]):
             raise UserError(
                 f"--parallel {args.parallel}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4"
             )
-        folding = Folding(int(lanes), int(columns))
+        folding = Folding(int(match[1]), int(match[2]))
     if args.part is not None and args.part not in synthesis.PARTS:
         raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
     if args.energy and not args.implement:

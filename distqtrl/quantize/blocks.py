@@ -197,7 +197,8 @@ def encode(weight_NK: npt.NDArray[Any], format: str, pad: bool = False) -> Encod
     if missing and not pad:
         raise UserError(
             f"weight format {format!r}: a layer with {num_inputs} inputs does not divide into blocks of {rule.block}; "
-            f"allow padding to {num_inputs + missing}, or choose a format without blocks, such as int4"
+            f"allow padding to {num_inputs + missing} (rollout.pad or adapter.pad true), or "
+            f"choose a format without blocks, such as int4"
         )
     blocks_NBZ = np.pad(weight_NK, ((0, 0), (0, missing))).reshape(num_outputs, -1, rule.block)
     with np.errstate(over="ignore", divide="ignore"):  # infinities are looked for, or saturate

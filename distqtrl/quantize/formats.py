@@ -4,6 +4,7 @@ Activations are unsigned: level q of a grid means low + q * step, so that any ra
 format like any other. Weights are signed and symmetric, q * step with |q| < 2**(bits - 1); one bit means -1 or 1.
 """
 
+import re
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -41,7 +42,7 @@ def bits(text: str) -> Bits:
     values = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if name not in names or not value.strip().isdecimal():
+        if name not in names or re.fullmatch(r"\s*[0-9]{1,9}\s*", value) is None:
             raise UserError(f"--bits {part!r}: write {','.join(f'{n}=8' for n in names)}, or some of these")
         values[name] = int(value)
     return Bits(**values)

@@ -38,7 +38,7 @@ def deviation(kind: str, start: float, end: float, stages: int, done: float) -> 
     if stages < 3:
         raise UserError(f"noise in {stages} stages: write 3 or more, a silent one and two that noise falls between")
     if not 0 < end <= start < math.inf:
-        raise UserError(f"noise from {start} to {end}: both must be positive and the end no greater than the start")
+        raise UserError(f"noise from {start} to {end}: both must be positive, rollout.noise_end at most noise_start")
     # i / stages begins stage i even where it was rounded down
     stage = math.floor(min(max(done, 0.0), 1.0) * stages + 1e-9)
     if stage == 0:

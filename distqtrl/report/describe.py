@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distqtrl import generator, roles
+from distqtrl import demand, generator, roles
 from distqtrl.algorithm.sac import Critics
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config import Algorithm, Config
@@ -22,6 +22,7 @@ def describe(config: Config) -> dict[str, Any]:
     """
     world = make(config.environment)
     played = roles.roles(config.agents, world.agents, world.spaces, config.environment.id)
+    demand.check(config, played, dict(zip(world.agents, world.spaces, strict=True)))
     central = config.agents.critic == "centralised"
     environments = Environments(config.environment, [0], 0, "evaluation", 0, played, central)
     fits, training_only = roles.fits(config, environments), 0

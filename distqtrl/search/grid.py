@@ -14,6 +14,7 @@ from distqtrl.search import cost
 from distqtrl.slurm import numbers
 
 FORMAT = "distqtrl search 1"
+WIDTHS = tuple("12345678")  # of the core, as text
 BITS = 8  # of inputs and outputs where a step of the rule does not say otherwise
 OWN = ("train.seed", "quantize.aware", "quantize.core_bits", "quantize.input_bits", "quantize.output_bits")
 FLAGS = {"train.seed": "--seeds", "quantize.aware": "none of it, it trains both"}
@@ -173,7 +174,7 @@ def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
 
 def _core(text: str) -> tuple[tuple[int, ...], ...]:
     """Bits of the core, such as 8,6,4 or (per layer) 4:2:3,4, from the largest on."""
-    found = [tuple(int(bits) if bits.isdecimal() else 0 for bits in part.split(":")) for part in text.split(",")]
+    found = [tuple(int(b) if b in WIDTHS else 0 for b in part.split(":")) for part in text.split(",")]
     if not all(1 <= bits <= 8 for part in found for bits in part):
         raise UserError(f"--core-bits {text}: write numbers from 1 to 8, such as 8,6,4, or 4:2:3 for three layers")
     if len(set(found)) < len(found):

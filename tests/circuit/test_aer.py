@@ -59,12 +59,14 @@ def every_kind():
     ]
 
 
+@pytest.mark.parametrize("method", [None, "statevector", "density_matrix"])
 @pytest.mark.parametrize("name", ANSATZE)
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_probabilities_equal_the_statevector_s(name, n):
+def test_probabilities_equal_the_statevector_s(name, n, method):
     program = ansatz.build(Circuit(ansatz=name, layers=2), n)
     theta_KP = angles(program, num=3)
-    np.testing.assert_allclose(aer(program).probabilities(theta_KP, []), ideal(program, theta_KP), rtol=0, atol=1e-10)
+    p_KS = aer(program, device=method).probabilities(theta_KP, [])
+    np.testing.assert_allclose(p_KS, ideal(program, theta_KP), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -294,12 +296,13 @@ def test_jobs_of_part_of_the_sets_change_nothing(monkeypatch):
     np.testing.assert_array_equal(aer(program).probabilities(theta_KP, []), whole_KS)
 
 
-def test_options_reach_the_simulator():
+def test_options_reach_the_simulator(caplog):
     program = ansatz.program(2, [Gate("h", 0)])
     p_KS = aer(program, options={"fusion_enable": False, "fusion_threshold": 3}).probabilities(np.empty((1, 0)), [])
     np.testing.assert_allclose(p_KS, [[0.5, 0, 0.5, 0]], atol=1e-12)
     with pytest.raises(UserError, match=r"max_memory_mb.*(memory|Memory)|[Mm]emory"):
         aer(ansatz.program(18, [Gate("h", 0)]), options={"max_memory_mb": 1})
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
@@ -329,8 +332,12 @@ def test_settings_that_do_not_fit_are_refused(fields, message):
     [
         ({}, 40, r"statevector of 40 qubits, needs 16,384 GiB .*, \d+ GiB are there: raise mapping.chunk"),
         ({"noise": DEPOLARIZING}, 20, r"density_matrix of 20 qubits, needs 16,384 GiB .*, \d+ GiB are there"),
-        ({"noise": "FakeManilaV2"}, 6, r"has 5 qubits, the circuit has 6: use FakeJakartaV2, which has 7 or a noise f"),
-        ({"noise": "FakeCairoV2"}, 3, r"FakeCairoV2: Qiskit cannot route this circuit on it \(.*\): use another"),
+        ({"noise": "FakeManilaV2"}, 6, r"has 5 qubits, the circuit has 6: use FakeJakartaV2 or a noise file"),
+        (
+            {"noise": "FakeCairoV2"},
+            3,
+            r"FakeCairoV2: Qiskit cannot route this circuit on it .*: use FakeManilaV2 or a",
+        ),
         ({"noise": "FakeManilaV2"}, 128, r"has 5 qubits, the circuit has 128: use a noise file \(\*.json\)"),
     ],
 )

@@ -8,7 +8,7 @@ from distqtrl.circuit import ansatz, qpu, shift
 from distqtrl.circuit.ansatz import KINDS, Gate
 from distqtrl.circuit.shift import Ranks
 from distqtrl.circuit.statevector import StateVector
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config import Circuit, Diverged, Qpu, UserError
 
 
 def device(num_qubits=3, ansatz="u3_cu3_ring", ranks=None, **settings):
@@ -145,6 +145,50 @@ def test_ranks_may_hold_different_qpus():
     held = [device(ranks=Ranks(rank, 4), **settings) for rank in range(4)]
     assert [d.settings.shots for d in held] == [100, None, None, 100]
     assert [d.method for d in held] == ["parameter-shift", "spsa", "adjoint", "parameter-shift"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"backend": "torch"},
+        {"backend": "torch", "shots": 10},
+        {"backend": "pennylane"},
+        {"backend": "pennylane", "shots": 10},
+        {"backend": "aer", "shots": 10},
+        {"gradient": "spsa"},
+    ],
+    ids=str,
+)
+def test_angles_that_are_no_numbers_are_refused_before_any_device(settings, value):
+    d = device(ranks=Ranks(2, 4), **settings)
+    theta_KP = np.zeros((2, d.num_angles))
+    theta_KP[1, 5] = value
+    message = rf"^angle 5 of the circuit \(theta_P\[5\]\) is {value} on rank 2, no finite number: lower algorithm"
+    for ask in (lambda: d.probabilities(theta_KP[1]), lambda: d.probabilities_batch(theta_KP)):
+        with pytest.raises(Diverged, match=message):
+            ask()
+
+
+@pytest.mark.parametrize("size", [1e6, 1e9])
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({"gradient": "parameter-shift"}, 1e-12),
+        ({"backend": "torch", "precision": "float32"}, 2e-6),
+        ({"backend": "pennylane", "device": "lightning.qubit"}, 1e-12),
+        ({"backend": "aer"}, 1e-9),
+    ],
+    ids=str,
+)
+def test_large_angles_lose_whole_periods_and_nothing_else(settings, bound, size):
+    v_S, exact, d = np.random.default_rng(1).normal(size=8), device(), device(**settings)
+    theta_P = np.random.default_rng(0).uniform(-size, size, d.num_angles)
+    p_S, gradient = StateVector(exact.device.program, Qpu()).differentiable(theta_P, "adjoint")  # as they are
+    got_S, got = d.probabilities(theta_P)
+    np.testing.assert_allclose(got_S, p_S, rtol=0, atol=bound)
+    np.testing.assert_allclose(got(v_S), gradient(v_S), rtol=0, atol=10 * bound)
 
 
 class Broken:

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from needs import need, soon
 
 from distqtrl import cli
+from distqtrl.slurm import Job, Launcher, script
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -147,7 +149,7 @@ def test_what_slurm_cannot_give_is_refused_in_one_line(slurm, tmp_path, words, s
     [
         (["--array-ranks", "2,16"], "--array-ranks 16: 1 nodes x 4 ranks are 4"),
         (["--array-seeds", "5-2"], "'5-2' is no list of numbers"),
-        (["--time", "1:2:3:4"], "--time 1:2:3:4: write minutes"),
+        (["--time", "1:2:3:4"], "--time '1:2:3:4': write minutes"),
         (["--time", "2"], "--notice 120"),
         (["--array-ranks", "1,2", "--qpu.per_rank", '[{"shots": 9}, {}]'], "qpu.per_rank has 2 entries, the job has 1"),
     ],
@@ -161,13 +163,66 @@ def test_numbers_that_do_not_fit_are_refused_without_slurm(capfd, words, said):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "lots"], "--memory 'lots': write a size of one rank such as 2G or 500M"),
+        (["--memory", "0"], "--memory '0': write a size"),
+        (["--memory", "-1G"], "--memory '-1G': write a size"),
+        (["--sbatch=account=abc"], "--sbatch 'account=abc': write a flag of sbatch in one line, such as --sbatch=--ac"),
+        (["--sbatch=--comment=a\nrm -rf"], "--sbatch '--comment=a\\nrm -rf': write a flag of sbatch in one line"),
+        (["--array-seeds", "0-99999999999"], "'0-99999999999' has more than 10,000 numbers: write fewer"),
+        (["--array-seeds", "4294967296"], "--array-seeds 4294967296: a seed is at most 4294967295"),
+        (["--nodes", "-1"], "argument --nodes: '-1' is no whole number from 1 to 1000000000"),
+        (["--time", "٣"], "--time '٣': write minutes"),
+    ],
+)
+def test_words_that_slurm_would_not_understand(capfd, words, said):
+    assert cli.main(["slurm", "cartpole", "--dry-run", *words]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert said in line
+
+
+def test_sbatch_reads_what_was_written(slurm, tmp_path):
+    """A real job per script, whose program is a stand-in; a name, a comment and a memory that need care."""
+    (tmp_path / "python").write_text('#!/bin/sh\nmkdir -p "$6" && env >"$6/result.json"\n')
+    (tmp_path / "python").chmod(0o755)
+    sbatch = ("--comment=two words #3 it's $HOME", "--partition=test")
+    job = Job("my config\n%j", ("cartpole",), "my 'runs'/$HOME", threads=2, memory="1G", sbatch=sbatch)
+    job = replace(job, ranks_per_node=2, notice_s=30)
+    (tmp_path / "job.sbatch").write_text(script(job, Launcher("none"), str(tmp_path / "python")))
+    assert slurm.run("sbatch", "--test-only", tmp_path / "job.sbatch").returncode == 0
+    number = slurm.submit(tmp_path / "job.sbatch", cwd=tmp_path)
+    done = slurm.wait(number, timeout=60)
+    assert done["JobState"] == "COMPLETED", output(tmp_path)
+    assert (done["JobName"], done["Comment"]) == ("my-config-j", sbatch[0].removeprefix("--comment="))
+    assert done["MinMemoryCPU"] == "512M"
+    assert done["CPUs/Task"] == "2"
+    (result,) = (tmp_path / "my 'runs'" / "$HOME").glob("my-config-j-job*/result.json")
+    assert "SLURM_CPUS_PER_TASK=2\n" in result.read_text()
+    assert (tmp_path / f"my-config-j-{number}.out").exists()
+
+
+def test_a_folder_whose_name_slurm_would_change(slurm, tmp_path):
+    place = tmp_path / "100%j"
+    place.mkdir()
+    command = [sys.executable, "-m", "distqtrl", "slurm", "cartpole", "--ranks-per-node", "1"]
+    done = slurm.run(*command, cwd=place)
+    assert (done.returncode, done.stderr.count("\n"), list(place.iterdir())) == (2, 1, [])
+    assert "has a %, which SLURM replaces in the log's name" in done.stderr
+
+
 def test_without_slurm_it_says_so(capfd, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert cli.main(["slurm", "cartpole"]) == 2
     assert "there is no sbatch here" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["--launcher", "mpirun"], ["--array-seeds", "0-9", "--array-ranks", "2,4"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--launcher", "mpirun"], ["--train.threads", "4"], ["--array-seeds", "0-9", "--array-ranks", "2,4"]]
+)
 def test_scripts_are_clean(capfd, words):
     if shutil.which("shellcheck") is None:
         need("there is no shellcheck: apt-get install shellcheck")

@@ -171,7 +171,10 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.classic/connect_four_v3"}, "connect_four_v3.* is an AEC environment"),
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, which is no PettingZoo ParallelEnv"),
-        ({"id": "games/Gamee"}, "games has no Gamee: did you mean 'Game'"),
+        ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),
+        ({"id": "games/__doc__"}, "games has no function __doc__: "),  # not "did you mean '__doc__'?"
+        ({"id": "games/np"}, "games has no function np: "),
+        ({"id": "mpe2/simple_spred_v3"}, "mpe2 has no function simple_spred_v3: did you mean 'simple_spread_v3'"),
         ({"id": "nowhere/game_v0"}, "cannot be imported .*nowhere.*: install it.* is module:nowhere/game_v0"),
         ({"id": "./games.py"}, "'./games.py' looks like a file: .*PYTHONPATH.*module:Name-v0"),
         ({"id": "games.py:Game"}, "looks like a file"),
