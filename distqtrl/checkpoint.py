@@ -10,6 +10,7 @@ Random streams need no saving: they are keyed by (purpose, index, update).
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,11 @@ from safetensors.numpy import save as dumps
 
 from distqtrl import tensorfile
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
-from distqtrl.config import Config, UserError
-from distqtrl.config import save as config_text
+from distqtrl.config import Config, UserError, may_change
 from distqtrl.environment import vector
 from distqtrl.tensorfile import Tensors
 
-FORMAT = "distqtrl checkpoint 3"
+FORMAT = "distqtrl checkpoint 4"
 
 
 @dataclass
@@ -111,7 +111,14 @@ def _files(run: Path) -> list[Path]:
 
 
 def _identity(config: Config) -> str:
-    return hashlib.sha256(config_text(config).encode()).hexdigest()
+    """Of what a run keeps: a checkpoint serves every budget, target and evaluation."""
+    kept = [
+        (f"{stage}.{field}", value)
+        for stage, fields in config.model_dump(mode="json").items()
+        for field, value in fields.items()
+        if not may_change(f"{stage}.{field}")
+    ]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def below(tensors: Tensors, prefix: str) -> Tensors:

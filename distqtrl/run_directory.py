@@ -1,17 +1,35 @@
-"""The directory of one run: made by rank 0, seen by all ranks."""
+"""The directory of one run: made by rank 0, seen by all ranks, and extended where a run is to go on for longer."""
 
 import json
 import platform
 import time
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distqtrl import config as configuration
-from distqtrl import tensorfile
+from distqtrl import record, tensorfile
 from distqtrl.allreduce.communicator import Communicator, agreed, allgather_bytes
-from distqtrl.config import Config, UserError
+from distqtrl.config import BUDGET, OUTPUT, Config, UserError
 
 VISIBLE_WITHIN_S = 10.0  # what a network filesystem may take to show a new directory to another host
+RESULT = {"status": str, "update": int, "env_steps": int, "train_s": float, "evaluation": dict}
+Changes = dict[str, tuple[Any, Any]]
+
+
+@dataclass
+class Found:
+    """A run that is there: whether it has a checkpoint, its result if it is complete, and what is to change in it."""
+
+    saved: bool
+    result: dict[str, Any] | None
+    changes: Changes
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to do."""
+        return self.result is None or bool(self.changes.keys() - set(OUTPUT))
 
 
 def create(config: Config, name: str, comm: Communicator) -> Path:
@@ -37,30 +55,100 @@ def create(config: Config, name: str, comm: Communicator) -> Path:
     return directory
 
 
-def claim(directory: Path, config: Config, comm: Communicator) -> bool:
-    """Make this very directory, or find it made for the same configuration; returns whether it has a checkpoint.
+def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
+    """The run in this very directory, as rank 0 sees it; none where there is none yet. Writes nothing.
 
-    Raises Refused when it belongs to another configuration, or not all ranks see it.
+    Raises Refused when the directory belongs to something else, when ``config`` changes what a run keeps, and when not
+    all ranks see it.
     """
 
+    def look() -> str:
+        if comm.rank:
+            return ""
+        if not (directory / "config.json").exists():
+            _check_free(directory)
+            return "null"
+        changes = extension(directory, config)
+        saved, result = bool(list((directory / "checkpoints").glob("update-*.safetensors"))), complete(directory)
+        there = Found(saved, result, changes)
+        if result is not None and there.goes_on and not saved:
+            raise UserError(f"{directory} is complete, and has no checkpoint to go on from: choose another --run")
+        return json.dumps({"saved": saved, "result": result, "changes": changes})
+
+    there = json.loads(allgather_bytes(comm, agreed(comm, look).encode())[0])
+    if there is None:
+        return None
+    agreed(comm, lambda: _check_visible(directory, config))
+    return Found(**there)
+
+
+def claim(directory: Path, config: Config, comm: Communicator) -> None:
+    """Make this very directory, in which there was no run; raises Refused when there is one now."""
+
     def make() -> None:
-        if comm.rank == 0 and not (directory / "config.json").exists():
-            begun = {"lock", "config.json.partial"}  # by a process that died here
-            if directory.is_dir() and {path.name for path in directory.iterdir()} - begun:
-                raise UserError(f"{directory} is no run directory, it has no config.json: choose another --run")
-            directory.mkdir(parents=True, exist_ok=True)
-            _write_config(directory, config)
+        if comm.rank:
+            return
+        _check_free(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "config.json").exists():
+            raise UserError(f"another job has made {directory} meanwhile: start this one again")
+        _write_config(directory, config)
 
     agreed(comm, make)
     agreed(comm, lambda: _check_visible(directory, config))
-    return bool(list((directory / "checkpoints").glob("update-*.safetensors")))
+
+
+def extend(directory: Path, config: Config, there: Found, comm: Communicator) -> None:
+    """Let the run go on with this configuration. A result that is no more the last one is put aside, and first: a run
+    that dies in between is not complete, and its policies stay until new ones are written.
+    """
+
+    def change() -> None:
+        if comm.rank == 0:
+            with closing(record.locked(directory / "lock")):
+                if there.result is not None and there.goes_on:
+                    (directory / "result.json").replace(directory / f"result-{there.result['update']:06d}.json")
+                _write_config(directory, config)
+
+    agreed(comm, change)
+
+
+def extension(directory: Path, config: Config) -> Changes:
+    """What differs from the run's own configuration; raises UserError for what a run keeps."""
+    changes = configuration.differences(configuration.load(directory / "config.json"), config)
+    for key, (old, new) in changes.items():
+        if not configuration.may_change(key):
+            raise UserError(
+                f"{directory} was started with {key} = {old!r}, not {new!r}: only {', '.join(BUDGET)}, evaluate.* and "
+                f"{', '.join(OUTPUT)} may change; leave it as it was, or choose another --run"
+            )
+    return changes
 
 
 def complete(directory: Path) -> dict[str, Any] | None:
-    """The result of a run that is complete already."""
+    """The result of a run that is complete already; raises UserError where it is damaged."""
     path = directory / "result.json"
-    result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    try:
+        result = json.loads(path.read_text())
+        if not isinstance(result, dict) or not all(isinstance(result.get(k), t) for k, t in RESULT.items()):
+            raise ValueError("it holds no result of a run")
+        if not all(isinstance(result["evaluation"].get(name), float | int) for name in ("mean", "std", "episodes")):
+            raise ValueError("it holds no evaluation")
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}): remove it, and distqtrl train --resume {directory} evaluates the run and "
+            "writes it again"
+        ) from None
     return result
+
+
+def _check_free(directory: Path) -> None:
+    """Raise UserError for a folder of something else."""
+    begun = {"lock", "config.json.partial"}  # by a process that died here
+    if directory.is_dir() and {path.name for path in directory.iterdir()} - begun - {"config.json"}:
+        raise UserError(f"{directory} is no run directory, it has no config.json: choose another --run")
 
 
 def _write_config(directory: Path, config: Config) -> None:
@@ -68,7 +156,7 @@ def _write_config(directory: Path, config: Config) -> None:
 
 
 def _check_visible(directory: Path, config: Config) -> None:
-    """Whether this rank sees the directory that rank 0 made, with this configuration."""
+    """Whether this rank sees the directory that rank 0 made, with this configuration, up to what may change."""
     path, deadline = directory / "config.json", time.monotonic() + VISIBLE_WITHIN_S
     while not path.exists():
         if time.monotonic() > deadline:
@@ -77,10 +165,4 @@ def _check_visible(directory: Path, config: Config) -> None:
                 f"put train.directory on a filesystem that all hosts share"
             )
         time.sleep(0.05)
-    changed = configuration.differences(configuration.load(path), config)
-    changed.pop("train.directory", None)
-    for key, (old, new) in changed.items():
-        raise UserError(
-            f"{directory} was started with {key} = {old!r}, not {new!r}: go on with the configuration it was "
-            f"started with (train --resume {directory}), or choose another --run"
-        )
+    extension(directory, config)

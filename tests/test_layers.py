@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "distqtrl"
 LAYERS = [
     {"__init__", "__version__"},
-    {"config", "stopping", "rendezvous"},
+    {"config", "stopping", "rendezvous", "terminal"},
     {"seeding", "record", "tensorfile"},
     {"quantize"},
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce"},

@@ -86,7 +86,7 @@ def test_a_second_job_in_the_same_directory_is_refused(tmp_path, capfd):
     (run / "result.json").unlink()
     capfd.readouterr()
     hold = "import sys, time; from pathlib import Path; from distqtrl.record import Recorder;"
-    hold += "held = Recorder(Path(sys.argv[1]), 0, 9); print('held', flush=True); time.sleep(60)"
+    hold += "held = Recorder(Path(sys.argv[1]), 0, 3, 96); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(run)],
         stdout=subprocess.PIPE,

@@ -248,7 +248,7 @@ def test_the_policy_is_the_replica_s():
 def test_greedy_episodes_belong_to_their_index():
     replica = learner({}, id="CartPole-v1")
     policy = team.policy(replica, 0, replica.deployed_weights())
-    returns, agents, steps = sampling.greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
+    found = sampling.greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
     assert agents.tolist() == [returns.tolist()]
     alone = [Environments(replica.config.environment, [index], 0, "evaluation", 3) for index in range(4)]
     assert returns.tolist() == [play(envs, policy.act)[0].item() for envs in alone]

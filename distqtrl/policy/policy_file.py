@@ -4,6 +4,10 @@ Tensors ``w_M`` (float32), ``mean_O``, ``m2_O`` (float64); the description holds
 A policy that was trained on integers also has ``scales_S`` (float64) and its settings under ``quantize``.
 """
 
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from distqtrl.quantize.aware import Trained
 from distqtrl.quantize.calibrate import Network, QuantizedNetwork
 
 FORMAT = "distqtrl policy 1"
+MOST = 60  # characters of an agent in the name of its file
+DIGEST = r"-[0-9a-f]{12}$"  # an agent that is called so gets one of its own
 HEADS: dict[str, type[Head]] = {"categorical": Categorical, "gaussian": Gaussian, "squashed": SquashedGaussian}
 
 
@@ -108,6 +114,26 @@ def load(path: Path) -> Policy:
 def files(run: Path) -> list[Path]:
     """The policy files of a run directory: policy.safetensors, or policy-NAME.safetensors of several agents."""
     return sorted(run.glob("policy-*.safetensors")) or [run / "policy.safetensors"]
+
+
+def names(policies: Sequence[str]) -> list[str]:
+    """The names of the files of all policies of a run; of several each its own, also where case does not count.
+
+    A name that is no good in a file's name, too long or like another one's gets a digest; the file holds the agents.
+
+    >>> names(["a"]), names(["a", "red/0"])
+    (['policy.safetensors'], ['policy-a.safetensors', 'policy-red_0-9132ef33c8d3.safetensors'])
+    """
+    if len(policies) == 1:
+        return ["policy.safetensors"]
+    stems = [re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MOST] for name in policies]
+    alike = Counter(stem.lower() for stem in stems)
+    plain = [
+        s == n and alike[s.lower()] == 1 and not re.search(DIGEST, s) for s, n in zip(stems, policies, strict=True)
+    ]
+    digests = [hashlib.sha256(name.encode()).hexdigest()[:12] for name in policies]
+    out = [s if good else f"{s}-{d}" for s, d, good in zip(stems, digests, plain, strict=True)]
+    return [f"policy-{stem}.safetensors" for stem in out]
 
 
 def team(path: Path) -> list[Policy]:
