@@ -497,4 +497,4 @@ def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) 
                 print(f"  {what:<12} {directory / name}")
     print(f"  {'play':<12} distqtrl evaluate {shlex.quote(str(directory))}")
     one = directory if len(policies) == 1 else policies[0]
-    print(f"  {'export':<12} distqtrl export {shlex.quote(str(one))} -o exported")
+    print(f"  {'export':<12} distqtrl export {shlex.quote(str(one))} -o {shlex.quote(str(directory / 'exported'))}")

@@ -94,11 +94,15 @@ class Recorder:
 
         path, self._events_at = run / "metrics.jsonl", run / "tensorboard"
         self._lock = locked(run / "lock")
-        lacking = keep_updates(path, first_update)
-        self._file = path.open("a")
-        with named(self._events_at):
-            keep_events(self._events_at, env_steps)
-            self._events = Writer(str(self._events_at))
+        try:
+            lacking = keep_updates(path, first_update)
+            with named(self._events_at):
+                keep_events(self._events_at, env_steps)
+                self._events = Writer(str(self._events_at))
+            self._file = path.open("a")
+        except BaseException:
+            self._lock.close()
+            raise
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task, self._last_line = TaskID(0), 0.0

@@ -119,8 +119,8 @@ def extension(directory: Path, config: Config) -> Changes:
     for key, (old, new) in changes.items():
         if not configuration.may_change(key):
             raise UserError(
-                f"{directory} was started with {key} = {old!r}, not {new!r}: only {', '.join(BUDGET)}, evaluate.* and "
-                f"{', '.join(OUTPUT)} may change; leave it as it was, or choose another --run"
+                f"{directory} was started with {key} = {old!r}, not {new!r}: leave it as it was, or choose another "
+                f"--run (budget, targets, evaluation, output may change: {', '.join((*BUDGET, 'evaluate.*', *OUTPUT))})"
             )
     return changes
 

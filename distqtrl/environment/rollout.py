@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
@@ -188,8 +189,11 @@ def bound(config: Environment, environments: Environments, wanted: int | None, l
 def has_time_limit(config: Environment, environments: Environments) -> bool:
     """Whether Gymnasium's TimeLimit, or our own, ends the episodes of these environments."""
     env = getattr(environments.envs[0], "env", None) if environments.envs else None
-    registered = getattr(getattr(getattr(env, "unwrapped", env), "spec", None), "max_episode_steps", None)
-    return config.max_episode_steps is not None or (isinstance(registered, int) and registered > 0)
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return True
+        env = env.env
+    return config.max_episode_steps is not None
 
 
 def cut(number: int, episodes: int, max_steps: int) -> str:

@@ -122,7 +122,7 @@ def names(policies: Sequence[str]) -> list[str]:
     A name that is no good in a file's name, too long or like another one's gets a digest; the file holds the agents.
 
     >>> names(["a"]), names(["a", "red/0"])
-    (['policy.safetensors'], ['policy-a.safetensors', 'policy-red_0-9132ef33c8d3.safetensors'])
+    (['policy.safetensors'], ['policy-a.safetensors', 'policy-red_0-36825b529af7.safetensors'])
     """
     if len(policies) == 1:
         return ["policy.safetensors"]
