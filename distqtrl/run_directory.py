@@ -51,7 +51,7 @@ def create(config: Config, name: str, comm: Communicator) -> Path:
         raise UserError(f"cannot find a free name for a run in {config.train.directory}: remove old runs")
 
     directory = Path(allgather_bytes(comm, agreed(comm, make).encode())[0].decode())
-    agreed(comm, lambda: _check_visible(directory, config))
+    agreed(comm, lambda: _check_visible(directory))
     return directory
 
 
@@ -68,18 +68,23 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
         if not (directory / "config.json").exists():
             _check_free(directory)
             return "null"
-        changes = extension(directory, config)
-        saved, result = bool(list((directory / "checkpoints").glob("update-*.safetensors"))), complete(directory)
-        there = Found(saved, result, changes)
-        if result is not None and there.goes_on and not saved:
-            raise UserError(f"{directory} is complete, and has no checkpoint to go on from: choose another --run")
-        return json.dumps({"saved": saved, "result": result, "changes": changes})
+        saved = bool(list((directory / "checkpoints").glob("update-*.safetensors")))
+        changes = configuration.differences(configuration.load(directory / "config.json"), config)
+        return json.dumps({"saved": saved, "result": complete(directory), "changes": changes})
 
-    there = json.loads(allgather_bytes(comm, agreed(comm, look).encode())[0])
-    if there is None:
+    told = json.loads(allgather_bytes(comm, agreed(comm, look).encode())[0])
+    if told is None:
         return None
-    agreed(comm, lambda: _check_visible(directory, config))
-    return Found(**there)
+    there = Found(**told)
+
+    def check() -> None:
+        _check_visible(directory)
+        _check_changes(directory, there.changes)
+        if there.result is not None and there.goes_on and not there.saved:
+            raise UserError(f"{directory} is complete, and has no checkpoint to go on from: choose another --run")
+
+    agreed(comm, check)
+    return there
 
 
 def claim(directory: Path, config: Config, comm: Communicator) -> None:
@@ -95,7 +100,7 @@ def claim(directory: Path, config: Config, comm: Communicator) -> None:
         _write_config(directory, config)
 
     agreed(comm, make)
-    agreed(comm, lambda: _check_visible(directory, config))
+    agreed(comm, lambda: _check_visible(directory))
 
 
 def extend(directory: Path, config: Config, there: Found, comm: Communicator) -> None:
@@ -111,18 +116,6 @@ def extend(directory: Path, config: Config, there: Found, comm: Communicator) ->
                 _write_config(directory, config)
 
     agreed(comm, change)
-
-
-def extension(directory: Path, config: Config) -> Changes:
-    """What differs from the run's own configuration; raises UserError for what a run keeps."""
-    changes = configuration.differences(configuration.load(directory / "config.json"), config)
-    for key, (old, new) in changes.items():
-        if not configuration.may_change(key):
-            raise UserError(
-                f"{directory} was started with {key} = {old!r}, not {new!r}: leave it as it was, or choose another "
-                f"--run (budget, targets, evaluation, output may change: {', '.join((*BUDGET, 'evaluate.*', *OUTPUT))})"
-            )
-    return changes
 
 
 def complete(directory: Path) -> dict[str, Any] | None:
@@ -155,8 +148,8 @@ def _write_config(directory: Path, config: Config) -> None:
     tensorfile.replace(directory / "config.json", configuration.save(config).encode())
 
 
-def _check_visible(directory: Path, config: Config) -> None:
-    """Whether this rank sees the directory that rank 0 made, with this configuration, up to what may change."""
+def _check_visible(directory: Path) -> None:
+    """Whether this rank sees the directory that rank 0 made."""
     path, deadline = directory / "config.json", time.monotonic() + VISIBLE_WITHIN_S
     while not path.exists():
         if time.monotonic() > deadline:
@@ -165,4 +158,13 @@ def _check_visible(directory: Path, config: Config) -> None:
                 f"put train.directory on a filesystem that all hosts share"
             )
         time.sleep(0.05)
-    extension(directory, config)
+
+
+def _check_changes(directory: Path, changes: Changes) -> None:
+    """Raise UserError for a change of what a run keeps."""
+    for key, (old, new) in changes.items():
+        if not configuration.may_change(key):
+            raise UserError(
+                f"{directory} was started with {key} = {old!r}, not {new!r}: leave it as it was, or choose another "
+                f"--run (budget, targets, evaluation, output may change: {', '.join((*BUDGET, 'evaluate.*', *OUTPUT))})"
+            )
