@@ -272,7 +272,7 @@ def keep_events(folder: Path, env_steps: int) -> None:
 
     A file is a series of records: length (8 bytes, little endian), its checksum (4), an event, its checksum (4).
     """
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in folder.glob("events.out.tfevents.*"):

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+from typing import Any, TextIO
 
 
 class Lossy(io.FileIO):
@@ -14,7 +15,7 @@ class Lossy(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: "bytes | bytearray | memoryview", /) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         if self.error is None:
             try:
                 return super().write(data)
@@ -33,7 +34,7 @@ def prepare() -> None:
     sys.stdout, sys.stderr = _text(1, sys.stdout, "replace"), _text(2, sys.stderr, "backslashreplace")
 
 
-def _text(number: int, before: io.TextIOWrapper | None, errors: str) -> io.TextIOWrapper:  # type: ignore[type-arg]
+def _text(number: int, before: TextIO | None, errors: str) -> io.TextIOWrapper:
     if before is not None:
         before.flush()
     raw = Lossy(number, "w", closefd=False)
