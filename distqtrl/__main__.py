@@ -3,19 +3,23 @@
 import os
 import sys
 
-from distqtrl import stopping
+from distqtrl import stopping, terminal
 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # ranks share the cores; train.threads raises torch's own
+    terminal.prepare()
     training = sys.argv[1:2] in (["train"], ["search-bits"])
     if training:
         stopping.note_requeue()
     from distqtrl.cli import main as run
 
     code = run(sys.argv[1:])
+    if lost := terminal.lost():
+        terminal.say(f"distqtrl: {lost}; {'files are as they should be' if training else 'the output is incomplete'}")
+        code = code if training else code or 1
     if training:
         stopping.ignore(code)
     return code

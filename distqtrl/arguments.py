@@ -68,7 +68,12 @@ def _parser() -> Parser:
     sub = command("train", "Train a preset or a configuration file; every field is a flag.")
     sub.add_argument("preset", nargs="?", metavar="PRESET", help=presets.replace("%", "%%"))
     sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
-    sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run directory")
+    sub.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run directory; a new budget, target or evaluation may be given",
+    )
     text = "this run directory: started where it is new, gone on with where it is not (for jobs that are requeued)"
     sub.add_argument("--run", type=Path, metavar="RUN", help=text)
     sub.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
@@ -77,6 +82,8 @@ def _parser() -> Parser:
     sub.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
     sub.add_argument("--episodes", type=_number(1), default=100, metavar="N", help="default 100")
     sub.add_argument("--seed", type=_number(0, 2**32 - 1), default=0, metavar="N", help="of the episodes, default 0")
+    text = "cut an episode after so many steps [as at the end of training; without a time limit 1000]"
+    sub.add_argument("--max-steps", type=_number(1), metavar="N", help=text)
     sub.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
@@ -221,8 +228,6 @@ def resolve(args: argparse.Namespace, flags: Flags) -> Config:
     if given == ["resume"]:
         if args.run is not None:
             raise UserError("--resume RUN goes on with RUN: remove --run")
-        if flags:
-            raise UserError(f"--resume takes the run's own configuration: remove --{next(iter(flags))}")
-        return configuration.load(args.resume / "config.json")
+        return configuration.with_flags(configuration.load(args.resume / "config.json"), flags)
     config = configuration.preset(args.preset) if args.preset else configuration.load(args.config)
     return configuration.with_flags(config, flags)

@@ -10,6 +10,7 @@ Random streams need no saving: they are keyed by (purpose, index, update).
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,12 @@ from safetensors.numpy import save as dumps
 
 from distqtrl import reading, schema, tensorfile
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
-from distqtrl.config import Config, UserError
-from distqtrl.config import save as config_text
+from distqtrl.config import Config, UserError, may_change
 from distqtrl.environment import vector
 from distqtrl.schema import LARGE, Count, Record, Sha256
 from distqtrl.tensorfile import Tensors
 
-FORMAT = "distqtrl checkpoint 3"
+FORMAT = "distqtrl checkpoint 4"
 NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
 DTYPES = [np.float32, np.float64, np.int64, np.bool_]
 MOST_RANKS = 1 << 20
@@ -40,7 +40,7 @@ class Description(Record):
 
     model_config = ConfigDict(extra="ignore")
 
-    format: Literal["distqtrl checkpoint 3"]
+    format: Literal["distqtrl checkpoint 4"]
     ranks: int = Field(ge=1, le=MOST_RANKS)
     config: Sha256
     update: Count
@@ -51,6 +51,8 @@ class Description(Record):
     cpu_s: float = Seconds
     recent: tuple[float, ...]
     acted: tuple[Count, ...]
+    longest_episode: Count
+    validation_return: float | None
 
 
 @dataclass
@@ -179,7 +181,14 @@ def _files(run: Path) -> list[Path]:
 
 
 def _identity(config: Config) -> str:
-    return hashlib.sha256(config_text(config).encode()).hexdigest()
+    """Of what a run keeps: a checkpoint serves every budget, target and evaluation."""
+    kept = [
+        (f"{stage}.{field}", value)
+        for stage, fields in config.model_dump(mode="json").items()
+        for field, value in fields.items()
+        if not may_change(f"{stage}.{field}")
+    ]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def below(tensors: Tensors, prefix: str) -> Tensors:

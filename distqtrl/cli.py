@@ -6,7 +6,7 @@ the job; a bug prints the rank's traceback and ends the job. No rank is left wai
 
 import argparse
 import json
-import os
+import shlex
 import sys
 import threading
 import time
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distqtrl import config as configuration
 from distqtrl import run_directory, stopping
@@ -31,6 +31,10 @@ from distqtrl.allreduce.communicator import (
 from distqtrl.arguments import Flags, parse, resolve
 from distqtrl.config import Config, UserError
 from distqtrl.rendezvous import Rendezvous
+from distqtrl.terminal import say as _say
+
+if TYPE_CHECKING:
+    from distqtrl.environment.vector import Environments
 
 
 def main(argv: list[str]) -> int:
@@ -83,12 +87,6 @@ def _quiet_disk_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def _say(text: str) -> None:
-    """One write, so that lines of different ranks do not mix."""
-    sys.stdout.flush()
-    os.write(2, (text + "\n").encode())
-
-
 def _run(argv: list[str], comm: Communicator) -> int:
     try:
         args, flags = agreed(comm, lambda: parse(argv))
@@ -124,16 +122,19 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         if comm.rank == 0:
             print(text, end="")
         return 0
-    directory, saved = args.resume or args.run, args.resume is not None
-    if args.run:
-        saved = run_directory.claim(args.run, config, comm)
-    result = agreed(comm, lambda: run_directory.complete(directory)) if directory else None
-    if result is None:
-        directory, result = _trained(args, config, comm, directory, directory if saved else None)
+    directory = args.resume or args.run
+    there = run_directory.found(directory, config, comm) if directory else None
+    if there is None or there.goes_on:
+        directory, result = _trained(args, config, comm, directory, there)
         if comm.rank == 0:
             _draw(directory)
-    elif comm.rank == 0 and not (directory / "learning_curve.png").exists():  # killed just before its end
-        _draw(directory)
+    else:
+        assert there.result is not None
+        result = there.result
+        if there.changes:
+            _extend(directory, config, there, comm)
+        if comm.rank == 0 and not (directory / "learning_curve.png").exists():  # killed just before its end
+            _draw(directory)
     if comm.rank == 0:
         _report(directory, result, comm.size, args.json)
     agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
@@ -141,9 +142,16 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
 
 
 def _trained(
-    args: argparse.Namespace, config: Config, comm: Communicator, directory: Path | None, resume: Path | None
+    args: argparse.Namespace,
+    config: Config,
+    comm: Communicator,
+    directory: Path | None,
+    there: run_directory.Found | None,
 ) -> tuple[Path, dict[str, Any]]:
-    """The run directory and the result of the training that this process takes part in, with all its replicas."""
+    """The run directory and the result of the training that this process takes part in, with all its replicas.
+
+    Nothing is written before every rank has made its environments: a try that cannot run owns no directory.
+    """
     from distqtrl.allreduce import replicas
     from distqtrl.circuit import shared
     from distqtrl.circuit.statevector import compile_timer
@@ -151,11 +159,18 @@ def _trained(
 
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
     members, compile_s = replicas.members(comm, meet), list[float]()
+    resume = directory if args.resume or (there is not None and there.saved) else None
     with stopping.collected() as pending:
         with compile_timer(compile_s):
             runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
         compare(comm, runs[0])
-        directory = made = directory or run_directory.create(config, _name(args, config), comm)
+        if directory is None:
+            directory = run_directory.create(config, _name(args, config), comm)
+        elif there is None:
+            run_directory.claim(directory, config, comm)
+        elif there.changes:
+            _extend(directory, config, there, comm)
+        made = directory
         qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
         batched = len(qpus) > 1 and shared.share(qpus, circuits)
 
@@ -172,12 +187,30 @@ def _trained(
                 print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
             return train(run, made, pending)
 
-        return directory, replicas.each(runs, trained, [meet, circuits])[0]
+        result = replicas.each(runs, trained, [meet, circuits])[0]
+        for run in runs:
+            _close(run.environments)
+        return directory, result
+
+
+def _extend(directory: Path, config: Config, there: run_directory.Found, comm: Communicator) -> None:
+    run_directory.extend(directory, config, there, comm)
+    for key, (old, new) in there.changes.items() if comm.rank == 0 else ():
+        _say(f"distqtrl: {directory} goes on with {key} {old} -> {new}")
+
+
+def _close(environments: "Environments") -> None:
+    """Give an environment's resources back; its last words cannot undo what was done."""
+    try:
+        environments.close()
+    except Exception as error:
+        _say(
+            f"distqtrl: warning: an environment did not close ({type(error).__name__}: {' '.join(str(error).split())})"
+        )
 
 
 def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
-    from distqtrl.environment.rollout import play, summary
-    from distqtrl.environment.vector import Environments
+    from distqtrl.environment.rollout import cut, evaluation, summary
     from distqtrl.export import episodes
     from distqtrl.policy import policy_file
 
@@ -187,17 +220,17 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     episodes.check(policies)
     environment = configuration.Environment(**policies[0].environment)
     roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
+    most = args.max_steps or policies[0].origin.get("max_steps")
     if args.gif is not None:
         from distqtrl.report import animation
 
-        shown = animation.record(args.gif, environment, args.seed, roles, acts)
-    environments = Environments(environment, range(args.episodes), args.seed, "evaluation", 0, roles)
-    returns_B, _ = play(environments, environments.acting(acts))
-    returns_EG = returns_B.reshape(args.episodes, -1)
-    returns = returns_EG.mean(1)
+        shown = animation.record(args.gif, environment, args.seed, roles, acts, most)
+    found = evaluation(environment, range(args.episodes), args.seed, "evaluation", acts, roles, 0, most)
+    returns, num_cut = found.returns_EG.mean(1), int(found.cut_E.sum())
     result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
-    if environments.num_agents > 1:
-        result["agents"] = dict(zip(environments.agents, returns_EG.mean(0).tolist(), strict=True))
+    result |= {"cut": num_cut, "max_steps": found.max_steps}
+    if len(found.agents) > 1:
+        result["agents"] = dict(zip(found.agents, found.returns_EG.mean(0).tolist(), strict=True))
     if shown is not None:
         result["gif"] = {"file": str(args.gif), "return": shown}
     if args.json:
@@ -207,6 +240,8 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
             f"{environment.id}: return {returns.mean():.2f} ± {returns.std():.2f} "
             f"(min {returns.min():.2f}, max {returns.max():.2f}) over {len(returns)} greedy episodes, seed {args.seed}"
         )
+        if num_cut:
+            print(cut(num_cut, args.episodes, found.max_steps or 0))
         if shown is not None:
             print(f"{args.gif} shows the first of them, return {shown:.2f}")
     return 0
@@ -434,12 +469,16 @@ def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:
 
 
 def _draw(directory: Path) -> None:
-    from distqtrl.report.figures import learning_curve
+    from distqtrl.report.figures import undrawn
 
-    learning_curve(directory)
+    if problem := undrawn(directory):
+        _say(f"distqtrl: {problem}")
 
 
 def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
+    from distqtrl.environment.rollout import cut
+    from distqtrl.policy import policy_file
+
     if as_json:
         print(json.dumps({"run": str(directory), **result}))
         return
@@ -452,13 +491,21 @@ def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) 
         return
     e = result["evaluation"]
     print(f"return {e['mean']:.2f} ± {e['std']:.2f} over {e['episodes']} greedy episodes, after {steps}")
+    if e.get("cut"):
+        print(cut(e["cut"], e["episodes"], e["max_steps"]))
+    policies = policy_file.files(directory)
     files = {
-        "policy": "policy.safetensors",
-        "curve": "learning_curve.png",
-        "metrics": "metrics.jsonl",
-        "events": "tensorboard",
-        "checkpoints": "checkpoints",
-        "result": "result.json",
+        "policy": [path.name for path in policies],
+        "curve": ["learning_curve.png"],
+        "metrics": ["metrics.jsonl"],
+        "events": ["tensorboard"],
+        "checkpoints": ["checkpoints"],
+        "result": ["result.json"],
     }
-    for what, name in files.items():
-        print(f"  {what:<12} {directory / name}")
+    for what, names in files.items():
+        for name in names:
+            if (directory / name).exists():
+                print(f"  {what:<12} {directory / name}")
+    print(f"  {'play':<12} distqtrl evaluate {shlex.quote(str(directory))}")
+    one = directory if len(policies) == 1 else policies[0]
+    print(f"  {'export':<12} distqtrl export {shlex.quote(str(one))} -o {shlex.quote(str(directory / 'exported'))}")

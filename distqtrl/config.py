@@ -56,6 +56,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=4096)]
 Item = TypeVar("Item")
 MANY = 20
+BUDGET = ("train.steps", "train.updates", "train.target")
+OUTPUT = ("train.checkpoint_every", "train.keep_checkpoints", "train.directory")
 
 
 class UserError(Exception):
@@ -386,6 +388,11 @@ class Evaluate(Stage):
     validation_episodes: Many = Field(40, description="episodes of a validation (own seeds)")
     target: Number | None = Field(None, description="stop when a validation's mean return reaches this")
     episodes: Many = Field(100, description="episodes of the final evaluation (own seeds)")
+    max_steps: Positive | None = Field(
+        None,
+        description="steps after which a greedy episode is cut; none = the environment's time limit, where it has none "
+        "4 times the longest episode of training and at least 1000",
+    )
 
 
 class Train(Stage):
@@ -643,6 +650,11 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
     pairs = ((f"{stage}.{field}", old[stage][field], x) for stage in new for field, x in new[stage].items())
     return {key: (x, y) for key, x, y in pairs if x != y}
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this field: its budget, targets, evaluations and output."""
+    return key.startswith("evaluate.") or key in (*BUDGET, *OUTPUT)
 
 
 def load(path: Path) -> Config:

@@ -7,9 +7,10 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -105,62 +106,66 @@ class Profile:
 class Recorder:
     """Writes one line of metrics per update. On ranks other than 0 every method does nothing.
 
-    Raises UserError when another process has a recorder in this directory.
+    It goes on after env_steps steps with update first_update; what is there of later ones goes, it is written anew.
+    Raises UserError when another process has a recorder in this directory, OSError with the file's name.
     """
 
-    def __init__(self, run: Path, rank: int, first_update: int) -> None:
+    def __init__(self, run: Path, rank: int, first_update: int = 0, env_steps: int = 0) -> None:
         self._active = rank == 0
         if not self._active:
             return
         from tensorboard.summary import Writer  # only where it is used: it is slow to import
 
-        path = run / "metrics.jsonl"
+        path, self._events_at = run / "metrics.jsonl", run / "tensorboard"
         self._lock = locked(run / "lock")
-        keep_updates(path, first_update)
-        self._file = path.open("a")
-        self._events = Writer(str(run / "tensorboard"))
+        try:
+            lacking = keep_updates(path, first_update)
+            with named(self._events_at):
+                keep_events(self._events_at, env_steps)
+                self._events = Writer(str(self._events_at))
+            self._file = path.open("a")
+        except BaseException:
+            self._lock.close()
+            raise
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task, self._last_line = TaskID(0), 0.0
         self._unwritten: dict[str, Any] = {}
-        self._last_events = 0.0
+        self._last_events, self._ended = 0.0, False
         if self._console.is_terminal:
             columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("starting", total=1.0)
             self._bar.start()
+        if lacking:
+            self.say(f"distqtrl: {lacking}")
 
     def write(self, metrics: dict[str, Any], done: float) -> None:
         """One update: a line of JSON, TensorBoard scalars, the progress bar; done is the spent part of the budget."""
         if not self._active:
             return
-        with self._named_errors():
+        with named(Path(self._file.name)):
             self._file.write(json.dumps(metrics) + "\n")
             self._file.flush()
-            self._unwritten = metrics
-            if time.monotonic() - self._last_events > EVENTS_EVERY_S:
-                self._write_events()
+        self._unwritten = metrics
+        if time.monotonic() - self._last_events > EVENTS_EVERY_S:
+            self._write_events()
         self._show(metrics, done)
 
     def _write_events(self) -> None:
-        for key, value in _scalars(self._unwritten):
-            self._events.add_scalar(key, value, step=self._unwritten["env_steps"])
+        with named(self._events_at):
+            for key, value in _scalars(self._unwritten):
+                self._events.add_scalar(key, value, step=self._unwritten["env_steps"])
         self._unwritten, self._last_events = {}, time.monotonic()
 
     def sync(self) -> None:
         """Flush metrics and events to the disk, so that no later checkpoint is ahead of them."""
         if self._active:
-            with self._named_errors():
+            self._write_events()
+            with named(Path(self._file.name)):
                 os.fsync(self._file.fileno())
+            with named(self._events_at):
                 self._events.flush()
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """Errors of open files do not say which file."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def _show(self, m: dict[str, Any], done: float) -> None:
         shown = "-" if m["return_mean"] is None else f"{m['return_mean']:.1f}"
@@ -179,16 +184,39 @@ class Recorder:
         if self._active:
             self._console.print(text, highlight=False, soft_wrap=True)
 
-    def close(self) -> None:
-        """Once is enough, more do no harm."""
-        if not self._active:
+    def end(self) -> None:
+        """Write and close the files; the directory stays this run's. Once is enough, more do no harm."""
+        if not self._active or self._ended:
             return
-        self._active = False
+        self._ended = True
         if self._bar is not None:
             self._bar.stop()
-        with closing(self._lock), self._named_errors(), closing(self._file):
-            self._write_events()
+        with named(Path(self._file.name)):
+            self._file.close()
+        self._write_events()
+        with named(self._events_at):
             self._events.close()
+
+    def close(self) -> None:
+        """End, and leave the directory to others. Once is enough, more do no harm."""
+        if not self._active:
+            return
+        try:
+            self.end()
+        finally:
+            self._active = False
+            self._lock.close()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of open files do not say which file: they get this path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 class Held(UserError):
@@ -216,10 +244,11 @@ def locked(path: Path) -> IO[str]:
             raise Held(path.parent, holder) from None
         remedy = "put train.directory on a filesystem with locks"
         raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}") from None
-    file.truncate(0)
     job = f", job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    file.write(f"process {os.getpid()} on host {platform.node()}{job}\n")
-    file.flush()
+    with named(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on host {platform.node()}{job}\n")
+        file.flush()
     return file
 
 
@@ -247,23 +276,75 @@ def rows(path: Path) -> tuple[list[dict[str, Any]], str]:
     return found, "" if found else f"{path.name} is empty"
 
 
-def keep_updates(path: Path, first_update: int) -> None:
-    """Drop lines of metrics from first_update on, and a last line that was cut off: a resumed run writes them anew.
+def keep_updates(path: Path, first_update: int) -> str:
+    """Keep the lines of metrics before first_update, which a resumed run writes anew; returns what they lack.
 
-    Raises UserError where lines before it are missing or damaged; a file that is not there is begun anew.
+    A last line that was cut off is no damage. A file with damage elsewhere is left beside, as PATH.damaged.
     """
-    if not os.path.lexists(path):
-        return
-    found, problem = rows(path)
-    kept = [row for row in found if row["update"] < first_update]
-    if first_update and (not kept or kept[-1]["update"] != first_update - 1):
-        raise UserError(
-            f"{path.parent}: {problem or f'{path.name} ends before update {first_update}'}, and the run goes on from "
-            f"update {first_update}: restore the file, or remove it to go on without what it held"
-        )
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in path.read_bytes().splitlines()[: len(kept)]))
-    partial.replace(path)
+    try:
+        lines = reading.content(path).decode(errors="replace").splitlines() if os.path.lexists(path) else []
+    except ValueError as error:
+        raise UserError(f"cannot read {path} ({error}): move it away, and the run goes on without it") from None
+    numbers = [_update(line) for line in lines]
+    kept: list[str] = []
+    last = -1
+    for line, number in zip(lines, numbers, strict=True):
+        if number is not None and last < number < first_update:
+            kept.append(line + "\n")
+            last = number
+    beside = path.with_name(f"{path.name}.damaged")
+    if damaged := None in numbers[:-1]:
+        shutil.copyfile(path, beside)
+    if lines:
+        partial = path.with_suffix(".partial")
+        with named(partial):
+            partial.write_text("".join(kept))
+        partial.replace(path)
+    if len(kept) == first_update:
+        return ""
+    left = f" (what it held is in {beside.name})" if damaged else ""
+    return (
+        f"{path} holds {len(kept)} of {first_update} updates that were made{left}: the training is whole and goes on, "
+        "its curve and reports lack the others"
+    )
+
+
+def _update(line: str) -> int | None:
+    """The number of a line's update; none where the line holds no update."""
+    try:
+        number = json.loads(line)["update"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return number if type(number) is int else None
+
+
+def keep_events(folder: Path, env_steps: int) -> None:
+    """Cut TensorBoard's files before the first event after env_steps steps, which a resumed run writes anew.
+
+    A file is a series of records: length (8 bytes, little endian), its checksum (4), an event, its checksum (4).
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for path in folder.glob("events.out.tfevents.*"):
+        end = points = 0
+        with path.open("rb") as file:
+            while len(head := file.read(12)) == 12:
+                length = int.from_bytes(head[:8], "little")
+                if end + 16 + length > path.stat().st_size:
+                    break  # cut off by a kill
+                try:
+                    event = Event.FromString(file.read(length))
+                except DecodeError:
+                    break
+                if event.step > env_steps:
+                    break
+                file.seek(4, os.SEEK_CUR)
+                end, points = end + 16 + length, points + len(event.summary.value)
+        if not points:
+            path.unlink()
+        elif end < path.stat().st_size:
+            os.truncate(path, end)
 
 
 def _scalars(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """Who plays whom, and with what: the agents of every policy, and the network and head that fit what they see and do."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -67,6 +68,8 @@ def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
 
 def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name: str) -> list[Role]:
     """The agents of every policy; raises UserError for agents whose spaces do not fit what they are to share."""
+    if len(agents) > 1:
+        _check_names(agents, name)
     if len(agents) == 1:
         usual, own = Agents().model_dump(), config.model_dump()
         if changed := {f"agents.{key}": value for key, value in own.items() if value != usual[key]}:
@@ -87,3 +90,11 @@ def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name:
             "agents.sharing to independent or shared_circuit"
         )
     return [tuple(group) for group in groups.values()]
+
+
+def _check_names(agents: Sequence[str], name: str) -> None:
+    """Raise UserError unless the agents can be told apart by their names, as text."""
+    for agent, count in Counter(agents).items():
+        if not agent or count > 1:
+            what = f"{count} of {name}'s agents are" if count > 1 else f"one of {name}'s agents is"
+            raise UserError(f"{what} called {agent!r} as text: give every agent a name of its own in possible_agents")

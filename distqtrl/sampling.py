@@ -1,6 +1,7 @@
 """From a replica and its environments to training samples, and to greedy returns."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from distqtrl import seeding
 from distqtrl.algorithm.advantage import advantages
 from distqtrl.allreduce.communicator import Communicator, allgather_bytes
 from distqtrl.config import Algorithm, Config
-from distqtrl.environment.rollout import Rollout, collect, play
+from distqtrl.environment.rollout import Rollout, collect, evaluation
 from distqtrl.environment.vector import Environments
 from distqtrl.learner import STATISTICS, Learner, Samples, minibatches, step
 from distqtrl.policy.distribution import read
@@ -247,20 +248,25 @@ def _values(learner: Learner, rollout: Rollout, critic_TBO: torch.Tensor) -> tup
     return values_TB, next_values_TB
 
 
+@dataclass
+class Greedy:
+    """Returns of greedy episodes (means over agents), the agents' (G, num), all steps, and how many were cut."""
+
+    returns: np.ndarray
+    returns_GE: np.ndarray
+    steps: int
+    cut: int
+
+
 def greedy_episodes(
     config: Config, comm: Communicator, policies: Sequence[Policy], purpose: str, episode: int, num: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns of num greedy episodes in environments of their own (means over agents), those of the agents (G, num),
-    and all steps; spread over the ranks."""
-    played_by = [policy.agents for policy in policies]
-    indices = range(comm.rank, num, comm.size)
-    environments = Environments(config.environment, indices, 0, purpose, episode, played_by)
-    g, played = environments.num_agents, np.zeros((environments.num_agents + 1, 0))
-    if indices:
-        returns_B, length_E = play(environments, environments.acting([policy.act for policy in policies]))
-        played = np.concatenate([returns_B.reshape(-1, g).T, length_E[np.newaxis]])
-    environments.close()
-    gathered = np.empty((g + 1, num))
+) -> Greedy:
+    """num greedy episodes in environments of their own, spread over the ranks; cut where the policies' origin says."""
+    acts, played_by = [policy.act for policy in policies], [policy.agents for policy in policies]
+    indices, most = range(comm.rank, num, comm.size), policies[0].origin.get("max_steps")
+    own = evaluation(config.environment, indices, 0, purpose, acts, played_by, episode, most)
+    played = np.concatenate([own.returns_EG.T, own.length_E[np.newaxis], own.cut_E[np.newaxis]])
+    gathered = np.empty((len(played), num))
     for rank, part in enumerate(allgather_bytes(comm, played.tobytes())):
-        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(g + 1, -1)
-    return gathered[:-1].mean(0), gathered[:-1], int(gathered[-1].sum())
+        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(len(played), -1)
+    return Greedy(gathered[:-2].mean(0), gathered[:-2], int(gathered[-2].sum()), int(gathered[-1].sum()))

@@ -5,6 +5,7 @@ policies (and hosts the QPUs) of some agents: it learns those from its own envir
 the block, and the weights of all are exchanged once per update.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,8 +62,10 @@ class Team:
 
     @property
     def names(self) -> list[str]:
-        """Of the policies: the agents' own, or numbers of groups."""
-        return [role[0] if len(role) == 1 else f"group{number}" for number, role in enumerate(self.roles)]
+        """Of the policies: the agents' own, or numbers of groups (in "groups", where an agent is called like one)."""
+        agents = {agent for role in self.roles for agent in role}
+        group = "group" if not any(re.fullmatch(r"group\d+", agent) for agent in agents) else "group_of_agents"
+        return [role[0] if len(role) == 1 else f"{group}{number}" for number, role in enumerate(self.roles)]
 
     @property
     def policy_gradient(self) -> list[Learner]:

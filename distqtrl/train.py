@@ -22,11 +22,13 @@ from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator, RankLost, Refused, agreed, allgather_bytes, check_equal
 from distqtrl.checkpoint import State
 from distqtrl.config import Config, UserError
-from distqtrl.environment.rollout import summary
+from distqtrl.environment.rollout import bound, cut, summary
 from distqtrl.environment.vector import Environments, Role, make
 from distqtrl.learner import Learner
+from distqtrl.policy import policy_file
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
+from distqtrl.policy.policy_file import Policy
 from distqtrl.record import Profile, Recorder, versions
 from distqtrl.replica import DeviceLost, Generated, Replica, finite_sum
 from distqtrl.soft_actor_critic import SoftActorCritic
@@ -48,6 +50,8 @@ class Counters:
     cpu_s: float = 0.0  # mean over ranks of CPU seconds spent on anything but communication
     recent: list[float] = field(default_factory=list)  # mean returns of the last updates, train.smoothing of them
     acted: list[int] = field(default_factory=list)  # steps of every agent, where there are several
+    longest_episode: int = 0  # in steps, of all ranks, episodes that have not ended included
+    validation_return: float | None = None  # of the last update, where there was a validation
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Run:
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
     lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
+    told: bool = False  # that validations cut episodes
 
     @property
     def learner(self) -> Replica:
@@ -79,6 +84,14 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.done >= 1
+
+    @property
+    def reached(self) -> bool:
+        """Whether a validation, or the smoothed return of training, reached its target."""
+        c = self.counters
+        smoothed = sum(c.recent) / len(c.recent) if c.recent else None
+        pairs = ((self.config.evaluate.target, c.validation_return), (self.config.train.target, smoothed))
+        return any(target is not None and value is not None and value >= target for target, value in pairs)
 
 
 def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> Run:
@@ -222,26 +235,27 @@ def _team(
 def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
     """Train until the target, the budget or a pending signal; returns (and, unless stopped, writes) the result.
 
+    The policy is written before anything that can fail: before its evaluation and before TensorBoard's last events.
+
     The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
     complete. Raises Refused on every rank for divergence and for a directory that another job writes, DeviceLost for
     a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
     """
     before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
-    reached, recorder = False, None
+    recorder = None
     try:
         while True:
             try:
                 if run.config.allreduce.lost_rank == "shrink":
                     before.append(_copy(_state(run)))
                 if recorder is None:
-                    recorder = agreed(run.comm, lambda: Recorder(directory, run.comm.rank, run.counters.update))
+                    recorder = agreed(run.comm, lambda: _recorder(run, directory))
                     clock = _Clock(run)
                     if run.lost:
                         recorder.say(_loss(run))
-                if run.finished or reached:
-                    recorder.close()
-                    return _conclude(run, directory, reached)
-                reached, stop = _cycle(run, directory, recorder, clock, pending)
+                if run.finished or run.reached:
+                    return _conclude(run, directory, recorder)
+                stop = _cycle(run, directory, recorder, clock, pending)
                 if stop:
                     stopped = {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop]}
                     return {**stopped, **asdict(run.counters)}
@@ -249,10 +263,14 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                 if recorder is not None:
                     recorder.close()
                 _recover(run, before)
-                reached, recorder = False, None
+                recorder = None
     finally:
         if recorder is not None:
             recorder.close()
+
+
+def _recorder(run: Run, directory: Path) -> Recorder:
+    return Recorder(directory, run.comm.rank, run.counters.update, run.counters.env_steps)
 
 
 def _loss(run: Run) -> str:
@@ -264,24 +282,25 @@ def _loss(run: Run) -> str:
 
 def _cycle(
     run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
-) -> tuple[bool, signal.Signals | None]:
-    """One update with everything around it; returns whether the target is reached, and the signal to stop on."""
+) -> signal.Signals | None:
+    """One update with everything around it; returns the signal to stop on."""
     config, profile = run.config, run.team.profile
     with _saved_when_a_device_fails(run, directory):
         metrics, stop = _update(run, pending)
         _synchronise(run)
+        run.counters.validation_return = None
         if _due(run, config.evaluate.every):
-            metrics["validation_return"] = _validation(run)
-    reached, elapsed_s = _reached(config, metrics), clock.lap_s()
+            metrics |= _validation(run, recorder)
+    elapsed_s = clock.lap_s()
     run.counters.train_s += elapsed_s
     metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
     metrics["profile_s"] = profile.take()
     with profile("write"):
         recorder.write(metrics, run.done)
-        if stop or reached or _due(run, config.train.checkpoint_every):
+        if stop or run.reached or _due(run, config.train.checkpoint_every):
             recorder.sync()
             checkpoint.save(directory, config, run.comm, _state(run))
-    return reached, stop
+    return stop
 
 
 def _recover(run: Run, before: Sequence[State]) -> None:
@@ -374,11 +393,14 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     for learner in run.team.learners:
         learner.set_progress(run.done)
     total: dict[str, np.ndarray] = {}
+    longest = 0
 
     def totals(parts: dict[str, Any]) -> dict[str, np.ndarray]:
         """The parts, and what the loop asks for, summed over ranks in one reduction."""
+        nonlocal longest
         finished, run.environments.finished = run.environments.finished, []
         of_agents, run.environments.agent_returns = run.environments.agent_returns, []
+        longest = max([n for _, n in finished] + [len(actions) for actions in run.environments.actions])
         busy_s = profile.busy_s()
         with profile("allreduce"):
             own = {
@@ -407,7 +429,8 @@ def _update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any]
     used = run.team.generated.ledger()
     with profile("allreduce"):
         qpu = _over_ranks(run, used[0], used[2])
-        wait_R = run.comm.allgather(np.array([profile.seconds("allreduce")]))[:, 0]
+        wait_R, longest_R = run.comm.allgather(np.array([profile.seconds("allreduce"), longest])).T
+    counters.longest_episode = max(counters.longest_episode, int(longest_R.max()))
     metrics = {
         "update": counters.update - 1,
         "ranks": run.comm.size,
@@ -479,26 +502,33 @@ def _synchronise(run: Run) -> None:
             check_equal(run.learner.comm, run.team.fingerprint(), f"parameters after update {update}", remedy)
 
 
-def _reached(config: Config, metrics: dict[str, Any]) -> bool:
-    """Whether a validation, or the smoothed return of training, reached its target."""
-    pairs = ((config.evaluate.target, "validation_return"), (config.train.target, "return_smoothed"))
-    return any(target is not None and metrics.get(key) is not None and metrics[key] >= target for target, key in pairs)
-
-
 def _due(run: Run, every: int | None) -> bool:
     """Whether something done every so many updates, and at the end of the budget, is due."""
     return every is not None and (run.counters.update % every == 0 or run.finished)
 
 
-def _validation(run: Run) -> float:
-    e = run.config.evaluate
-    policies = run.team.policies(run.counters.env_steps)
+def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
+    """Metrics of greedy episodes."""
+    num, counters = run.config.evaluate.validation_episodes, run.counters
+    policies = _policies(run)
     with run.team.profile("evaluate"):
-        returns, _, steps = sampling.greedy_episodes(
-            run.config, run.comm, policies, "validation", run.counters.update, e.validation_episodes
-        )
-    run.counters.validation_steps += steps
-    return float(returns.mean())
+        found = sampling.greedy_episodes(run.config, run.comm, policies, "validation", counters.update, num)
+    counters.validation_steps += found.steps
+    counters.validation_return = float(found.returns.mean())
+    if found.cut and not run.told:
+        run.told = True
+        recorder.say(f"validation: {cut(found.cut, num, policies[0].origin['max_steps'])}")
+    return {"validation_return": counters.validation_return, **({"validation_cut": found.cut} if found.cut else {})}
+
+
+def _policies(run: Run) -> list[Policy]:
+    """All policies as they are deployed; their origin says where their evaluations cut an episode without an end."""
+    policies, config = run.team.policies(run.counters.env_steps), run.config
+    most = bound(run.environments, config.evaluate.max_steps, run.counters.longest_episode)
+    if most is not None:
+        for policy in policies:
+            policy.origin = {**policy.origin, "max_steps": most}
+    return policies
 
 
 def _state(run: Run) -> State:
@@ -516,16 +546,20 @@ def _copy(state: State) -> State:
     return State(state.counters, {n: t.copy() for n, t in state.learner.items()}, state.environments, state.ledger)
 
 
-def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
-    """Write the policy file, evaluate it, and mark the run as complete."""
-    policies, num = run.team.policies(run.counters.env_steps), run.config.evaluate.episodes
-    returns, returns_GE, _ = sampling.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
+def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
+    """Write the policies, then evaluate them, and mark the run as complete."""
+    policies, num = _policies(run), run.config.evaluate.episodes
+    if run.comm.rank == 0:
+        for file, policy in zip(policy_file.names(run.team.names), policies, strict=True):
+            policy.save(directory / file)
+    recorder.end()
+    found = sampling.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
     agents = run.environments.agents
     result = {
         "status": "complete",
-        "target_reached": reached,
-        "evaluation": summary(returns),
-        **({"agents": dict(zip(agents, returns_GE.mean(1).tolist(), strict=True))} if len(agents) > 1 else {}),
+        "target_reached": run.reached,
+        "evaluation": {**summary(found.returns), "cut": found.cut, "max_steps": policies[0].origin.get("max_steps")},
+        **({"agents": dict(zip(agents, found.returns_GE.mean(1).tolist(), strict=True))} if len(agents) > 1 else {}),
         "ranks": run.comm.size,
         "lost_ranks": run.lost,
         "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
@@ -534,7 +568,5 @@ def _conclude(run: Run, directory: Path, reached: bool) -> dict[str, Any]:
         **asdict(run.counters),
     }
     if run.comm.rank == 0:
-        for name, policy in zip(run.team.names, policies, strict=True):
-            policy.save(directory / ("policy.safetensors" if len(policies) == 1 else f"policy-{name}.safetensors"))
         tensorfile.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -196,6 +196,15 @@ class Empty(Game):
         return []
 
 
+class Odder(Game):
+    """Agents whose names are no good as names of files."""
+
+    names = ("red/0", "..", "x" * 300, "RED_0")
+
+    def observations(self, agents):
+        return {agent: np.array([self.k, len(agent)], np.float32) for agent in agents}
+
+
 class Odd(Game):
     def begin(self):
         return ["a", "z"]

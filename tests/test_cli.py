@@ -125,7 +125,6 @@ def test_help_is_complete(capfd, command):
         (["train", "cartpole", "--circuit.ansatz", "ry_cnt"], "unknown ansatz 'ry_cnt': did you mean 'ry_cnot'?"),
         (["train", "cartpole", "--policy.hidden", "9999999", "--mapping.chunk", "1"], "take 27 qubits and about"),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
-        (["train", "--resume", "nowhere", "--train.seed", "1"], "--resume takes the run's own configuration"),
         (["evaluate", "nowhere"], "cannot read nowhere"),
         (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is no whole number from 1 to 1000000000"),
         (["describe", "nowhere"], "unknown preset 'nowhere'"),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "distqtrl"
 LAYERS = [
     {"__init__", "__version__"},
     {"reading"},
-    {"config", "stopping", "rendezvous"},
+    {"config", "stopping", "rendezvous", "terminal"},
     {"schema"},
     {"seeding", "record", "tensorfile"},
     {"quantize"},

@@ -3,14 +3,15 @@
 import errno
 import json
 import os
-import re
 from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.summary import Writer
 
-from distqtrl.config import UserError
-from distqtrl.record import PHASES, Profile, Recorder, keep_updates
+from distqtrl import record
+from distqtrl.record import PHASES, Profile, Recorder, keep_events, keep_updates
 
 
 def metrics(update, **more):
@@ -44,7 +45,7 @@ def test_a_resumed_run_writes_its_updates_anew(tmp_path):
     with closing(Recorder(tmp_path, 0, 0)) as recorder:
         for update in range(5):
             recorder.write(metrics(update), 0.2)
-    with closing(Recorder(tmp_path, 0, 3)) as recorder:
+    with closing(Recorder(tmp_path, 0, 3, 20)) as recorder:
         recorder.write(metrics(3, loss=-1.0), 0.2)
     assert lines(tmp_path / "metrics.jsonl") == [metrics(0), metrics(1), metrics(2), metrics(3, loss=-1.0)]
 
@@ -70,6 +71,24 @@ def test_keep_updates(tmp_path, first_update, tail, kept):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("line", ["", "{}", "[1]", "7", "\0\0", '{"update": "x"}', '{"update": true}', "[" * 100_000])
+def test_damaged_updates_are_kept_beside(tmp_path, line):
+    path, written = tmp_path / "metrics.jsonl", [json.dumps(metrics(update)) for update in range(4)]
+    path.write_text("\n".join([written[0], line, *written[2:]]) + "\n")
+    before = path.read_bytes()
+    said = keep_updates(path, 4)
+    assert said.startswith(f"{path} holds 3 of 4 updates that were made (what it held is in metrics.jsonl.damaged)")
+    assert path.read_text().splitlines() == [written[0], *written[2:]]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+
+
+def test_an_emptied_file_of_updates_is_noticed(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").touch()
+    Recorder(tmp_path, 0, 4, 30).close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"distqtrl: {tmp_path}/metrics.jsonl holds 0 of 4 updates that were made: the training is ")
+
+
 def test_keep_updates_ends_a_last_line_that_lacks_only_its_newline(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(metrics(0)))
@@ -80,24 +99,19 @@ def test_keep_updates_ends_a_last_line_that_lacks_only_its_newline(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "metrics.jsonl is empty, and the run goes on from update 3: restore the file, or remove it"),
-        (json.dumps(metrics(0)) + "\n", "metrics.jsonl ends before update 3"),
+        ("", "metrics.jsonl is empty"),
+        (json.dumps(metrics(0)) + "\n", ""),
         (f"{json.dumps(metrics(0))}\n{{\n{json.dumps(metrics(2))}\n", "metrics.jsonl cannot be read from line 2 on"),
         ("".join(json.dumps(metrics(n)) + "\n" for n in (0, 2)), "metrics.jsonl: line 2 is not update 1"),
-        (json.dumps(metrics(0, wall_s=True)), "line 1: wall_s = True: Input should be a valid number"),
+        (json.dumps(metrics(0, wall_s=True)), "metrics.jsonl: line 1: wall_s = True: Input should be a valid number"),
         ("[" * 200_000, "metrics.jsonl cannot be read from line 1 on"),
     ],
 )
-def test_updates_that_a_resumed_run_needs_and_are_not_there(tmp_path, text, reason):
+def test_damaged_rows_are_named(tmp_path, text, reason):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(reason)):
-        keep_updates(path, 3)
-    assert path.read_text() == text
-    keep_updates(path, 0)
-    assert path.read_text() == ""
-    path.unlink()
-    keep_updates(path, 3)  # the remedy
+    assert record.rows(path)[1] == reason
+    assert "of 3 updates that were made" in keep_updates(path, 3)
 
 
 def test_keep_updates_of_nothing(tmp_path):
@@ -112,6 +126,65 @@ def test_events_hold_every_number(tmp_path):
     events.Reload()
     assert set(events.Tags()["tensors"]) == {"loss", "return_mean", "steps_per_s", "wall_s", "profile_s/rollout"}
     assert [event.step for event in events.Tensors("loss")] == [20]
+
+
+def raw_steps(folder):
+    """The steps of every point of loss in TensorBoard's files."""
+    events = (e for path in sorted(folder.glob("*")) for e in EventFileLoader(str(path)).Load())
+    return [event.step for event in events for value in event.summary.value if value.tag == "loss"]
+
+
+def test_events_of_a_run_that_was_killed_do_not_repeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "EVENTS_EVERY_S", -1)
+    folder = tmp_path / "tensorboard"
+    with closing(Recorder(tmp_path, 0)) as recorder:
+        for update in range(1, 6):
+            recorder.write(metrics(update), 0.2)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for garbage in (
+        whole[:-3],
+        whole + b"\xff" * 9,
+        whole + (5).to_bytes(8, "little") + b"1234hello1234",
+        whole + whole,
+    ):
+        file.write_bytes(garbage)
+        keep_events(folder, 30)
+        assert raw_steps(folder) == [10, 20, 30]
+    with closing(Recorder(tmp_path, 0, 4, 30)) as recorder:
+        for update in range(4, 7):
+            recorder.write(metrics(update), 0.2)
+    assert raw_steps(folder) == [10, 20, 30, 40, 50, 60]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Tensors("loss")] == [10, 20, 30, 40, 50, 60]
+    with closing(Recorder(tmp_path, 0)) as recorder:  # begun again
+        recorder.write(metrics(1), 0.2)
+    assert raw_steps(folder) == [10]
+
+
+def test_a_checkpoint_is_not_ahead_of_its_events(tmp_path):
+    with closing(Recorder(tmp_path, 0)) as recorder:
+        for update in (1, 2):  # the second comes too soon to be shown
+            recorder.write(metrics(update), 0.2)
+        recorder.sync()
+        assert raw_steps(tmp_path / "tensorboard") == [10, 20]
+
+
+def test_a_full_disk_names_tensorboards_folder(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recorder = Recorder(tmp_path, 0)
+    monkeypatch.setattr(recorder._events, "add_scalar", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
+        recorder.write(metrics(0), 0.2)
+    with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
+        recorder.close()
+    Recorder(tmp_path, 0).close()  # it has left the directory
+    monkeypatch.setattr(Writer, "__init__", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
+        Recorder(tmp_path, 0)
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

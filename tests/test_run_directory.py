@@ -11,6 +11,7 @@ import pytest
 
 from distqtrl import cli, tensorfile
 from distqtrl.checkpoint import FORMAT
+from distqtrl.policy import policy_file
 
 FLAGS = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8 --train.steps 96
     --algorithm.rollout_steps 8 --environment.local_num 4 --evaluate.episodes 2 --evaluate.every none
@@ -70,6 +71,87 @@ def test_another_configuration_is_refused(tmp_path, capfd):
     assert contents(run) == before
 
 
+def test_a_complete_run_is_extended(tmp_path, capfd):
+    """To what it would be had it had that budget from the start; and not complete while it is not."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert cli.main(["train", "cartpole", "--run", str(whole), *FLAGS, "--train.steps", "160"]) == 0
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+    first, result = (run / "policy.safetensors").read_bytes(), (run / "result.json").read_bytes()
+    capfd.readouterr()
+    line = refused(capfd, "train", "--resume", run, "--train.steps", "160", "--policy.hidden", "5")
+    assert "policy.hidden = [4], not [5]" in line
+    assert (run / "result.json").read_bytes() == result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distqtrl.train._update", lambda run, pending: sys.exit(9))  # it dies in the middle
+        assert cli.main(["train", "--resume", str(run), "--train.steps", "160"]) != 0
+    assert not (run / "result.json").exists()
+    assert (run / "result-000003.json").read_bytes() == result
+    assert (run / "policy.safetensors").read_bytes() == first
+    capfd.readouterr()
+    code = cli.main(["train", "--resume", str(run), "--train.checkpoint_every", "2", "--evaluate.episodes", "3"])
+    err = capfd.readouterr().err
+    assert code == 0, err
+    assert f"distqtrl: {run} goes on with train.checkpoint_every 1 -> 2\n" in err
+    assert f"distqtrl: {run} goes on with evaluate.episodes 2 -> 3\n" in err
+    made, wanted = (policy_file.load(place / "policy.safetensors") for place in (run, whole))
+    assert made.w_M.tolist() == wanted.w_M.tolist()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 5
+    settings = json.loads((run / "config.json").read_text())
+    assert (settings["train"]["steps"], settings["train"]["checkpoint_every"]) == (160, 2)
+    assert json.loads((run / "result.json").read_text())["evaluation"]["episodes"] == 3
+
+    same = ["train", "cartpole", "--run", str(run), *FLAGS, "--train.steps", "160", "--train.checkpoint_every"]
+    before = contents(run)
+    assert cli.main([*same, "7", "--evaluate.episodes", "3"]) == 0  # output alone: nothing is to be done
+    changed = {path.name for path, data in contents(run).items() if before.get(path) != data}
+    assert changed == {"config.json", "lock"} or changed == {"config.json"}
+    shutil.rmtree(run / "checkpoints")
+    capfd.readouterr()
+    assert "has no checkpoint to go on from" in refused(capfd, "train", "--resume", run, "--train.steps", "170")
+
+
+def test_a_target_that_was_reached_stays_reached(tmp_path, capfd):
+    """Also for a run that was killed in its evaluation, and one whose evaluation alone is to change."""
+    run, flags = tmp_path / "run", [*FLAGS, "--train.steps", "6400", "--evaluate.every", "1"]
+    assert cli.main(["train", "cartpole", "--run", str(run), *flags, "--evaluate.target", "1"]) == 0
+    (run / "result.json").unlink()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert cli.main(["train", "--resume", str(run), "--evaluate.episodes", "4"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert (result["update"], result["target_reached"], result["evaluation"]["episodes"]) == (1, True, 4)
+    assert cli.main(["train", "--resume", str(run), "--evaluate.target", "501", "--train.steps", "64"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert (result["update"], result["target_reached"]) == (2, False)
+
+
+def test_what_cannot_run_owns_no_directory(tmp_path, capfd):
+    run = tmp_path / "run"
+    refused(capfd, "train", "cartpole", "--run", run, *FLAGS, "--environment.id", "CartPol-v1")
+    assert not run.exists()
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+
+
+def test_damaged_records_are_noticed(tmp_path, capfd):
+    run = tmp_path / "run"
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+    good = (run / "result.json").read_text()
+    for bad in ("", "[1]", "{}", "\0", "[" * 100_000, '{"status": "complete"}', good.replace('"mean"', '"n"')):
+        (run / "result.json").write_text(bad)
+        capfd.readouterr()
+        assert f"cannot read {run}/result.json (" in refused(capfd, "train", "--resume", run)
+        assert "remove it, and distqtrl train --resume" in refused(capfd, "train", "cartpole", "--run", run, *FLAGS)
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert f"distqtrl: {run}/metrics.jsonl holds 0 of 3 updates" in capfd.readouterr().err
+    assert json.loads((run / "result.json").read_text())["evaluation"] == json.loads(good)["evaluation"]
+    (run / "learning_curve.png").unlink()
+    (run / "metrics.jsonl").write_text("{")
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert f"distqtrl: warning: {run}/learning_curve.png is not drawn" in capfd.readouterr().err
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "is no run directory" in refused(capfd, "train", "cartpole", "--run", tmp_path, *FLAGS)
@@ -86,7 +168,7 @@ def test_a_second_job_in_the_same_directory_is_refused(tmp_path, capfd):
     (run / "result.json").unlink()
     capfd.readouterr()
     hold = "import sys, time; from pathlib import Path; from distqtrl.record import Recorder;"
-    hold += "held = Recorder(Path(sys.argv[1]), 0, 3); print('held', flush=True); time.sleep(60)"
+    hold += "held = Recorder(Path(sys.argv[1]), 0, 3, 96); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(run)],
         stdout=subprocess.PIPE,

@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import shlex
+from pathlib import Path
 
+import games
 import numpy as np
 import pytest
 import torch
 
-from distqtrl import cli, config, generator, sampling, train
+from distqtrl import cli, config, generator, roles, sampling, train
 from distqtrl.allreduce.communicator import Refused, Serial
 from distqtrl.circuit import qpu
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config import Agents, Circuit, Qpu, UserError
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.learner import Learner, minibatches, step
@@ -320,6 +323,30 @@ def test_a_centralised_critic_has_its_own_inputs(sharing):
         assert learner.num_states == 36 + (2 if sharing == "shared" else 0)
         assert learner.value[0].in_features == learner.num_states
     assert prepared(COIN, sharing).learner.value[0].in_features == 36 + (2 if sharing == "shared" else 0)
+
+
+def test_agents_that_are_no_names_of_files(tmp_path, capfd):
+    words = [word for key, x in {**TINY, "environment.id": "games/Odder"}.items() for word in (f"--{key}", x)]
+    words += ["--agents.sharing", "independent", "--train.precision", "float32", "--environment.kwargs", "{}"]
+    run = tmp_path / "a run"
+    assert cli.main(["train", "coin-game", "--run", str(run), *words]) == 0
+    said = capfd.readouterr().out.splitlines()
+    files = [
+        Path(line.partition("  ")[2].strip().partition(" ")[2].strip()) for line in said if line.startswith("  policy")
+    ]
+    assert files == policy_file.files(run)
+    assert len(files) == 4
+    play, export = (shlex.split(line)[1:] for line in said[-2:])
+    assert play[:2] == ["distqtrl", "evaluate"]
+    assert cli.main([*play[1:], "--episodes", "2", "--json"]) == 0
+    assert set(json.loads(capfd.readouterr().out)["agents"]) == set(games.Odder.names)
+    assert cli.main([*export[1:], "--target", "c", "--vectors", "100", "--episodes", "2"]) == 0
+
+
+@pytest.mark.parametrize("names", [(1, "1"), ("a", ""), ("a", "b", "a")])
+def test_agents_have_names_of_their_own(names):
+    with pytest.raises(UserError, match=r"called ('1'|''|'a') as text: give every agent a name of its own in possible"):
+        roles.roles(Agents(), [str(name) for name in names], [()] * len(names), "games/Odd")
 
 
 def test_commands_of_a_run_with_a_policy_per_agent(tmp_path, capfd):

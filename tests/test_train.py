@@ -5,14 +5,17 @@ import subprocess
 import sys
 from typing import get_args
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from distqtrl import config, sampling
+from distqtrl import cli, config, sampling
 from distqtrl.allreduce.communicator import Refused, Serial
 from distqtrl.config import UserError
+from distqtrl.export import episodes
 from distqtrl.policy import lower, policy_file
+from distqtrl.record import Recorder
 from distqtrl.train import _update, prepare, train
 
 SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
@@ -221,3 +224,83 @@ def test_a_rank_starts_without_torchs_compiler(tmp_path):
         assert cli.main(["train", "cartpole", "--run", {str(tmp_path / "run")!r}, *{flags!r}]) == 0
         assert not {{"torch._dynamo", "sympy"}} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Endless(gymnasium.Env):
+    """Ends when action 1 is taken, and that costs 1: a trained policy never does."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+    broken = False
+
+    def reset(self, *, seed=None, options=None):
+        assert not self.broken, "a broken environment"
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), -float(action), bool(action), False, {}
+
+
+gymnasium.register("distqtrl/Endless-v0", Endless)
+FOREVER = {"environment.id": "distqtrl/Endless-v0", "environment.max_episode_steps": "none", "policy.hidden": "4"}
+FOREVER |= {"generator.source": "direct", "algorithm.learning_rate": "1"}
+
+
+def test_an_environment_without_an_end_is_evaluated(tmp_path, capfd):
+    flags = {
+        **STEPS,
+        **FOREVER,
+        "train.steps": "2048",
+        "evaluate.every": "16",
+        "evaluate.validation_episodes": "3",
+        "algorithm.rollout_steps": "32",
+    }
+    run, result = trained(tmp_path, "cartpole", **flags)
+    most = max(1000, 4 * result["longest_episode"])
+    assert result["longest_episode"] == max(len(actions) for actions in run.environments.actions) > 32
+    assert result["evaluation"] == {**dict.fromkeys(("mean", "std", "min", "max"), 0.0), "episodes": 2, "cut": 2,
+                                    "max_steps": most}  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[15]["validation_cut"] == 3
+    assert capfd.readouterr().err.count("validation: 3 of 3 episodes had not ended after ") == 1
+    assert policy_file.load(tmp_path / "policy.safetensors").origin["max_steps"] == most
+    assert cli.main(["evaluate", str(tmp_path), "--episodes", "1", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["max_steps"] == most
+    assert cli.main(["evaluate", str(tmp_path), "--episodes", "1", "--max-steps", "7"]) == 0
+    assert "1 of 1 episodes had not ended after 7 steps and was cut there" in capfd.readouterr().out
+    policy = policy_file.load(tmp_path / "policy.safetensors")
+    assert len(episodes.observations(policy, (), 2)) == 2 * 1000
+
+
+def test_a_time_limit_is_no_bound(tmp_path):
+    _, result = trained(tmp_path, "cartpole", **STEPS)
+    assert (result["evaluation"]["cut"], result["evaluation"]["max_steps"]) == (0, None)
+    assert "max_steps" not in policy_file.load(tmp_path / "policy.safetensors").origin
+
+
+@pytest.mark.parametrize("what", ["environment", "events", "several"])
+def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
+    flags = {**STEPS, **FOREVER, "train.steps": "64"}
+    if what == "several":
+        flags |= {"environment.id": "games/Game", "agents.sharing": "independent"}
+    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **flags})
+    run = prepare(cfg, Serial())
+
+    end = Recorder.end
+
+    def fails(*args):
+        end(*args) if what == "events" else None
+        raise OSError(28, "No space left on device", "events")
+
+    if what == "events":
+        monkeypatch.setattr(Recorder, "end", fails)
+    elif what == "several":
+        monkeypatch.setattr(sampling, "greedy_episodes", fails)
+    else:
+        monkeypatch.setattr(Endless, "broken", True)
+        monkeypatch.setattr(Endless, "step", lambda self, action: (np.zeros(2, np.float32), 0.0, False, False, {}))
+    with pytest.raises(AssertionError if what == "environment" else OSError):
+        train(run, tmp_path)
+    names = {"policy.safetensors"} if what != "several" else {"policy-a.safetensors", "policy-b.safetensors"}
+    assert {path.name for path in policy_file.files(tmp_path)} == names
+    assert all(policy.w_M.isfinite().all() for policy in policy_file.team(tmp_path))
+    assert not (tmp_path / "result.json").exists()

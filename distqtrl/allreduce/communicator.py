@@ -243,7 +243,7 @@ def agreed(comm: Communicator, step: Callable[[], T]) -> T:
     except UserError as error:
         message, trace = str(error), error.trace
     except OSError as error:
-        message = f"{error.strerror or error}: {error.filename}"
+        message = ": ".join(filter(None, [error.strerror or str(error), error.filename and str(error.filename)]))
     by_rank = [text.decode() for text in allgather_bytes(comm, message.encode())]
     if any(by_rank):
         texts = allgather_bytes(comm, trace.encode())

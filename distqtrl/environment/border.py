@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from distqtrl import config as configuration
 from distqtrl.config import UserError
 from distqtrl.environment.factors import KEY, factors, taken, unmasked
-from distqtrl.environment.spaces import Floats, at, flattened, part, short, sole, spaces
+from distqtrl.environment.spaces import Floats, at, flattened, part, short, spaces
 
 EXACT = 1 << 24  # float32 has every integer up to here
 
@@ -32,8 +32,7 @@ class Port:
     def __init__(self, observation: Space, action: Space, config: configuration.Environment, who: str) -> None:
         self._who, self._depth = who, config.frames
         rest, self._mask = unmasked(observation, action, config.num_actions, who)
-        key = config.observation if self._mask is None else sole(rest, config.observation)
-        seen, self._path = part(rest, key, who)
+        seen, self._path = part(rest, config.observation, who)
         flat, self._flatten = flattened(seen, config.image, who)
         chosen = _first(action, config.num_actions, who)
         one = spaces(flat, chosen, who)

@@ -3,20 +3,24 @@
 The policy is a function handed in, so nothing here knows where its weights come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.environment.vector import Environments
+from distqtrl.config import Environment
+from distqtrl.environment.vector import Environments, Role
 
 Act = Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
 Noise = Callable[[int], Any]  # k steps' -> something of length k
 Rows = slice | npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
 BLOCK = 64  # steps of noise drawn at a time
+AT_ONCE = 16  # environments of an evaluation that are open: a simulator may hold files, sockets and processes
+MULTIPLE, AT_LEAST = 4, 1000  # see bound
 
 
 @dataclass
@@ -95,21 +99,84 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
     )
 
 
-def play(environments: Environments, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Array, Array]:
+def play(
+    environments: Environments, act: Callable[[np.ndarray], np.ndarray], max_steps: int | None = None
+) -> tuple[Array, Array]:
     """Undiscounted returns (one per row, B) and lengths (E,) of one episode of every environment.
 
-    act(obs_BO) is the action taken.
+    act(obs_BO) is the action taken. After max_steps steps those that still run are left where they are.
     """
     environments.restart()
     return_B, length_E = np.zeros(len(environments.obs_BO)), np.zeros(environments.num)
     running_E = np.ones(environments.num, dtype=np.bool_)
-    while running_E.any():
+    steps = 0
+    while running_E.any() and (max_steps is None or steps < max_steps):
         episode_E = environments.episode_B.copy()
         step = environments.step(act(environments.obs_BO), running_E)
         return_B += step.rewards_B
         length_E += running_E
         running_E = running_E & (environments.episode_B == episode_E)
+        steps += 1
     return return_B, length_E
+
+
+@dataclass
+class Episodes:
+    """One episode of every index: returns of the agents, lengths, and which ones were cut after ``max_steps``."""
+
+    agents: tuple[str, ...]
+    returns_EG: Array
+    length_E: Array
+    cut_E: npt.NDArray[np.bool_]
+    max_steps: int | None
+
+
+def evaluation(
+    config: Environment,
+    indices: Sequence[int],
+    seed: int,
+    purpose: str,
+    acts: Sequence[Callable[[np.ndarray], np.ndarray]],
+    roles: Sequence[Role],
+    episode: int = 0,
+    max_steps: int | None = None,
+) -> Episodes:
+    """The episodes of these indices, each in an environment of its own, of which AT_ONCE are open at the same time.
+
+    acts: what every role does, as of ``Environments.acting``; max_steps: none = as ``bound`` has it.
+    """
+    found: list[tuple[Array, Array, npt.NDArray[np.bool_]]] = []
+    agents: tuple[str, ...] = ()
+    most = max_steps
+    for begin in range(0, max(len(indices), 1), AT_ONCE):
+        with closing(Environments(config, indices[begin : begin + AT_ONCE], seed, purpose, episode, roles)) as own:
+            agents, most = own.agents, bound(own, max_steps)
+            return_B, length_E = play(own, own.acting(acts), most) if own.num else (np.zeros(0), np.zeros(0))
+            found.append((return_B.reshape(-1, own.num_agents), length_E, own.episode_B == episode))
+    returns_EG, length_E, cut_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Episodes(agents, returns_EG, length_E, cut_E, most)
+
+
+def bound(environments: Environments, wanted: int | None, longest: int = 0) -> int | None:
+    """After how many steps an evaluation cuts an episode: as wanted, never where the environment has a time limit,
+    else MULTIPLE times the longest that training saw, and AT_LEAST.
+    """
+    if wanted is not None or environments.max_steps is not None:
+        return wanted
+    return max(AT_LEAST, MULTIPLE * longest)
+
+
+def cut(number: int, episodes: int, max_steps: int) -> str:
+    """For people: how many episodes had no end.
+
+    >>> cut(1, 5, 1000)
+    '1 of 5 episodes had not ended after 1,000 steps and was cut there, as truncated (evaluate.max_steps)'
+    """
+    were = "was" if number == 1 else "were"
+    return (
+        f"{number} of {episodes} episodes had not ended after {max_steps:,} steps and {were} cut there, as truncated "
+        "(evaluate.max_steps)"
+    )
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:

@@ -67,11 +67,6 @@ def spaces(observation: Space, action: Space, name: str) -> Spaces:
     )
 
 
-def sole(space: Space, key: str | None) -> str | None:
-    """environment.observation, or where it is not given and there is one part beside a mask, that part's."""
-    return next(iter(space.spaces)) if key is None and isinstance(space, Dict) and len(space.spaces) == 1 else key
-
-
 def part(space: Space, key: str | None, name: str) -> tuple[Space, Path]:
     """The part of an observation space at ``key`` (environment.observation; robot.position is in the Dict robot).
 

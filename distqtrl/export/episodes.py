@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqtrl.config import Environment, UserError
-from distqtrl.environment.rollout import play
+from distqtrl.environment.rollout import evaluation
 from distqtrl.environment.vector import Environments
 from distqtrl.policy.distribution import Bounded, Categorical, Factored
 from distqtrl.policy.policy_file import Policy
@@ -44,12 +44,12 @@ def check(policies: Sequence[Policy]) -> None:
 def returns(
     environment: Environment, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
 ) -> npt.NDArray[np.float64]:
-    """Of num episodes, means over agents; act plays ``agents`` (empty: the only one)."""
-    roles = [agents, *(partner.agents for partner in partners)]
-    environments = Environments(environment, range(num), 0, purpose, 0, roles)
-    returns_B, _ = play(environments, environments.acting([act, *(partner.act for partner in partners)]))
-    environments.close()
-    out: npt.NDArray[np.float64] = returns_B.reshape(num, -1).mean(1)
+    """Of num episodes, means over agents; act plays ``agents`` (empty: the only one).
+
+    Without a time limit of the environment an episode is cut after rollout.AT_LEAST steps.
+    """
+    roles, acts = [agents, *(p.agents for p in partners)], [act, *(p.act for p in partners)]
+    out: npt.NDArray[np.float64] = evaluation(environment, range(num), 0, purpose, acts, roles).returns_EG.mean(1)
     return out
 
 

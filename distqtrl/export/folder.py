@@ -118,8 +118,8 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             "versions": record.versions(),
         }
         about |= _written(made, program, obs_BO, options)
-        for partner in partners:  # what the proof in the environment needs beside the program
-            partner.save(made / f"{verify.PARTNER}{'-'.join(partner.agents)}.safetensors")
+        for number, partner in enumerate(partners):  # what the proof in the environment needs beside the program
+            partner.save(made / f"{verify.PARTNER}{number}.safetensors")
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
         with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks

@@ -4,7 +4,10 @@ Tensors ``w_M`` (float32), ``mean_O``, ``m2_O`` (float64); the description holds
 A policy that was trained on integers also has ``scales_S`` (float64) and its settings under ``quantize``.
 """
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +43,8 @@ FORMAT = "distqtrl policy 1"
 REMEDY = "give a run's policy.safetensors, or train it again"
 LAYERS = 100  # at most
 MOST_SEEN = 1e300  # squares of sums stay finite
+MOST = 60  # characters of an agent in the name of its file
+DIGEST = r"-[0-9a-f]{12}$"  # an agent that is called so gets one of its own
 ENVIRONMENT = {"id", "local_num", "max_episode_steps", "observation", "image", "frames", "num_actions", "kwargs"}
 HEADS: dict[str, type[Head]] = {
     "categorical": Categorical,
@@ -219,6 +224,26 @@ def _head(values: Mapping[str, Any]) -> Head:
 def files(run: Path) -> list[Path]:
     """The policy files of a run directory: policy.safetensors, or policy-NAME.safetensors of several agents."""
     return sorted(run.glob("policy-*.safetensors")) or [run / "policy.safetensors"]
+
+
+def names(policies: Sequence[str]) -> list[str]:
+    """The names of the files of all policies of a run; of several each its own, also where case does not count.
+
+    A name that is no good in a file's name, too long or like another one's gets a digest; the file holds the agents.
+
+    >>> names(["a"]), names(["a", "red/0"])
+    (['policy.safetensors'], ['policy-a.safetensors', 'policy-red_0-36825b529af7.safetensors'])
+    """
+    if len(policies) == 1:
+        return ["policy.safetensors"]
+    stems = [re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:MOST] for name in policies]
+    alike = Counter(stem.lower() for stem in stems)
+    plain = [
+        s == n and alike[s.lower()] == 1 and not re.search(DIGEST, s) for s, n in zip(stems, policies, strict=True)
+    ]
+    digests = [hashlib.sha256(name.encode()).hexdigest()[:12] for name in policies]
+    out = [s if good else f"{s}-{d}" for s, d, good in zip(stems, digests, plain, strict=True)]
+    return [f"policy-{stem}.safetensors" for stem in out]
 
 
 def team(path: Path) -> list[Policy]:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from distqtrl import config as configuration
 from distqtrl import tensorfile
 from distqtrl.config import UserError
 from distqtrl.environment.pictures import Picture
-from distqtrl.environment.rollout import play
+from distqtrl.environment.rollout import bound, play
 from distqtrl.environment.vector import Environments, Role
 
 WIDTH = 480  # pixels; what is wider is made smaller
@@ -29,11 +29,12 @@ def record(
     seed: int,
     roles: Sequence[Role],
     acts: Sequence[Callable[[np.ndarray], np.ndarray]],
+    max_steps: int | None = None,
 ) -> float:
     """Write the first episode of an evaluation with this seed, whole or not at all; returns its return.
 
-    acts: what every role does, as of ``Environments.acting``. Raises UserError for a path that is no GIF's, and for an
-    environment that draws nothing.
+    acts: what every role does, as of ``Environments.acting``; max_steps: as of ``rollout.bound``. Raises UserError for
+    a path that is no GIF's, and for an environment that draws nothing.
     """
     if path.suffix.lower() != ".gif":
         raise UserError(f"--gif {path} does not end in .gif")
@@ -45,9 +46,10 @@ def record(
         environments = Environments(
             environment, [0], seed, "evaluation", 0, roles, film=lambda picture: frames.append(_frame(picture))
         )
-        returns_B, _ = play(environments, environments.acting(acts))
-        fps = environments.envs[0].metadata.get("render_fps") or FPS
-        environments.close()
+        with closing(environments):
+            most = bound(environments, max_steps)
+            returns_B, _ = play(environments, environments.acting(acts), most)
+            fps = environments.envs[0].metadata.get("render_fps") or FPS
     tensorfile.replace(path, gif(frames, fps))
     return float(returns_B.mean())
 

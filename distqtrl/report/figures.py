@@ -1,15 +1,19 @@
 """Figures: from one run's own files, and from numbers over seeds; readable in print and by colour-blind readers."""
 
+import importlib
+import io
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distqtrl import config as configuration
-from distqtrl import record
+from distqtrl import record, tensorfile
 from distqtrl.config import UserError
 from distqtrl.report.statistics import interval, iqm, iqm_T
 
@@ -26,13 +30,27 @@ RESAMPLES = 500  # of a band, at every point
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Matplotlib's settings of every figure."""
-    import matplotlib as mpl
-
+    """Matplotlib's settings of every figure: its defaults and ours, whatever the user has set for others."""
+    mpl = _matplotlib()
     style: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
     style["svg.hashsalt"] = "distqtrl"  # the same page from the same runs
-    with mpl.rc_context(style):
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(style)
         yield
+
+
+def _matplotlib() -> ModuleType:
+    """The module, loaded without the backend that the environment names (a notebook's, a screen's): files need none."""
+    wanted = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        return importlib.import_module("matplotlib")
+    finally:
+        if wanted is None:
+            del os.environ["MPLBACKEND"]
+        else:
+            os.environ["MPLBACKEND"] = wanted
 
 
 def panels(number: int, lines: int | None = None, columns: int | None = None) -> "tuple[Figure, Sequence[Axes]]":
@@ -132,9 +150,20 @@ def learning_curve(run: Path) -> Path:
             f"{config['environment']['id']}, {config['generator']['source']}, seed {config['train']['seed']}"
         )
         axes.legend(frameon=False, ncols=1 + len(axes.lines) // 8)
-        path = run / "learning_curve.png"
-        figure.savefig(path, dpi=150)
+        path, picture = run / "learning_curve.png", io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+    tensorfile.replace(path, picture.getvalue())
     return path
+
+
+def undrawn(run: Path) -> str:
+    """Draw the learning curve; where that fails, which is no reason for anything else to fail, why, in one line."""
+    try:
+        learning_curve(run)
+    except Exception as error:  # whatever fonts, files and versions of matplotlib have in store
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"warning: {run / 'learning_curve.png'} is not drawn ({reason[:200]}); the run itself is complete"
+    return ""
 
 
 def _agents(axes: "Axes", rows: list[dict[str, Any]]) -> None:

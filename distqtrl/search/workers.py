@@ -24,10 +24,10 @@ from typing import Any
 
 from distqtrl import record, run_directory, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Diverged, UserError
+from distqtrl.config import OUTPUT, Diverged, UserError
 from distqtrl.export import folder
 from distqtrl.report import search as page
-from distqtrl.report.figures import learning_curve
+from distqtrl.report.figures import undrawn
 from distqtrl.search import cost, files, numbers, rule
 from distqtrl.search.grid import Candidate, Search, name
 from distqtrl.stopping import EXIT_CODES
@@ -197,9 +197,16 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
     run, config = worker.search.run(candidate, seed), worker.search.configuration(candidate, seed)
     if run.exists():
         record.locked(run / "lock").close()  # somebody may train it by hand
-    saved = run_directory.claim(run, config, Serial())
+    there = run_directory.found(run, config, Serial())
+    if there is not None and there.changes.keys() - set(OUTPUT):
+        raise UserError(
+            f"{run} was extended ({', '.join(there.changes)}): give it another place, the search needs its own"
+        )
+    saved = there is not None and there.saved
     worker.say(f"{run.name}: {'goes on' if saved else 'starts'}")
     training = prepare(config, Serial(), run if saved else None)
+    if there is None:
+        run_directory.claim(run, config, Serial())
     try:
         result = train(training, run, worker.pending)
     except Diverged as error:
@@ -211,7 +218,8 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
         worker.say(f"{run.name}: stopped by {result['signal']} after {result['update']} updates, and saved")
         return int(result["exit_code"])
     if result["status"] == "complete":
-        learning_curve(run)
+        if problem := undrawn(run):
+            worker.say(problem)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # nothing is left to go on with; SAC's hold its replay
         worker.say(f"{run.name}: return {result['evaluation']['mean']:.2f}")
     else:

@@ -6,7 +6,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from distqtrl import config
-from distqtrl.environment.rollout import BLOCK, collect, play, summary
+from distqtrl.environment.rollout import AT_LEAST, AT_ONCE, BLOCK, collect, evaluation, play, summary
 from distqtrl.environment.vector import Environments
 
 UNTIL = "distqtrl/Until-v0"
@@ -134,3 +134,62 @@ def test_play_is_one_episode_of_each_from_its_start():
 def test_summary():
     expected = {"mean": 3.0, "std": 2.0, "min": 1.0, "max": 5.0, "episodes": 2}
     assert summary(np.array([1.0, 5.0])) == expected
+
+
+class Held(Until):
+    """Counts the copies that are open; each episode lasts as many steps as its seed says, or for ever."""
+
+    now = most = 0
+
+    def __init__(self, endless=False, broken=False):
+        super().__init__()
+        self.endless, self.broken = endless, broken
+        Held.now += 1
+        Held.most = max(Held.most, Held.now)
+
+    def reset(self, *, seed=None, options=None):
+        self.ends = 1 + seed % 50
+        return super().reset()
+
+    def step(self, action):
+        assert not self.broken, "a broken environment"
+        obs_O, reward, *_ = super().step(action)
+        return obs_O, reward, self.k == self.ends and not self.endless, False, {}
+
+    def close(self):
+        Held.now -= 1
+
+
+gymnasium.register("distqtrl/Held-v0", Held)
+
+
+def held(num, max_steps=None, limit=None, **kwargs):
+    Held.now = Held.most = 0
+    cfg = config.Environment(id="distqtrl/Held-v0", max_episode_steps=limit, kwargs=kwargs)
+    zeros = [lambda obs_BO: np.zeros(len(obs_BO), np.int64)]
+    return evaluation(cfg, range(num), 0, "evaluation", zeros, [()], 0, max_steps)
+
+
+def test_an_evaluation_opens_some_environments_at_a_time_and_closes_them_all():
+    found = held(2 * AT_ONCE + 3)
+    assert (Held.most, Held.now) == (AT_ONCE, 0)
+    envs = Environments(config.Environment(id="distqtrl/Held-v0"), range(2 * AT_ONCE + 3), 0, "evaluation")
+    return_B, length_E = play(envs, lambda obs_BO: np.zeros(len(obs_BO), np.int64))  # as if all were open at once
+    np.testing.assert_array_equal(found.returns_EG[:, 0], return_B)
+    np.testing.assert_array_equal(found.length_E, length_E)
+    assert len(set(length_E)) > 10
+    assert not found.cut_E.any()
+    with pytest.raises(AssertionError, match="a broken environment"):
+        held(3, broken=True)
+    assert Held.now == 0
+    assert held(0).returns_EG.shape == (0, 1)
+
+
+def test_an_episode_without_an_end_is_cut():
+    found = held(2, endless=True)
+    assert (found.max_steps, found.length_E.tolist(), found.cut_E.all()) == (AT_LEAST, [AT_LEAST] * 2, True)
+    found = held(9, 20)
+    assert (found.length_E <= 20).all()
+    np.testing.assert_array_equal(found.cut_E, held(9).length_E > 20)
+    found = held(2, limit=AT_LEAST + 7, endless=True)  # Gymnasium's own time limit is no cut
+    assert (found.max_steps, found.length_E.tolist(), found.cut_E.any()) == (None, [AT_LEAST + 7] * 2, False)

@@ -182,7 +182,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_checkpoint_is_refused(tmp_path):
     state = checkpoint.State({"update": 1}, {"w_M": np.zeros(3)}, {"actions": np.zeros(0)}, np.zeros(3))
     checkpoint.save(tmp_path, Config(), Serial(), state)
-    assert "distqtrl checkpoint 3" in refused(tmp_path / "checkpoints" / "update-000001.safetensors")
+    assert "distqtrl checkpoint 4" in refused(tmp_path / "checkpoints" / "update-000001.safetensors")
 
 
 def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
@@ -196,3 +196,15 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == data
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_every_agent_has_a_file_of_its_own(tmp_path):
+    odd = ["red/0", "red_0", "RED_0", "..", ".", "a" * 300, "a" * 301, "é", "é\n", "", "x-0123456789ab", "-", "\0"]
+    names = policy_file.names(odd)
+    assert len({name.lower() for name in names}) == len(odd)
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in policy_file.files(tmp_path)) == sorted(names)
+    taken = names[0].removeprefix("policy-").removesuffix(".safetensors")  # an agent that is called like a file
+    assert len(set(policy_file.names(["red/0", taken]))) == 2
+    assert policy_file.names(["a-b_0", "c.d"]) == ["policy-a-b_0.safetensors", "policy-c.d.safetensors"]

@@ -83,3 +83,24 @@ def test_files_for_print_and_screen(tmp_path):
     assert matplotlib.image.imread(png).std() > 0.01  # not blank
     assert pdf.read_bytes().startswith(b"%PDF")
     assert b"/Type3" not in pdf.read_bytes()  # fonts that journals take
+
+
+def test_figures_do_not_depend_on_the_users_settings(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(next(iter(trained.values())), tmp_path / "run")
+    plain = figures.learning_curve(run).read_bytes()
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_notebook")
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9)
+    assert figures.learning_curve(run).read_bytes() == plain
+    assert matplotlib.rcParams["text.usetex"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line(trained, tmp_path):
+    run = shutil.copytree(next(iter(trained.values())), tmp_path / "run")
+    assert figures.undrawn(run) == ""
+    before = (run / "learning_curve.png").read_bytes()
+    (run / "metrics.jsonl").write_text('{"env\n\n')
+    said = figures.undrawn(run)
+    assert said.startswith(f"warning: {run}/learning_curve.png is not drawn (")
+    assert "\n" not in said
+    assert (run / "learning_curve.png").read_bytes() == before

@@ -1,0 +1,68 @@
+"""Standard output and error that are full, closed or of few characters end nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distqtrl import terminal
+
+TRAIN = [sys.executable, "-m", "distqtrl", "train", "cartpole", "--mapping.kind", "mlp"]
+
+
+def trained(run, small, **how):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://no_such_notebook", **how.pop("env", {})}
+    return subprocess.run(
+        [*TRAIN, "--run", run, *small], stderr=subprocess.PIPE, text=True, check=False, env=env, **how
+    )
+
+
+def test_a_complete_run_exits_0_whatever_becomes_of_its_words(tmp_path, small):
+    """On a full device, with a notebook's backend and LaTeX that is not there."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    with Path("/dev/full").open("w") as full:
+        done = trained(tmp_path / "a", small, stdout=full, env={"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")})
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("update ")]
+    assert line == "distqtrl: standard output: No space left on device; files are as they should be"
+    assert {"learning_curve.png", "result.json", "policy.safetensors"} <= {p.name for p in (tmp_path / "a").iterdir()}
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path, small):
+    read, write = os.pipe()
+    os.close(read)
+    done = trained(tmp_path / "b", small, stdout=write)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("update ") for line in done.stderr.splitlines())
+    again = trained(tmp_path / "b", small, stdout=subprocess.PIPE)  # complete: says so, in ASCII
+    assert " ? " in again.stdout
+    command = [sys.executable, "-m", "distqtrl", "describe", "cartpole"]
+    with Path("/dev/full").open("w") as full:  # here the words are all there is
+        lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (lost.returncode, lost.stderr) == (
+        1,
+        "distqtrl: standard output: No space left on device; the output is incomplete\n",
+    )
+
+
+def test_descriptors_that_are_closed_lead_nowhere(tmp_path):
+    program = "from distqtrl import terminal; terminal.prepare(); print('x'); terminal.say('y');"
+    program += "open('file', 'w').close(); print('z', flush=True); assert terminal.lost() == ''"
+    command = f'exec {sys.executable} -c "{program}" >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("full", "said"), [(True, "standard output: No space left on device"), (False, "")])
+def test_what_was_lost_is_told_unless_the_reader_left(monkeypatch, full, said):
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as device:
+        monkeypatch.setattr(sys, "stdout", terminal._text(device.fileno() if full else write, None, "replace"))
+        print("a", flush=True)
+        print("b")
+        assert terminal.lost() == said
+    os.close(write)
