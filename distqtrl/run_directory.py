@@ -17,7 +17,6 @@ from distqtrl.allreduce.communicator import Communicator, agreed, allgather_byte
 from distqtrl.config import BUDGET, OUTPUT, Config, UserError
 from distqtrl.schema import Count, Record, Several, Word
 
-REMEDY = "the run is damaged, train it again, or remove this file and go on from the last checkpoint (train --resume)"
 Return = Annotated[float, AllowInfNan(True)]  # what an environment pays is its own affair
 VISIBLE_WITHIN_S = 10.0  # what a network filesystem may take to show a new directory to another host
 Changes = dict[str, tuple[Any, Any]]
@@ -156,7 +155,8 @@ def complete(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not os.path.lexists(path):
         return None
-    return schema.document(path, Result, "result of a run", REMEDY, infinite=True)[1]
+    remedy = f"remove it, and distqtrl train --resume {directory} evaluates the run and writes it again"
+    return schema.document(path, Result, "result of a run", remedy, infinite=True)[1]
 
 
 def _check_free(directory: Path) -> None:

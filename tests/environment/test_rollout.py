@@ -179,7 +179,7 @@ def test_an_evaluation_opens_some_environments_at_a_time_and_closes_them_all():
     np.testing.assert_array_equal(found.length_E, length_E)
     assert len(set(length_E)) > 10
     assert not found.cut_E.any()
-    with pytest.raises(AssertionError, match="a broken environment"):
+    with pytest.raises(config.Foreign, match="AssertionError: a broken environment"):
         held(3, broken=True)
     assert Held.now == 0
     assert held(0).returns_EG.shape == (0, 1)
