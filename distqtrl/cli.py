@@ -181,15 +181,16 @@ def _trained(
 ) -> tuple[Path, dict[str, Any]]:
     """The run directory and the result of the training that this process takes part in, with all its replicas."""
     from distqtrl.allreduce import replicas
-    from distqtrl.circuit import shared
-    from distqtrl.circuit.statevector import compile_timer
+    from distqtrl.circuit import compiled, shared
     from distqtrl.train import Run, prediction, prepare, train
 
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
-    members, compile_s = replicas.members(comm, meet), list[float]()
+    members, limit_s = replicas.members(comm, meet), config.allreduce.timeout_s
     with stopping.collected() as pending:
-        with compile_timer(compile_s):
-            runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        if limit_s is not None and not compiled.ready(config.qpu.precision):
+            comm.limit(limit_s + compiled.WAIT_S)  # some may have nothing to compile, and wait for those that do
+        runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        comm.limit(limit_s)
         directory = made = directory or run_directory.create(config, _name(args, config), comm)
         qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
         batched = len(qpus) > 1 and shared.share(qpus, circuits)
@@ -202,8 +203,8 @@ def _trained(
                 print(f"run directory {made}, {comm.size} rank{'s' if comm.size > 1 else ''}")
                 if len(runs) > 1:
                     print(f"{len(runs)} replicas per rank, circuits {'as one batch' if batched else 'one by one'}")
-                if compile_s:
-                    print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
+                if line := compiled.told():
+                    print(line)
                 print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
             return train(run, made, pending)
 
