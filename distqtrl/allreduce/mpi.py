@@ -32,7 +32,7 @@ class Mpi:
             self._comm = MPI.Intracomm()  # none yet, see _begin
             self.ranks, self.rank, self.size = ranks, ranks.index(parent.rank), len(ranks)
         self._number, self._alive = self.rank, list(range(self.size))  # as ranks were numbered at the start
-        self._watchdog = Watchdog(self.rank) if parent is None else parent._watchdog
+        self._watchdog: Watchdog = Watchdog(self.rank) if parent is None else parent._watchdog
         if parent is None:
             atexit.register(self._ended_in_time)
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)

@@ -19,6 +19,7 @@ from typing import Any
 import llvmlite.binding
 import numba
 
+CONFIG: Any = numba.config  # its settings are attributes made at run time
 HERE = Path(__file__).parent
 SOURCES = ("simd", "kernels", "plan", "statevector")
 WAIT_S = 120.0  # for another process that compiles; then it hangs, and we compile as well
@@ -32,7 +33,7 @@ def _key() -> str:
         *((HERE / f"{name}.py").read_bytes() for name in SOURCES),
         llvmlite.binding.get_host_cpu_name().encode(),
         llvmlite.binding.get_host_cpu_features().flatten().encode(),
-        f"{numba.__version__} {sys.implementation.cache_tag} {numba.config.CPU_NAME}".encode(),
+        f"{numba.__version__} {sys.implementation.cache_tag} {CONFIG.CPU_NAME}".encode(),
     ):
         digest.update(hashlib.sha256(part).digest())
     return f"kernels-{digest.hexdigest()[:16]}"
@@ -40,8 +41,8 @@ def _key() -> str:
 
 def _homes() -> Iterator[Path]:
     """Where compiled code belongs: the user's choice, beside the sources, the user's cache."""
-    if numba.config.CACHE_DIR:
-        yield Path(numba.config.CACHE_DIR)
+    if CONFIG.CACHE_DIR:
+        yield Path(CONFIG.CACHE_DIR)
     yield HERE / "__pycache__"
     with suppress(RuntimeError):  # a user without an entry in /etc/passwd has no ~
         yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "distqtrl"
@@ -79,12 +80,12 @@ FOLDER, TEMPORARY = _place()
 
 def kept(function: Callable[..., Any]) -> Any:
     """numba.njit, with the code kept in FOLDER. For what Python calls: functions that these call are a part of it."""
-    before = numba.config.CACHE_DIR
+    before = CONFIG.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = "" if FOLDER is None else str(FOLDER)
+        CONFIG.CACHE_DIR = "" if FOLDER is None else str(FOLDER)
         return numba.njit(cache=FOLDER is not None)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        CONFIG.CACHE_DIR = before
 
 
 def ready(name: str) -> bool:

@@ -12,7 +12,7 @@ cache lines.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +51,9 @@ class Plan(NamedTuple):
     num_bits: int
     num_angles: int
     components: int  # 1: the state is real; 2: real and imaginary part
-    step_J: npt.NDArray[np.void]  # STEP
-    gate_G: npt.NDArray[np.void]  # GATE
-    pass_I: npt.NDArray[np.void]  # PASS
+    step_J: Any  # array of STEP; Any, as what its fields are is not known to type checkers
+    gate_G: Any  # of GATE
+    pass_I: Any  # of PASS
 
 
 @dataclass
@@ -107,7 +107,7 @@ def plan(program: Program) -> Plan:
     )
 
 
-def _records(kind: np.dtype, **columns: npt.ArrayLike) -> npt.NDArray[np.void]:
+def _records(kind: np.dtype[np.void], **columns: npt.ArrayLike) -> npt.NDArray[np.void]:
     records = np.zeros(len(np.asarray(columns["first" if "first" in columns else "code"])), dtype=kind)
     for name, column in columns.items():
         records[name] = column

@@ -35,7 +35,7 @@ U3, RX, RY, RZ, PHASE, H, X, Y = (CODES[kind] for kind in KINDS if kind != "z") 
 LINE = 64  # bytes of a cache line
 
 
-@numba.njit
+@numba.njit()
 def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compiled)
     """cos and sin (G, 6) of half the first angle (phase gates: the whole), and of u3's second and third angle."""
     trig_G = np.zeros((len(p.gate_G), 6))
@@ -51,7 +51,7 @@ def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compil
     return trig_G
 
 
-@numba.njit
+@numba.njit()
 def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (compiled)
     """Fill a gate's matrix u (2, 2)."""
     c, s = trig[0], trig[1]
@@ -77,7 +77,7 @@ def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, -1
 
 
-@numba.njit
+@numba.njit()
 def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (compiled)
     """Fill a (3, 4) with Im A_00, Im A_11, Re A_01, Im A_01 of each angle's A = dU U^dagger; return their number."""
     if code == U3:  # phase(angle 1) ry(angle 0) phase(angle 2)
@@ -100,7 +100,7 @@ def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (c
     return 1
 
 
-@numba.njit
+@numba.njit()
 def _matrices(p: Plan, trig_G: Array) -> Complexes:  # pragma: no cover (compiled)
     """The matrices (J, 2, 2, 2) of all steps, for control 0 and 1."""
     w_J, u = np.empty((len(p.step_J), 2, 2, 2), dtype=np.complex128), np.empty((2, 2), dtype=np.complex128)
@@ -115,7 +115,7 @@ def _matrices(p: Plan, trig_G: Array) -> Complexes:  # pragma: no cover (compile
     return w_J
 
 
-@numba.njit
+@numba.njit()
 def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled)
     """w = u w."""
     for column in range(2):
@@ -124,7 +124,7 @@ def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled
         w[1, column] = u[1, 0] * top + u[1, 1] * bottom
 
 
-@numba.njit
+@numba.njit()
 def _inverses(w_J: Complexes) -> Complexes:  # pragma: no cover (compiled)
     inverse_J = np.empty_like(w_J)
     for j in range(len(w_J)):
@@ -135,7 +135,7 @@ def _inverses(w_J: Complexes) -> Complexes:  # pragma: no cover (compiled)
     return inverse_J
 
 
-@numba.njit
+@numba.njit()
 def _coefficients(p: Plan, w_J: Complexes, like: Floats) -> Floats:  # pragma: no cover (compiled)
     """The steps' matrices for control 0 and 1 as the kernels take them: (J, 2, 64).
 
@@ -162,8 +162,8 @@ def _coefficients(p: Plan, w_J: Complexes, like: Floats) -> Floats:  # pragma: n
     return coef_J
 
 
-@numba.njit
-def _move(x: Floats, block: Floats, local: int, fixed: int, out: int) -> None:  # pragma: no cover (compiled)
+@numba.njit()
+def _move(x: Floats, block: Floats, local: int, fixed: np.int64, out: np.int64) -> None:  # pragma: no cover (compiled)
     """Copy the block with these local bits, whose other bits are ``fixed``, out of the state or back into it."""
     run = 1
     while local & run:
@@ -183,7 +183,7 @@ def _move(x: Floats, block: Floats, local: int, fixed: int, out: int) -> None:  
                 break
 
 
-@numba.njit
+@numba.njit()
 def _size(local: int) -> int:  # pragma: no cover (compiled)
     """How many numbers a block with these local bits has."""
     size = 1
@@ -201,20 +201,20 @@ def _aligned(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover 
     return raw[start : start + rows * size].reshape((rows, size))
 
 
-@numba.njit
+@numba.njit()
 def _apply(x: Floats, size: int, p: Plan, j: int, coef: Floats) -> None:  # pragma: no cover (compiled)
     step = p.step_J[j]
     for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
         kernels.apply(x, size, step.swap, step.real, step.target, step.control, value, coef[value])
 
 
-@numba.njit
+@numba.njit()
 def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     for j in range(p.pass_I[i].first, p.pass_I[i].end):
         _apply(x, size, p, j, coef_J[j])
 
 
-@numba.njit
+@numba.njit()
 def _sweep_all(
     x: Floats, y: Floats, size: int, p: Plan, i: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -277,7 +277,7 @@ def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> A
     return _collected(p, trig_G, sums_J)
 
 
-@numba.njit
+@numba.njit()
 def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no cover (compiled)
     """The gradient from every step's sums, which are still one per lane.
 
@@ -305,7 +305,7 @@ def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no c
     return gradient_P
 
 
-@numba.njit
+@numba.njit()
 def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # pragma: no cover (compiled)
     """Im k_00, Im k_11 and k_01 of the lanes (or vectors) where the control has the value."""
     low, high, cross, turn = 0.0, 0.0, 0.0, 0.0
@@ -325,7 +325,7 @@ def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # p
     return low, high, complex(cross / 2, turn / 2)
 
 
-@numba.njit
+@numba.njit()
 def _before(u: Complexes, k00: float, k11: float, k01: complex) -> tuple:  # pragma: no cover (compiled)
     """u^T k conj(u) of an anti-Hermitian k, again as Im k_00, Im k_11, k_01."""
     a, b, c, d = u[0, 0], u[0, 1], u[1, 0], u[1, 1]
