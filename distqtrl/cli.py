@@ -2,9 +2,13 @@
 
 Every error ends here. Bad input is one line and exit code 2; on one rank only, that rank prints it and ends
 the job; a bug prints the rank's traceback and ends the job. No rank is left waiting.
+
+Ranks connect only for what they do together (``_shared``). Whatever else a launcher starts more than once is done by
+the first of its processes, and needs no MPI: also inside a SLURM allocation, which looks like a launcher.
 """
 
 import argparse
+import io
 import json
 import shlex
 import sys
@@ -12,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +41,28 @@ from distqtrl.terminal import say as _say
 if TYPE_CHECKING:
     from distqtrl.environment.vector import Environments
 
+SHARED = ("train", "search-bits", "doctor")  # by all ranks
+Request = tuple[argparse.Namespace, Flags]
+
 
 def main(argv: list[str]) -> int:
     """Run one command on this rank; returns the exit code."""
     comm: Communicator = Serial()
     threading.excepthook = _quiet_disk_errors
+    first = announced("rank", without=0) == 0
     try:
-        comm = connect()
-        code = _run(argv, comm)
+        try:
+            with redirect_stdout(sys.stdout if first else io.StringIO()):
+                request: Request | UserError = parse(argv)
+        except UserError as error:  # with the others, where there are any
+            request = error
+        except SystemExit as leaving:  # --help and --version
+            return int(leaving.code or 0)
+        if _shared(argv, request):
+            comm = connect(_limit_s(request))
+        elif not first:
+            return 2 if isinstance(request, UserError) else 0
+        code = _run(request, comm)
         comm.finish(code)
         return code
     except Refused as error:
@@ -87,11 +106,33 @@ def _quiet_disk_errors(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def _run(argv: list[str], comm: Communicator) -> int:
+def _shared(argv: list[str], request: Request | UserError) -> bool:
+    """Whether all ranks of a job take part, or only say together that they cannot."""
+    if isinstance(request, UserError):
+        return argv[:1] in ([name] for name in SHARED)
+    args = request[0]
+    alone = ("print_config", "dry_run", "gradients")
+    return args.command in SHARED and not any(getattr(args, name, False) for name in alone)
+
+
+def _limit_s(request: Request | UserError) -> float | None:
+    """allreduce.timeout_s as far as it is known before ranks have spoken with each other."""
     try:
-        args, flags = agreed(comm, lambda: parse(argv))
-    except SystemExit as leaving:  # --help and --version
-        return int(leaving.code or 0)
+        if not isinstance(request, UserError) and request[0].command != "doctor":
+            return resolve(*request).allreduce.timeout_s
+    except (UserError, OSError):  # said later, by all ranks together
+        pass
+    return configuration.Allreduce().timeout_s
+
+
+def _parsed(request: Request | UserError) -> Request:
+    if isinstance(request, UserError):
+        raise request
+    return request
+
+
+def _run(request: Request | UserError, comm: Communicator) -> int:
+    args, flags = agreed(comm, lambda: _parsed(request))
     check_equal(comm, repr(sorted(vars(args).items())).encode(), "command lines", "start every rank alike")
     if args.command == "train":
         return _train(args, flags, comm)
@@ -107,7 +148,7 @@ def _run(argv: list[str], comm: Communicator) -> int:
         "report": _report_page,
         "slurm": _slurm,
     }
-    result: int = agreed(comm, lambda: commands[args.command](args, flags, comm))
+    result: int = agreed(comm, lambda: commands[args.command](args, flags))
     return result
 
 
@@ -118,9 +159,9 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     config = agreed(comm, lambda: resolve(args, flags))
     text = configuration.save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
+    comm.limit(config.allreduce.timeout_s)
     if args.print_config:
-        if comm.rank == 0:
-            print(text, end="")
+        print(text, end="")
         return 0
     directory = args.resume or args.run
     there = run_directory.found(directory, config, comm) if directory else None
@@ -153,16 +194,17 @@ def _trained(
     Nothing is written before every rank has made its environments: a try that cannot run owns no directory.
     """
     from distqtrl.allreduce import replicas
-    from distqtrl.circuit import shared
-    from distqtrl.circuit.statevector import compile_timer
+    from distqtrl.circuit import compiled, shared
     from distqtrl.train import Run, compare, prediction, prepare, train
 
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
-    members, compile_s = replicas.members(comm, meet), list[float]()
+    members, limit_s = replicas.members(comm, meet), config.allreduce.timeout_s
     resume = directory if args.resume or (there is not None and there.saved) else None
     with stopping.collected() as pending:
-        with compile_timer(compile_s):
-            runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        if limit_s is not None and not compiled.ready(config.qpu.precision):
+            comm.limit(limit_s + compiled.WAIT_S)  # some may have nothing to compile, and wait for those that do
+        runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+        comm.limit(limit_s)
         compare(comm, runs[0])
         if directory is None:
             directory = run_directory.create(config, _name(args, config), comm)
@@ -182,8 +224,8 @@ def _trained(
                 print(f"run directory {made}, {comm.size} rank{'s' if comm.size > 1 else ''}")
                 if len(runs) > 1:
                     print(f"{len(runs)} replicas per rank, circuits {'as one batch' if batched else 'one by one'}")
-                if compile_s:
-                    print(f"compiled the circuit's kernels in {compile_s[0]:.1f} s; later runs find them on disk")
+                if line := compiled.told():
+                    print(line)
                 print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
             return train(run, made, pending)
 
@@ -209,13 +251,11 @@ def _close(environments: "Environments") -> None:
         )
 
 
-def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _evaluate(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl.environment.rollout import cut, evaluation, summary
     from distqtrl.export import episodes
     from distqtrl.policy import policy_file
 
-    if comm.rank:
-        return 0
     policies = policy_file.team(Path(args.policy))
     episodes.check(policies)
     environment = configuration.Environment(**policies[0].environment)
@@ -247,11 +287,9 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     return 0
 
 
-def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _describe(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl.report.describe import describe
 
-    if comm.rank:
-        return 0
     path = Path(args.preset)
     config = configuration.load(path / "config.json") if path.is_dir() else configuration.preset(args.preset)
     config = configuration.with_flags(config, flags)
@@ -271,11 +309,9 @@ def _describe(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
     return 0
 
 
-def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _export(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl.export import folder, readme
 
-    if comm.rank:
-        return 0
     about = folder.export(_policy_path(Path(args.policy)), args.output, folder.options(args), _aside(args.json))
     if args.json:
         print(json.dumps({"folder": str(args.output), **about}))
@@ -289,11 +325,9 @@ def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     return 0
 
 
-def _verify(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _verify(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl.export import folder, readme, verify
 
-    if comm.rank:
-        return 0
     say, found = _aside(args.json), []
     for check in verify.checks(args.folder, args.vectors, args.episodes, folder.targets(args.target), args.implement):
         say(readme.line(check))
@@ -318,21 +352,17 @@ def _aside(as_json: bool) -> Callable[[str], None]:
     return (lambda text: None) if as_json else (lambda text: print(text, flush=True))
 
 
-def _report_page(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _report_page(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl.report.html import report
 
-    if comm.rank:
-        return 0
     files = [str(path) for path in report(args.runs, args.output, args.marl_eval)]
     print(json.dumps({"files": files}) if args.json else "\n".join(files))
     return 0
 
 
-def _slurm(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+def _slurm(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl import slurm
 
-    if comm.rank:
-        return 0
     config = resolve(args, flags)
     named = {"partition": args.partition, "nodelist": args.nodelist}
     job = slurm.checked(
@@ -373,7 +403,7 @@ def _search_bits(args: argparse.Namespace, flags: Flags, comm: Communicator) -> 
     search = agreed(comm, lambda: grid.search(args, resolve(args, flags), flags))
     check_equal(comm, json.dumps(search.settings()).encode(), "configurations", "give every rank the same files")
     if args.dry_run:
-        return 0 if comm.rank else _print_plan(rule.plan(search), args.json)
+        return _print_plan(rule.plan(search), args.json)
     agreed(comm, lambda: workers.checked(search))
     where = f"worker {comm.rank}: " if comm.size > 1 else ""
     with stopping.collected() as pending:
@@ -411,7 +441,7 @@ def _words(flags: Flags) -> list[str]:
 
 def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
     if args.gradients:
-        return 0 if comm.rank else _gradients(args.json)
+        return _gradients(args.json)
     from distqtrl.record import versions
     from distqtrl.report.doctor import rank_facts
 

@@ -108,7 +108,6 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
     own = np.array_split(every, comm.size)[comm.rank].tolist()
     run = _built(config, comm, own, len(every), state)
-    comm.limit(config.allreduce.timeout_s)
     run.setup_s = time.perf_counter() - began
     return run
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distqtrl.allreduce import leftovers
+from distqtrl.allreduce.watchdog import keeper
 from distqtrl.config import UserError
 
 Array = npt.NDArray[np.float64]
@@ -156,8 +157,10 @@ def library() -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def connect() -> Communicator:
+def connect(timeout_s: float | None = 1800.0) -> Communicator:
     """The communicator of this job: MPI when a launcher started us, else serial.
+
+    timeout_s: how long to wait for the others, now and until ``limit`` says otherwise; None for ever.
 
     Raises UserError when mpi4py is missing, or when its library is not the launcher's (every rank would
     then be rank 0 of 1 and train alone).
@@ -167,14 +170,18 @@ def connect() -> Communicator:
         return Serial()
     _let_waiting_yield()
     leftovers.remove()
+    connected = keeper(announced("rank", without=0), timeout_s, "connecting")
     try:
-        from distqtrl.allreduce.mpi import Mpi
+        from distqtrl.allreduce.mpi import Mpi  # starts MPI
     except (ImportError, RuntimeError) as error:
         raise UserError(
             f"the launcher started {size} ranks, but MPI cannot be loaded ({error}); "
             f"pip install 'distqtrl[mpich]', or distqtrl[mpi] beside a site MPI"
         ) from None
+    finally:
+        connected()
     world = Mpi()
+    world.limit(timeout_s)
     if world.size != size:
         raise UserError(
             f"the launcher started {size} ranks, but MPI sees {world.size}: mpirun and the library of mpi4py "

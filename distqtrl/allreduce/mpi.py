@@ -1,11 +1,8 @@
 """The communicator over MPI; the only file that imports mpi4py. Buffers only, nothing is pickled."""
 
-import fcntl
+import atexit
 import os
 import sys
-import termios
-import time
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -15,7 +12,7 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from distqtrl.allreduce.communicator import RankLost
-from distqtrl.allreduce.watchdog import Watchdog
+from distqtrl.allreduce.watchdog import Watchdog, keeper, until_read
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +32,9 @@ class Mpi:
             self._comm = MPI.Intracomm()  # none yet, see _begin
             self.ranks, self.rank, self.size = ranks, ranks.index(parent.rank), len(ranks)
         self._number, self._alive = self.rank, list(range(self.size))  # as ranks were numbered at the start
-        self._watchdog = Watchdog(self.rank)
+        self._watchdog: Watchdog = Watchdog(self.rank) if parent is None else parent._watchdog
+        if parent is None:
+            atexit.register(self._ended_in_time)
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
         self.survives = told in ("1", "true") and library().startswith("Open MPI")
 
@@ -89,7 +88,8 @@ class Mpi:
         while True:
             with suppress(MPI.Exception):
                 self._comm.Revoke()
-            self._comm = self._comm.Shrink()  # a new communicator, of those that are left
+            with self._watchdog():
+                self._comm = self._comm.Shrink()  # a new communicator, of those that are left
             self.rank, self.size = self._comm.rank, self._comm.size
             self.ranks = range(self.size)
             try:
@@ -100,16 +100,20 @@ class Mpi:
             return lost
 
     def abort(self, code: int) -> NoReturn:
-        _until_read(sys.stderr.fileno())
+        until_read(sys.stderr.fileno())
         self._comm.Abort(code)
         raise SystemExit(code)
 
     def finish(self, code: int) -> None:
         if self._comm != MPI.COMM_WORLD:  # MPI_Finalize may wait for the dead
-            with suppress(MPI.Exception):
+            with suppress(MPI.Exception), self._watchdog():
                 self._comm.Barrier()
             sys.stdout.flush()
             os._exit(code)
+
+    def _ended_in_time(self) -> None:
+        """Limits what comes after Python's own end: MPI_Finalize, which may wait for the others."""
+        keeper(self._number, self._watchdog.limit_s, "ending MPI")
 
     def describe(self) -> dict[str, str]:
         return {"mpi": library(), "host": MPI.Get_processor_name()}
@@ -118,12 +122,3 @@ class Mpi:
 def library() -> str:
     """Its version line."""
     return MPI.Get_library_version().splitlines()[0].rstrip("\x00").replace("\t", " ")
-
-
-def _until_read(fd: int) -> None:
-    """Wait until the launcher has read what we wrote to this pipe: MPICH's drops the rest when it hears of an abort."""
-    deadline, unread = time.monotonic() + 2, array("i", [1])
-    with suppress(OSError):  # not a pipe: nobody has to read it
-        while unread[0] and time.monotonic() < deadline:
-            fcntl.ioctl(fd, termios.FIONREAD, unread)
-            time.sleep(0.01)

@@ -1,10 +1,17 @@
 """A limit on how long a rank waits for the others: a hung rank or a cut network must not hold a job for ever."""
 
+import fcntl
 import os
+import select
+import signal
+import termios
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+MEANING = "a rank hangs or the network is cut"
 
 
 class Watchdog:
@@ -16,13 +23,13 @@ class Watchdog:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._limit_s: float | None = None
+        self.limit_s: float | None = None
         self._since: float | None = None
         self._thread: threading.Thread | None = None
 
     def limit(self, timeout_s: float | None) -> None:
         """Watch with this limit from now on; None for none."""
-        self._limit_s = timeout_s
+        self.limit_s = timeout_s
         if timeout_s is not None and self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
@@ -37,12 +44,58 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            limit_s, since = self._limit_s, self._since
+            limit_s, since = self.limit_s, self._since
             time.sleep(min(1.0, (limit_s or 10) / 10))
             if limit_s is None or since is None or since != self._since or time.monotonic() - since < limit_s:
                 continue
-            if self._rank:
-                time.sleep(1)  # one rank's words are enough, and the job ends with it, unless it is the one that hangs
-            text = f"distqtrl: rank {self._rank}: no word from the other ranks for {limit_s:g} s (allreduce.timeout_s)"
-            os.write(2, f"{text}: a rank hangs or the network is cut; resume from the last checkpoint\n".encode())
+            time.sleep(_turn_s(self._rank))
+            _say(self._rank, limit_s, f"{MEANING}; train --resume goes on from the last checkpoint, if one was saved")
             os._exit(1)
+
+
+def keeper(rank: int, limit_s: float | None, doing: str) -> Callable[[], None]:
+    """Ends this process unless the function that is returned is called, or the process has ended, within the limit.
+
+    For what holds the interpreter while it waits, so that no thread could: MPI's start and its end. A child process
+    keeps the time.
+    """
+    if limit_s is None:
+        return lambda: None
+    reading, writing = os.pipe()
+    process = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(writing)
+            if not select.select([reading], [], [], limit_s + _turn_s(rank))[0] and os.getppid() == process:
+                _say(rank, limit_s, f"{MEANING}, while {doing}")
+                os.kill(process, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.close(reading)
+
+    def done() -> None:
+        os.close(writing)
+        os.waitpid(child, 0)
+
+    return done
+
+
+def until_read(fd: int) -> None:
+    """Wait until the launcher has read what we wrote to this pipe: MPICH's drops the rest when it hears of an abort."""
+    deadline, unread = time.monotonic() + 2, array("i", [1])
+    with suppress(OSError):  # not a pipe: nobody has to read it
+        while unread[0] and time.monotonic() < deadline:
+            fcntl.ioctl(fd, termios.FIONREAD, unread)
+            time.sleep(0.01)
+
+
+def _turn_s(rank: int) -> float:
+    """One rank's words are enough, and the job ends with it: rank 0 speaks, or rank 1 if it is rank 0 that hangs."""
+    return float(min(rank, 2))
+
+
+def _say(rank: int, limit_s: float, what: str) -> None:
+    text = f"distqtrl: rank {rank}: no word from the other ranks for {limit_s:g} s (allreduce.timeout_s): {what}\n"
+    os.write(2, text.encode())
+    until_read(2)

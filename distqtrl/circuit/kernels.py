@@ -19,7 +19,7 @@ import numba
 from distqtrl.circuit.simd import BITS, LANES, exchanged, load, splat, store, zero
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def subset(size, target, control, value):
     """Mask of the index bits that run freely, and the bits that are set in all indices."""
     mask, fixed = size - LANES, 0
@@ -31,7 +31,7 @@ def subset(size, target, control, value):
     return mask, fixed
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(inline="always")
 def partner(a, target):
     """The vector's lanes exchanged along a target bit among the lanes."""
     if target == 0:
@@ -41,7 +41,7 @@ def partner(a, target):
     return exchanged(a, 4)
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(inline="always")
 def entry(coef, slot, lanes):
     """A coefficient of a target above the lanes; ``lanes``: the control is among them."""
     if lanes:
@@ -49,7 +49,7 @@ def entry(coef, slot, lanes):
     return splat(coef, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def apply(x, size, swaps, real, target, control, value, coef):
     """Apply a step in place to a block x of ``size`` numbers per component; a control acts where it has the value."""
     mask, fixed = subset(size, target, control, value)
@@ -69,7 +69,7 @@ def apply(x, size, swaps, real, target, control, value, coef):
         apply_lanes_complex(x[0], x[1], mask, fixed, target, coef)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def swap(x, mask, fixed, target):
     stride, free = 1 << target, 0
     while True:
@@ -82,7 +82,7 @@ def swap(x, mask, fixed, target):
             break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def apply_pairs(x, mask, fixed, target, lanes, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
@@ -96,7 +96,7 @@ def apply_pairs(x, mask, fixed, target, lanes, coef):
             break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def apply_lanes(x, mask, fixed, target, coef):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
@@ -109,7 +109,7 @@ def apply_lanes(x, mask, fixed, target, coef):
             break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def apply_pairs_complex(x, z, mask, fixed, target, lanes, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
@@ -126,7 +126,7 @@ def apply_pairs_complex(x, z, mask, fixed, target, lanes, coef):
             break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def apply_lanes_complex(x, z, mask, fixed, target, coef):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
@@ -141,7 +141,7 @@ def apply_lanes_complex(x, z, mask, fixed, target, coef):
             break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def sweep(x, y, size, real, target, control, value, coef, sums):
     """Apply a step's inverse to psi (x) and lambda (y) in place, after adding the step's sums."""
     mask, fixed = subset(size, target, control, value)
@@ -158,12 +158,12 @@ def sweep(x, y, size, real, target, control, value, coef, sums):
         sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(inline="always")
 def add(sums, row, vector):
     store(sums, row * LANES, load(sums, row * LANES) + vector)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def sweep_pairs(x, y, mask, fixed, target, lanes, coef, sums):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
@@ -182,7 +182,7 @@ def sweep_pairs(x, y, mask, fixed, target, lanes, coef, sums):
     add(sums, 2, total)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def sweep_lanes(x, y, mask, fixed, target, coef, sums):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
@@ -200,7 +200,7 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums):
     add(sums, 2, total)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def sweep_pairs_complex(x, z, y, w, mask, fixed, target, lanes, coef, sums):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
@@ -232,7 +232,7 @@ def sweep_pairs_complex(x, z, y, w, mask, fixed, target, lanes, coef, sums):
     add(sums, 3, turn)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
@@ -256,7 +256,7 @@ def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums):
     add(sums, 3, turn)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def copy(source, first, target, to, length):
     """target[to : to + length] = source[first : first + length]; length is a multiple of LANES."""
     for i in range(0, length, LANES):

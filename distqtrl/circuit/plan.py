@@ -12,7 +12,7 @@ cache lines.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,35 +20,40 @@ import numpy.typing as npt
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
 from distqtrl.circuit.simd import BITS
 
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 WHOLE = 16  # bits of a state that is one block (counting one for complex numbers): psi and lambda fit in 1 MiB
 BLOCK = 14  # local bits of a block otherwise
 RUN = 4  # lowest bits that are local in every pass
 
 
-class Plan(NamedTuple):
-    """J steps in the order of execution; bits are positions in a block's index, -1 for no control.
+STEP = np.dtype(
+    [
+        ("target", np.int64),
+        ("control", np.int64),  # -1: none
+        ("idle", np.bool_),  # nothing happens where the control is 0
+        ("real", np.bool_),  # both matrices are
+        ("turns", np.bool_),  # there are angles
+        ("swap", np.bool_),  # a single x
+        ("first", np.int64),  # of its gates
+        ("end", np.int64),
+    ],
+    align=True,
+)
+GATE = np.dtype([("code", np.int64), ("angle", np.int64), ("controlled", np.bool_)], align=True)
+PASS = np.dtype([("local", np.int64), ("first", np.int64), ("end", np.int64)])  # a mask of index bits; its steps
 
-    Step j has the gates ``gate_J[j]`` to ``gate_J[j + 1]`` (G of them). Pass i works on the index bits in
-    ``local_I[i]`` (a mask) and has the steps ``step_I[i]`` to ``step_I[i + 1]``.
+
+class Plan(NamedTuple):
+    """J steps in the order of execution, their G gates, and I passes; bits are positions in a block's index.
+
+    Arrays of records: compiled functions take few arguments then, which compile faster.
     """
 
     num_bits: int
     num_angles: int
     components: int  # 1: the state is real; 2: real and imaginary part
-    target_J: Ints
-    control_J: Ints
-    idle_J: Flags  # nothing happens where the control is 0
-    real_J: Flags  # both matrices are
-    turns_J: Flags  # there are angles
-    swap_J: Flags  # a single x
-    gate_J: Ints
-    code_G: Ints
-    angle_G: Ints
-    controlled_G: Flags
-    local_I: Ints
-    step_I: Ints
+    step_J: Any  # array of STEP; Any, as what its fields are is not known to type checkers
+    gate_G: Any  # of GATE
+    pass_I: Any  # of PASS
 
 
 @dataclass
@@ -75,23 +80,38 @@ def plan(program: Program) -> Plan:
     place = [[_position(local, bit) for bit in step.bits] for local, taken in passes for step in taken]
     gates_J = [[program.gates[g] for g in step.gates] for step in order]
     numbers = [g for step in order for g in step.gates]
+    gate_J = np.cumsum([0, *(len(gates) for gates in gates_J)])
+    step_I = np.cumsum([0, *(len(taken) for _, taken in passes)])
     return Plan(
         num_bits,
         program.num_angles,
         components,
-        np.array([bits[0] for bits in place], dtype=np.int64),
-        np.array([bits[1] if len(bits) > 1 else -1 for bits in place], dtype=np.int64),
-        np.array([all(gate.control is not None for gate in gates) for gates in gates_J], dtype=np.bool_),
-        np.array([all(KINDS[gate.kind].real for gate in gates) for gates in gates_J], dtype=np.bool_),
-        np.array([any(KINDS[gate.kind].shifts for gate in gates) for gates in gates_J], dtype=np.bool_),
-        np.array([[gate.kind for gate in gates] == ["x"] for gates in gates_J], dtype=np.bool_),
-        np.cumsum([0, *(len(gates) for gates in gates_J)]),
-        program.kind_G[numbers],
-        program.angle_G[numbers],
-        program.control_G[numbers] >= 0,
-        np.array([local for local, _ in passes], dtype=np.int64),
-        np.cumsum([0, *(len(taken) for _, taken in passes)]),
+        _records(
+            STEP,
+            target=[bits[0] for bits in place],
+            control=[bits[1] if len(bits) > 1 else -1 for bits in place],
+            idle=[all(gate.control is not None for gate in gates) for gates in gates_J],
+            real=[all(KINDS[gate.kind].real for gate in gates) for gates in gates_J],
+            turns=[any(KINDS[gate.kind].shifts for gate in gates) for gates in gates_J],
+            swap=[[gate.kind for gate in gates] == ["x"] for gates in gates_J],
+            first=gate_J[:-1],
+            end=gate_J[1:],
+        ),
+        _records(
+            GATE,
+            code=program.kind_G[numbers],
+            angle=program.angle_G[numbers],
+            controlled=program.control_G[numbers] >= 0,
+        ),
+        _records(PASS, local=[local for local, _ in passes], first=step_I[:-1], end=step_I[1:]),
     )
+
+
+def _records(kind: np.dtype[np.void], **columns: npt.ArrayLike) -> npt.NDArray[np.void]:
+    records = np.zeros(len(np.asarray(columns["first" if "first" in columns else "code"])), dtype=kind)
+    for name, column in columns.items():
+        records[name] = column
+    return records
 
 
 def _steps(program: Program) -> list[_Step]:

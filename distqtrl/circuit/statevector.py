@@ -13,17 +13,16 @@ A state of real gates is real and takes half the memory. Kernels run on one thre
 is cached on disk.
 """
 
+import pickle
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba.core import event
 
-from distqtrl.circuit import kernels
+from distqtrl.circuit import compiled, kernels
 from distqtrl.circuit.ansatz import CODES, KINDS, Gate, Program, program
 from distqtrl.circuit.plan import Plan, plan
 from distqtrl.circuit.simd import BITS, LANES
@@ -36,12 +35,12 @@ U3, RX, RY, RZ, PHASE, H, X, Y = (CODES[kind] for kind in KINDS if kind != "z") 
 LINE = 64  # bytes of a cache line
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compiled)
     """cos and sin (G, 6) of half the first angle (phase gates: the whole), and of u3's second and third angle."""
-    trig_G = np.zeros((len(p.code_G), 6))
-    for g in range(len(p.code_G)):
-        code, first = p.code_G[g], p.angle_G[g]
+    trig_G = np.zeros((len(p.gate_G), 6))
+    for g in range(len(p.gate_G)):
+        code, first = p.gate_G[g].code, p.gate_G[g].angle
         if code > PHASE:  # no angle
             continue
         angle = theta_P[first] if code == PHASE else theta_P[first] / 2
@@ -52,7 +51,7 @@ def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compil
     return trig_G
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (compiled)
     """Fill a gate's matrix u (2, 2)."""
     c, s = trig[0], trig[1]
@@ -78,7 +77,7 @@ def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (
         u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, -1
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (compiled)
     """Fill a (3, 4) with Im A_00, Im A_11, Re A_01, Im A_01 of each angle's A = dU U^dagger; return their number."""
     if code == U3:  # phase(angle 1) ry(angle 0) phase(angle 2)
@@ -101,22 +100,22 @@ def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (c
     return 1
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _matrices(p: Plan, trig_G: Array) -> Complexes:  # pragma: no cover (compiled)
     """The matrices (J, 2, 2, 2) of all steps, for control 0 and 1."""
-    w_J, u = np.empty((len(p.target_J), 2, 2, 2), dtype=np.complex128), np.empty((2, 2), dtype=np.complex128)
-    for j in range(len(p.target_J)):
+    w_J, u = np.empty((len(p.step_J), 2, 2, 2), dtype=np.complex128), np.empty((2, 2), dtype=np.complex128)
+    for j in range(len(p.step_J)):
         w_J[j] = 0
         w_J[j, :, 0, 0] = w_J[j, :, 1, 1] = 1
-        for g in range(p.gate_J[j], p.gate_J[j + 1]):
-            _matrix(p.code_G[g], trig_G[g], u)
+        for g in range(p.step_J[j].first, p.step_J[j].end):
+            _matrix(p.gate_G[g].code, trig_G[g], u)
             _multiply(u, w_J[j, 1])
-            if not p.controlled_G[g]:
+            if not p.gate_G[g].controlled:
                 _multiply(u, w_J[j, 0])
     return w_J
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled)
     """w = u w."""
     for column in range(2):
@@ -125,42 +124,46 @@ def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled
         w[1, column] = u[1, 0] * top + u[1, 1] * bottom
 
 
-@numba.njit(cache=True)
-def _coefficients(p: Plan, w_J: Complexes, inverse: bool, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """The steps' matrices, or their inverses, for control 0 and 1 as the kernels take them: (J, 2, 64).
-
-    A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
-    """
-    coef_J = np.empty((len(p.target_J), 2, 8 * LANES), dtype=like.dtype)
-    w = np.empty((2, 2, 2), dtype=np.complex128)
-    for j in range(len(p.target_J)):
-        target, control = p.target_J[j], p.control_J[j]
-        among = 0 <= control < BITS
+@numba.njit()
+def _inverses(w_J: Complexes) -> Complexes:  # pragma: no cover (compiled)
+    inverse_J = np.empty_like(w_J)
+    for j in range(len(w_J)):
         for value in range(2):
             for row in range(2):
                 for column in range(2):
-                    w[value, row, column] = (
-                        np.conj(w_J[j, value, column, row]) if inverse else w_J[j, value, row, column]
-                    )
-        for value in range(0 if control >= BITS and not p.idle_J[j] else 1, 2):
+                    inverse_J[j, value, row, column] = np.conj(w_J[j, value, column, row])
+    return inverse_J
+
+
+@numba.njit()
+def _coefficients(p: Plan, w_J: Complexes, like: Floats) -> Floats:  # pragma: no cover (compiled)
+    """The steps' matrices for control 0 and 1 as the kernels take them: (J, 2, 64).
+
+    A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
+    """
+    coef_J = np.empty((len(p.step_J), 2, 8 * LANES), dtype=like.dtype)
+    for j in range(len(p.step_J)):
+        target, control = p.step_J[j].target, p.step_J[j].control
+        among = 0 <= control < BITS
+        for value in range(0 if control >= BITS and not p.step_J[j].idle else 1, 2):
             for slot in range(4):
                 row, column = slot >> 1, slot & 1
                 if target >= BITS and not among:
-                    coef_J[j, value, slot] = w[value, row, column].real
-                    coef_J[j, value, slot + 4] = w[value, row, column].imag
+                    coef_J[j, value, slot] = w_J[j, value, row, column].real
+                    coef_J[j, value, slot + 4] = w_J[j, value, row, column].imag
                     continue
                 for lane in range(LANES):
                     which = (lane >> control) & 1 if among else value
                     if target < BITS:
                         row = (lane >> target) & 1
                         column = row ^ (slot & 1)  # slots 0, 1: d, o
-                    coef_J[j, value, slot * LANES + lane] = w[which, row, column].real
-                    coef_J[j, value, (slot + 4) * LANES + lane] = w[which, row, column].imag
+                    coef_J[j, value, slot * LANES + lane] = w_J[j, which, row, column].real
+                    coef_J[j, value, (slot + 4) * LANES + lane] = w_J[j, which, row, column].imag
     return coef_J
 
 
-@numba.njit(cache=True)
-def _move(x: Floats, block: Floats, local: int, fixed: int, out: bool) -> None:  # pragma: no cover (compiled)
+@numba.njit()
+def _move(x: Floats, block: Floats, local: int, fixed: np.int64, out: np.int64) -> None:  # pragma: no cover (compiled)
     """Copy the block with these local bits, whose other bits are ``fixed``, out of the state or back into it."""
     run = 1
     while local & run:
@@ -168,7 +171,7 @@ def _move(x: Floats, block: Floats, local: int, fixed: int, out: bool) -> None: 
     mask = local & ~(run - 1)
     for component in range(len(x)):
         source, target = x[component], block[component]
-        free, at = 0, 0
+        free, at = np.int64(0), np.int64(0)
         while True:
             if out:
                 kernels.copy(source, fixed | free, target, at, run)
@@ -180,7 +183,7 @@ def _move(x: Floats, block: Floats, local: int, fixed: int, out: bool) -> None: 
                 break
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _size(local: int) -> int:  # pragma: no cover (compiled)
     """How many numbers a block with these local bits has."""
     size = 1
@@ -190,7 +193,7 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
     return size
 
 
-@numba.njit(cache=True)
+@compiled.kept
 def _aligned(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
     """An empty array of the dtype of ``like`` that starts on a cache line; NumPy's start 16 bytes after one."""
     raw = np.empty(rows * size + LINE // like.itemsize, dtype=like.dtype)
@@ -198,82 +201,83 @@ def _aligned(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover 
     return raw[start : start + rows * size].reshape((rows, size))
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _apply(x: Floats, size: int, p: Plan, j: int, coef: Floats) -> None:  # pragma: no cover (compiled)
-    real, target, control = p.real_J[j], p.target_J[j], p.control_J[j]
-    if control >= BITS and not p.idle_J[j]:
-        kernels.apply(x, size, p.swap_J[j], real, target, control, 0, coef[0])
-    kernels.apply(x, size, p.swap_J[j], real, target, control, 1, coef[1])
+    step = p.step_J[j]
+    for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
+        kernels.apply(x, size, step.swap, step.real, step.target, step.control, value, coef[value])
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    for j in range(p.step_I[i], p.step_I[i + 1]):
+    for j in range(p.pass_I[i].first, p.pass_I[i].end):
         _apply(x, size, p, j, coef_J[j])
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _sweep_all(
     x: Floats, y: Floats, size: int, p: Plan, i: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
-    for j in range(p.step_I[i + 1] - 1, p.step_I[i] - 1, -1):
-        if not p.turns_J[j]:
+    for j in range(p.pass_I[i].end - 1, p.pass_I[i].first - 1, -1):
+        step = p.step_J[j]
+        if not step.turns:
             _apply(x, size, p, j, coef_J[j])
             _apply(y, size, p, j, coef_J[j])
             continue
-        real, target, control = p.real_J[j], p.target_J[j], p.control_J[j]
-        if control >= BITS and not p.idle_J[j]:
-            kernels.sweep(x, y, size, real, target, control, 0, coef_J[j, 0], sums_J[j, 0])
-        kernels.sweep(x, y, size, real, target, control, 1, coef_J[j, 1], sums_J[j, 1])
+        for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
+            coef, sums = coef_J[j, value], sums_J[j, value]
+            kernels.sweep(x, y, size, step.real, step.target, step.control, value, coef, sums)
 
 
-@numba.njit(cache=True)
+@compiled.kept
 def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (compiled)
     """Run all gates on x; returns trig_G and w_J."""
+    out, back = np.int64(1), np.int64(0)
     trig_G = _trigonometry(p, theta_P)
     w_J = _matrices(p, trig_G)
-    coef_J = _coefficients(p, w_J, False, x)
-    for i in range(len(p.local_I)):
-        size, others = _size(p.local_I[i]), ((1 << p.num_bits) - 1) & ~p.local_I[i]
+    coef_J = _coefficients(p, w_J, x)
+    for i in range(len(p.pass_I)):
+        size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
         if others == 0:
             _apply_all(x, size, p, i, coef_J)
             continue
-        block, fixed = _aligned(len(x), size, x[0]), 0
+        block, fixed = _aligned(len(x), size, x[0]), np.int64(0)
         while True:
-            _move(x, block, p.local_I[i], fixed, True)
+            _move(x, block, p.pass_I[i].local, fixed, out)
             _apply_all(block, size, p, i, coef_J)
-            _move(x, block, p.local_I[i], fixed, False)
+            _move(x, block, p.pass_I[i].local, fixed, back)
             fixed = (fixed - others) & others
             if fixed == 0:
                 break
     return trig_G, w_J
 
 
-@numba.njit(cache=True)
+@compiled.kept
 def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> Array:  # pragma: no cover (compiled)
     """The gradient, from psi (x) and lambda (y), both of which are un-computed."""
-    coef_J = _coefficients(p, w_J, True, x)
-    sums_J = np.zeros((len(p.target_J), 2, 4 * LANES), dtype=x.dtype)
-    for i in range(len(p.local_I) - 1, -1, -1):
-        size, others = _size(p.local_I[i]), ((1 << p.num_bits) - 1) & ~p.local_I[i]
+    out, back = np.int64(1), np.int64(0)
+    coef_J = _coefficients(p, _inverses(w_J), x)
+    sums_J = np.zeros((len(p.step_J), 2, 4 * LANES), dtype=x.dtype)
+    for i in range(len(p.pass_I) - 1, -1, -1):
+        size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
         if others == 0:
             _sweep_all(x, y, size, p, i, coef_J, sums_J)
             continue
-        blocks, fixed = _aligned(2 * len(x), size, x[0]), 0
+        blocks, fixed = _aligned(2 * len(x), size, x[0]), np.int64(0)
         block_x, block_y = blocks[: len(x)], blocks[len(x) :]
         while True:
-            _move(x, block_x, p.local_I[i], fixed, True)
-            _move(y, block_y, p.local_I[i], fixed, True)
+            _move(x, block_x, p.pass_I[i].local, fixed, out)
+            _move(y, block_y, p.pass_I[i].local, fixed, out)
             _sweep_all(block_x, block_y, size, p, i, coef_J, sums_J)
-            _move(x, block_x, p.local_I[i], fixed, False)
-            _move(y, block_y, p.local_I[i], fixed, False)
+            _move(x, block_x, p.pass_I[i].local, fixed, back)
+            _move(y, block_y, p.pass_I[i].local, fixed, back)
             fixed = (fixed - others) & others
             if fixed == 0:
                 break
     return _collected(p, trig_G, sums_J)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no cover (compiled)
     """The gradient from every step's sums, which are still one per lane.
 
@@ -281,27 +285,27 @@ def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no c
     state before the step's last gate G, where the gate before it needs it.
     """
     gradient_P, a, u = np.zeros(p.num_angles), np.empty((3, 4)), np.empty((2, 2), dtype=np.complex128)
-    for j in range(len(p.target_J)):
-        if not p.turns_J[j]:
+    for j in range(len(p.step_J)):
+        if not p.step_J[j].turns:
             continue
         for value in range(2):
-            if value == 0 and (p.control_J[j] < 0 or p.idle_J[j]):
+            if value == 0 and (p.step_J[j].control < 0 or p.step_J[j].idle):
                 continue
-            k00, k11, k01 = _moments(p.target_J[j], p.control_J[j], value, sums_J[j])
-            for g in range(p.gate_J[j + 1] - 1, p.gate_J[j] - 1, -1):
-                if p.controlled_G[g] and value == 0:
+            k00, k11, k01 = _moments(p.step_J[j].target, p.step_J[j].control, value, sums_J[j])
+            for g in range(p.step_J[j].end - 1, p.step_J[j].first - 1, -1):
+                if p.gate_G[g].controlled and value == 0:
                     continue
-                num = _generators(p.code_G[g], trig_G[g], a)
+                num = _generators(p.gate_G[g].code, trig_G[g], a)
                 for i in range(num):
                     total = 2 * (a[i, 2] * k01.real - a[i, 3] * k01.imag) - a[i, 0] * k00 - a[i, 1] * k11
-                    gradient_P[p.angle_G[g] + i] += 2 * total
-                if g > p.gate_J[j]:
-                    _matrix(p.code_G[g], trig_G[g], u)
+                    gradient_P[p.gate_G[g].angle + i] += 2 * total
+                if g > p.step_J[j].first:
+                    _matrix(p.gate_G[g].code, trig_G[g], u)
                     k00, k11, k01 = _before(u, k00, k11, k01)
     return gradient_P
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # pragma: no cover (compiled)
     """Im k_00, Im k_11 and k_01 of the lanes (or vectors) where the control has the value."""
     low, high, cross, turn = 0.0, 0.0, 0.0, 0.0
@@ -321,7 +325,7 @@ def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # p
     return low, high, complex(cross / 2, turn / 2)
 
 
-@numba.njit(cache=True)
+@numba.njit()
 def _before(u: Complexes, k00: float, k11: float, k01: complex) -> tuple:  # pragma: no cover (compiled)
     """u^T k conj(u) of an anti-Hermitian k, again as Im k_00, Im k_11, k_01."""
     a, b, c, d = u[0, 0], u[0, 1], u[1, 0], u[1, 1]
@@ -334,7 +338,7 @@ def _before(u: Complexes, k00: float, k11: float, k01: complex) -> tuple:  # pra
     return new00.imag, new11.imag, new01
 
 
-@numba.njit(cache=True)
+@compiled.kept
 def _squared(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
     for i in range(len(p_S)):
         p_S[i] = x[0, i] * x[0, i]
@@ -388,12 +392,7 @@ def traffic(circuit: Program, precision: str) -> int:
     Every pass reads and writes the state once going forward, psi and lambda once each going back.
     """
     p = plan(circuit)
-    return len(p.local_I) * 3 * 2 * np.dtype(precision).itemsize * (p.components << p.num_bits)
-
-
-def compile_timer(seconds: list[float]) -> AbstractContextManager[Any]:
-    """Appends how long kernels were compiled inside; nothing when their code was on disk."""
-    return event.install_timer("numba:compile", seconds.append)
+    return len(p.pass_I) * 3 * 2 * np.dtype(precision).itemsize * (p.components << p.num_bits)
 
 
 @cache
@@ -403,13 +402,19 @@ def _compile(precision: str) -> None:
     Raises UserError when the code cannot be kept.
     """
     start = plan(program(1, [Gate("u3", 0)]))
-    try:
+
+    def first_call() -> None:
         after = state(start, np.zeros(3), np.dtype(precision))
         gradient(start, after, probabilities(after.x, 1))
+
+    try:
+        compiled.once(precision, first_call)
     except OSError as error:
         raise UserError(
             f"cannot keep compiled code on disk ({error}): set NUMBA_CACHE_DIR to a folder with room"
         ) from None
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"compiled code in {compiled.FOLDER} is damaged ({error}): remove that folder") from None
 
 
 class StateVector:

@@ -132,7 +132,7 @@ def test_blocks_of_the_real_size(name):
         one = StateVector(program, Qpu())
     p_S, gradient = blocked.differentiable(theta_P, "adjoint")
     expected_S, expected = one.differentiable(theta_P, "adjoint")
-    assert len(plan.plan(program).local_I) > 1
+    assert len(plan.plan(program).pass_I) > 1
     np.testing.assert_allclose(p_S, expected_S, rtol=0, atol=1e-15)
     np.testing.assert_allclose(gradient(v_S), expected(v_S), rtol=0, atol=1e-12)
 
@@ -205,12 +205,12 @@ def test_traffic_is_one_pass_for_a_state_that_is_one_block():
 def test_gates_on_one_target_are_one_step():
     """Of a ring of 5 wires' U3 and CU3 only wire 0's U3 is alone: its next gate has it as control."""
     ring = plan.plan(ansatz.program(5, ansatz.u3_cu3_ring(5, 1)))
-    assert np.diff(ring.gate_J).tolist() == [1, 2, 2, 2, 2, 1]
-    assert ring.idle_J.tolist() == [False] * 5 + [True]
+    assert (ring.step_J["end"] - ring.step_J["first"]).tolist() == [1, 2, 2, 2, 2, 1]
+    assert ring.step_J["idle"].tolist() == [False] * 5 + [True]
 
 
 def test_a_control_in_between_keeps_gates_apart():
     """The second CNOT's control is turned after the first one, and wire 1 is a control before its second RY."""
     gates = [("x", 1, 0), ("ry", 0), ("x", 1, 0), ("x", 2, 1), ("ry", 1)]
     p = plan.plan(ansatz.program(3, [Gate(*gate) for gate in gates]))
-    assert np.diff(p.gate_J).tolist() == [1] * 5
+    assert (p.step_J["end"] - p.step_J["first"]).tolist() == [1] * 5

@@ -170,7 +170,7 @@ def test_what_is_not_finite_is_named(mpirun, tmp_path, what):
 
 
 def test_one_rank_with_another_command_line(mpirun, tmp_path):
-    run = {"argv": training(tmp_path), "also": {"1": ["--print-config"]}}
+    run = {"argv": training(tmp_path), "also": {"1": ["--json"]}}
     code, _, err = mpirun(2, [SEVERAL, json.dumps([run])], timeout=20)
     assert code == 2
     (line,) = lines(err)
