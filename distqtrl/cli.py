@@ -170,6 +170,7 @@ def _trained(
 
 
 def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    from distqtrl.environment import permission
     from distqtrl.environment.rollout import play, summary
     from distqtrl.environment.vector import Environments
     from distqtrl.policy import policy_file
@@ -178,6 +179,7 @@ def _evaluate(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int
         return 0
     policies = policy_file.team(Path(args.policy))
     environment = configuration.Environment(**policies[0].environment)
+    permission.check(environment.id, args.policy, args.import_environment)
     roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
     if args.gif is not None:
         from distqtrl.report import animation
@@ -247,17 +249,20 @@ def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
 
 
 def _verify(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
-    from distqtrl.export import folder, readme, verify
+    from distqtrl.export import folder, readme, tools, verify
 
     if comm.rank:
         return 0
     say, found = _aside(args.json), []
-    for check in verify.checks(args.folder, args.vectors, args.episodes, folder.targets(args.target), args.implement):
-        say(readme.line(check))
-        found.append(check)
+    named = folder.targets(args.target) if args.target is not None else ()
+    more = {"netlists": args.implement, "imports": args.import_environment}
+    with tools.orderly(args.tool_limit):
+        for check in verify.checks(args.folder, args.vectors, args.episodes, named, **more):
+            say(readme.line(check))
+            found.append(check)
     if args.json:
         print(json.dumps([asdict(check) for check in found]))
-    return int(any(check.status == verify.DIFFERENT for check in found))
+    return verify.exit_code(found, named)
 
 
 def _policy_path(path: Path) -> Path:

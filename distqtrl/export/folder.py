@@ -1,10 +1,8 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from distqtrl import record
 from distqtrl.config import Environment, UserError, nearest
+from distqtrl.environment import permission
 from distqtrl.export import c, cuda, episodes, folded, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
 from distqtrl.policy import lower, policy_file
@@ -32,7 +31,8 @@ BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized aft
 class Options:
     """How to export: targets; bits, scales' sharing and recorded observations (none: BITS, PER, the policy records its
     own) of a policy that was not trained with quantization; folding, part; vectors and episodes of the proof; whether
-    to simulate netlists, place and route; static watts and joules per toggle."""
+    to simulate netlists, place and route; static watts and joules per toggle; whether
+    the policy file may name any module for its environment; seconds that a tool may take (none: its own limit)."""
 
     targets: tuple[str, ...]
     bits: Bits | None
@@ -44,6 +44,8 @@ class Options:
     episodes: int
     implement: bool
     energy: tuple[float, float] | None
+    imports: bool = False
+    limit_s: float | None = None
 
 
 def options(args: Any) -> Options:
@@ -64,6 +66,7 @@ def options(args: Any) -> Options:
     return Options(
         targets(args.target), None if args.bits is None else bits(args.bits), args.per, args.calibration, folding,
         args.part, args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
+        args.import_environment, args.tool_limit,
     )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def coefficients(text: str) -> tuple[float, float]:
 
 def targets(text: str) -> tuple[str, ...]:
     """The targets of a list; raises UserError."""
-    words = tuple(text.split(","))
+    words = tuple(dict.fromkeys(text.split(",")))
     for word in words:
         if word not in verify.TARGETS:
             raise UserError(f"--target {word!r}: {nearest(word, verify.TARGETS)}")
@@ -88,10 +91,14 @@ def targets(text: str) -> tuple[str, ...]:
 
 
 def export(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong."""
+    """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong.
+
+    What cannot be checked here is written and recorded as such; what differs is not written.
+    """
     if folder.exists():
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy, partners = policy_file.load(path), policy_file.partners(path)
+    permission.check(policy.environment["id"], path, options.imports)
     if policy.trained is not None:
         _refuse(path, options)
     obs_BO = _observations(policy, partners, options.calibration)
@@ -99,7 +106,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+    with tools.orderly(options.limit_s), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {
@@ -120,14 +127,14 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             partner.save(made / f"{verify.PARTNER}{'-'.join(partner.agents)}.safetensors")
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
-        with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
+        with tools.pool() as pool:  # Yosys and nextpnr, beside the checks
             todo = {}
             for name in verify.CORES if "verilog" in options.targets else ():
                 todo[name] = pool.submit(_figures, made, name, about["verilog"][name], program, options)
                 if options.part and name == "folded":
                     todo[name].result()  # before anything else: there may be nothing to prove
             about["checks"] = []
-            for check in verify.checks(made, options.vectors, options.episodes, netlists=options.implement):
+            for check in _checks(made, options):
                 say(readme.line(check))
                 about["checks"].append(asdict(check))
             for name, future in todo.items():
@@ -139,9 +146,13 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         (made / "README.md").write_text(readme.page(about, program))
         about["files"]["README.md"] = verify.digest(made / "README.md")
         _save(made, about)
-        shutil.rmtree(made / "__pycache__", ignore_errors=True)
         made.rename(folder)
     return about
+
+
+def _checks(made: Path, options: Options) -> Iterator[verify.Check]:
+    """The proof of what was just made; the policy file's environment was permitted before."""
+    return verify.checks(made, options.vectors, options.episodes, netlists=options.implement, imports=True)
 
 
 def _refuse(path: Path, options: Options) -> None:
@@ -298,7 +309,7 @@ def _figures(folder: Path, name: str, core: dict[str, Any], program: Program, op
         if options.implement:
             lanes, outputs = core["observations_per_beat"], program.outputs
             out["mhz"] = synthesis.clock_mhz(text, top, lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits)
-    except tools.Missing as error:
+    except tools.Unchecked as error:
         return {"missing": str(error)}
     return out
 

@@ -12,8 +12,8 @@ import torch
 
 from distqtrl.cli import main
 from distqtrl.config import Quantize
-from distqtrl.export import synthesis, tools, verify
-from distqtrl.export.verify import CORES
+from distqtrl.export import synthesis, targets, tools, verify
+from distqtrl.export.targets import CORES
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
@@ -65,10 +65,10 @@ def exported(policies, tmp_path_factory):
 def test_a_folder_holds_its_proof(exported, name, capfd):
     folder = exported[name]
     about = json.loads((folder / "manifest.json").read_text())
-    assert {check["status"] for check in about["checks"]} <= {"equal", "built", "skipped"}
+    assert {check["status"] for check in about["checks"]} <= {"equal", "built", "not checked"}
     assert {check["status"] for check in about["checks"] if check["target"] != "c cortex-m"} == {"equal"}
-    targets = {check["target"] for check in about["checks"]}
-    assert targets == {"files", "interpreter", "c", "c cortex-m", "onnx", "closed loop"}
+    names = {check["target"] for check in about["checks"]}
+    assert names == {"files", "interpreter", "c", "c cortex-m", "onnx", "closed loop"}
     assert len(about["errors"]) == 2
     assert all(0.5 <= error["worst_levels"] < 0.6 for error in about["errors"])
     assert about["returns"]["interval"][0] <= about["returns"]["difference"] <= about["returns"]["interval"][1]
@@ -86,7 +86,7 @@ def test_every_target_takes_squashed_heads_and_trained_integers(policies, tmp_pa
     about = json.loads((folder / "manifest.json").read_text())
     statuses = {check["target"]: check["status"] for check in about["checks"]}
     assert {statuses[target] for target in ("c", "onnx", "torch", "closed loop")} == {"equal"}
-    assert {statuses[f"{tool} {core}"] for tool in ("verilog", "icarus") for core in CORES} <= {"equal", "skipped"}
+    assert {statuses[f"{tool} {core}"] for tool in ("verilog", "icarus") for core in CORES} <= {"equal", "not checked"}
     assert all(0.5 <= error["worst_levels"] < 0.6 for error in about["errors"])
     page = (folder / "README.md").read_text()
     if name == "squashed":
@@ -156,13 +156,13 @@ def test_a_folder_counts_its_cores(cores):
 def test_a_mutation_of_a_core_is_seen(cores, tmp_path, core, pattern, change):
     """By Icarus, which takes a second where Verilator takes ten."""
     mutate(cores, tmp_path / "mutated", core, pattern, change)
-    assert checked(tmp_path / "mutated", verify._icarus(core)).status == "DIFFERENT"
+    assert checked(tmp_path / "mutated", targets.TARGETS["verilog"][f"icarus {core}"]).status == "DIFFERENT"
 
 
 @pytest.mark.xdist_group("cores")
 def test_a_mutation_of_a_core_is_seen_by_verilator(cores, tmp_path):
     folder = mutate(cores, tmp_path / "mutated", "unrolled", r"assign out_data = ()", lambda text: "~")
-    check = checked(folder, verify._verilog("unrolled"))
+    check = checked(folder, targets.TARGETS["verilog"]["verilog unrolled"])
     assert check.status == "DIFFERENT"
     assert check.detail.startswith("1,000 of 1,000 vectors")
 
@@ -180,7 +180,8 @@ def mutate(source, folder, core, pattern, change):
 def checked(folder, check):
     program, seen_BO, _ = verify.read(folder)
     x_BO = verify.vectors(program, seen_BO, 1000, seed=0)
-    return verify._checked("core", check, folder, program, x_BO, program.run(x_BO))
+    per_beat = {core: facts["observations_per_beat"] for core, facts in verify.manifest(folder)["verilog"].items()}
+    return targets.checked("core", check, targets.Question(folder, program, x_BO, program.run(x_BO), seen_BO, per_beat))
 
 
 @pytest.mark.xdist_group("cores")
@@ -194,17 +195,17 @@ def test_a_core_that_does_not_fit_names_the_folding_that_would(cores, policies, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_tools_are_named_and_skipped(exported, monkeypatch, capfd):
-    def missing():
+def test_missing_tools_are_named(exported, monkeypatch, capfd):
+    def missing(name=""):
         raise tools.Missing("no cc: install the Debian package gcc")
 
     monkeypatch.setattr(tools, "compiler", missing)
     monkeypatch.setattr(tools, "arm", missing)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert main(["verify", str(exported["categorical"]), *FAST]) == 0
+    assert main(["verify", str(exported["categorical"]), *FAST]) == 3  # nothing was compared
     out = capfd.readouterr().out
-    assert re.search(r"c +skipped: no cc: install the Debian package gcc", out)
-    assert re.search(r"onnx +skipped: no onnxruntime: install distqtrl\[onnx\]", out)
+    assert re.search(r"c +not checked: no cc: install the Debian package gcc", out)
+    assert re.search(r"onnx +not checked: no onnxruntime: install distqtrl\[onnx\]", out)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +231,14 @@ def test_a_mutation_is_seen(exported, tmp_path, file, pattern, by, capfd):
         data = data[: found.start(1)] + str(value).encode() + data[found.end(1) :]
     (folder / file).write_bytes(data)
     about = json.loads((folder / "manifest.json").read_text())
-    about["files"].pop(file)  # not by its hash
+    about["files"][file] = verify.digest(folder / file)  # not by its hash
+    if file == "program.json":
+        about["program"] = programs.digest(verify.read(folder)[0])
     (folder / "manifest.json").write_text(json.dumps(about))
     assert main(["verify", str(folder), *FAST]) == 1
-    assert "DIFFERENT" in capfd.readouterr().out
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("files             equal")
+    assert any(" DIFFERENT: " in line or " DIFFERENT " in line for line in lines[1:])
 
 
 def test_a_changed_file_is_named(exported, tmp_path, capfd):
