@@ -89,8 +89,9 @@ def _parser() -> Parser:
     _add_proof(sub)
     _add_permission(sub)
     sub.epilog = (
-        "Exit code 0: the folder was written, and nothing in it differs; what could not be checked is said, and recorded "
-        "in manifest.json and README.md. 2: it cannot be done as asked, or something differs; nothing was written."
+        "Exit code 0: the folder was written, and nothing in it differs; what could not be checked is said, and "
+        "recorded in manifest.json and README.md. 2: it cannot be done as asked, or something differs; then nothing "
+        "was written."
     )
     sub = command("verify", "Check an exported folder again: every target whose tool is here, vector by vector.")
     sub.epilog = (
@@ -131,7 +132,7 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_permission(parser: argparse.ArgumentParser) -> None:
-    text = "import the module that the file's environment.id names, which runs its code: give it for files that you trust"
+    text = "import the module that the file's environment.id names: for files that you trust, it runs code"
     parser.add_argument("--import-environment", action="store_true", help=text)
 
 

@@ -106,7 +106,8 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tools.orderly(options.limit_s), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+    hidden = {"dir": folder.parent, "prefix": f".{folder.name}."}
+    with tools.orderly(options.limit_s), tempfile.TemporaryDirectory(**hidden) as place:
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {

@@ -81,7 +81,7 @@ def compiler() -> list[str]:
 
 
 def _built(flags: list[str]) -> Path:
-    """The shared library: the one in the cache, if it is of this content, compiler, flags and kind of CPU, or a new one.
+    """The shared library: the cached one of this content, compiler, flags and kind of CPU, or a new one.
 
     Where the cache cannot be written, the library is in a temporary folder until Python ends.
     """
@@ -114,9 +114,11 @@ def _built(flags: list[str]) -> Path:
 
 
 def _cache() -> Path:
-    """Where libraries are kept."""
-    home = os.path.expanduser("~")  # without HOME and without an entry in /etc/passwd it stays "~", which is no folder
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "distqtrl"
+    """Where libraries are kept; os.devnull, where nothing can be, without HOME and without an entry in /etc/passwd."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distqtrl"
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def _whole(library: Path) -> bool:
@@ -151,7 +153,7 @@ def _run(command: list[str], place: Path) -> bytes:
                 env={**os.environ, "TMPDIR": str(place)},
             )  # fmt: skip
         except OSError as error:
-            raise RuntimeError(f"no C compiler {command[0]} ({error.strerror}): install one, or name it in CC") from None
+            raise RuntimeError(f"no C compiler {command[0]} ({error.strerror}): name one in CC") from None
         try:
             code = child.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -161,7 +163,9 @@ def _run(command: list[str], place: Path) -> bytes:
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if code:
-        lines = errors.read_text(errors="replace").split("\n")
-        told = [line for line in lines if "error" in line] or [line for line in lines if line.strip()][-1:] or ["no word"]
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()] or [
+            "it said nothing"
+        ]
+        told = [line for line in lines if "error" in line] or lines[-1:]
         raise RuntimeError(f"{command[0]} failed with exit code {code}: {told[0].strip()}")
     return out.read_bytes()

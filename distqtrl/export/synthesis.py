@@ -14,7 +14,7 @@ BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
 
 @dataclass(frozen=True)
 class Resources:
-    """Of the 7 series: 6-input lookup tables (as memory and as inverters too), flip-flops, 36 kbit memories, DSP48E1."""
+    """Of the 7 series: 6-input lookup tables (memory and inverters too), flip-flops, 36 kbit memories, DSP48E1."""
 
     lut: int
     ff: int
@@ -63,7 +63,7 @@ def clock_mhz(text: str, top: str, in_bits: int, out_bits: int) -> float:
 
 
 def synthesized(text: str, script: str, file: str) -> str:
-    """The text of the file that a Yosys script writes about a core; raises Unchecked without Yosys or where it fails."""
+    """The text of the file that a Yosys script writes about a core; raises Unchecked where there is none."""
     with tools.workplace() as place:
         (place / "core.v").write_text(text)
         tool = tools.yosys()

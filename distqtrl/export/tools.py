@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distqtrl.export import loader
 
@@ -159,13 +159,12 @@ def _found(name: str, brings: str) -> str:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A new folder for tools, gone afterwards: one that can be written, has room, runs programs, and that make can name.
+    """A new folder for tools, gone afterwards: it can be written, has room, runs programs, and make can name it.
 
     Raises Unchecked where there is none.
     """
-    tried = [os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", os.getcwd()]
-    usable = [path for path in dict.fromkeys(map(os.path.abspath, filter(None, tried))) if _usable(path)]
-    for parent in sorted(usable, key=lambda path: min(_room(path), ROOM), reverse=True):
+    tried = [Path(name).absolute() for name in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", ".") if name]
+    for parent in sorted(filter(_usable, tried), key=lambda path: min(_room(path), ROOM), reverse=True):
         try:
             made = tempfile.TemporaryDirectory(dir=parent, prefix="distqtrl-", ignore_cleanup_errors=True)
         except OSError:
@@ -174,26 +173,27 @@ def workplace() -> Iterator[Path]:
             yield Path(place)
         return
     raise Unchecked(
-        f"no folder for temporary files among {', '.join(filter(None, tried))}: set TMPDIR to one that can be written, "
+        f"no folder for temporary files among {', '.join(map(str, tried))}: set TMPDIR to one that can be written, "
         "has 64 MB of room, runs programs, and has no space in its path"
     )
 
 
-def _usable(path: str) -> bool:
-    may = os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
-    return may and not ODD.search(path) and not os.statvfs(path).f_flag & os.ST_NOEXEC
+def _usable(path: Path) -> bool:
+    may = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    return may and not ODD.search(str(path)) and not os.statvfs(path).f_flag & os.ST_NOEXEC
 
 
-def _room(path: str) -> int:
+def _room(path: Path) -> int:
+    """Free bytes, none where no file can be made; a file system that counts no files has room for them."""
     found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize if found.f_favail else 0
+    return found.f_bavail * found.f_frsize if found.f_favail or not found.f_files else 0
 
 
 def plain(path: Path, place: Path) -> Path:
     """The path, or a link to it in place where make could not name it."""
     if not ODD.search(str(path)):
         return path
-    link = place / f"link-{path.name}"
+    link = place.absolute() / f"link-{path.name}"
     if not link.is_symlink():
         link.symlink_to(path)
     return link
@@ -305,10 +305,10 @@ def orderly(limit_s: float | None = None) -> Iterator[None]:
     """
     global _limit_s
     before, _limit_s = _limit_s, limit_s or _limit_s
-    theirs = {}
+    theirs: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        theirs = {s: old for s in signals if (old := signal.getsignal(s)) in (signal.SIG_DFL, signal.default_int_handler)}
+        now = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        theirs = {s: old for s, old in now.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
 
     def interrupt(number: int, _: FrameType | None) -> NoReturn:
         for s in theirs:
@@ -325,4 +325,3 @@ def orderly(limit_s: float | None = None) -> Iterator[None]:
         _limit_s = before
         for s, old in theirs.items():
             signal.signal(s, old)
-

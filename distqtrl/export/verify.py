@@ -1,12 +1,11 @@
 """Proof that an exported folder says on every target what the interpreter says, vector by vector, without tolerance.
 
-Nothing of a folder runs that is not as its manifest says: what a check needs is read once, hashed, and copied to a place
-of its own.
+Nothing of a folder runs that is not as its manifest says: what a check needs is read once, hashed, and copied to a
+place of its own.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from distqtrl.environment import permission
 from distqtrl.export import episodes, tools
 from distqtrl.export.targets import (
     BUILT,
-    CORES,
     DIFFERENT,
     EQUAL,
     FILES,
@@ -120,8 +118,8 @@ def checks(
 
 
 def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
-    """0: everything that was asked for is equal; 1: something differs; 3: a target that was named, or every one, was not
-    checked."""
+    """0: everything that was asked for is equal; 1: something differs; 3: a target that was named was not checked, or
+    nothing was."""
     if any(check.status == DIFFERENT for check in found):
         return DIFFERS
     proven = {check.target for check in found if check.status == EQUAL}
@@ -196,7 +194,7 @@ def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:
 def _files(folder: Path, about: dict[str, Any], program: Program) -> Check:
     """Whether the folder's files are those of the manifest, and the manifest names all that its format demands."""
     every = {PROGRAM, VECTORS, "README.md", *(file for files in FILES.values() for file in files)}
-    here = {name for name in os.listdir(folder) if name in every or name.startswith(PARTNER)}
+    here = {name for path in folder.iterdir() if (name := path.name) in every or name.startswith(PARTNER)}
     demanded = {PROGRAM, VECTORS, *(file for target in about["targets"] for file in FILES[target])}
     wrong = [words for name in about["files"] if (words := _unlike(folder, about, name))]
     wrong += [f"{name} is not in {MANIFEST}" for name in sorted((here | demanded) - set(about["files"]))]
