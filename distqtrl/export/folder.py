@@ -14,6 +14,7 @@ from distqtrl.config import Environment, UserError, nearest
 from distqtrl.environment import permission
 from distqtrl.export import c, cuda, episodes, folded, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
+from distqtrl.export.targets import CORES, DIFFERENT, TARGETS, Check
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
@@ -85,8 +86,8 @@ def targets(text: str) -> tuple[str, ...]:
     """The targets of a list; raises UserError."""
     words = tuple(dict.fromkeys(text.split(",")))
     for word in words:
-        if word not in verify.TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, verify.TARGETS)}")
+        if word not in TARGETS:
+            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
     return words
 
 
@@ -106,8 +107,8 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = {"dir": folder.parent, "prefix": f".{folder.name}."}
-    with tools.orderly(options.limit_s), tempfile.TemporaryDirectory(**hidden) as place:
+    hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
+    with tools.orderly(options.limit_s), hidden as place:
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {
@@ -130,7 +131,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         _save(made, about)
         with tools.pool() as pool:  # Yosys and nextpnr, beside the checks
             todo = {}
-            for name in verify.CORES if "verilog" in options.targets else ():
+            for name in CORES if "verilog" in options.targets else ():
                 todo[name] = pool.submit(_figures, made, name, about["verilog"][name], program, options)
                 if options.part and name == "folded":
                     todo[name].result()  # before anything else: there may be nothing to prove
@@ -142,7 +143,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
                 about["verilog"][name] |= future.result()
                 _count(about, name, options)
                 say(readme.core_line(name, about["verilog"][name]))
-        if any(check["status"] == verify.DIFFERENT for check in about["checks"]):
+        if any(check["status"] == DIFFERENT for check in about["checks"]):
             raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
         (made / "README.md").write_text(readme.page(about, program))
         about["files"]["README.md"] = verify.digest(made / "README.md")
@@ -151,7 +152,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     return about
 
 
-def _checks(made: Path, options: Options) -> Iterator[verify.Check]:
+def _checks(made: Path, options: Options) -> Iterator[Check]:
     """The proof of what was just made; the policy file's environment was permitted before."""
     return verify.checks(made, options.vectors, options.episodes, netlists=options.implement, imports=True)
 
@@ -237,21 +238,21 @@ def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO:
 
 
 def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: int) -> dict[str, Any]:
-    """Of the same episodes before and after, and the mean difference with its 95 % normal interval."""
+    """Of the same episodes before and after, and the mean difference with its 95 % normal interval (of one: none)."""
     environment = Environment(**policy.environment)
     both = [
         episodes.returns(environment, policy.agents, partners, act, num, "evaluation")
         for act in (policy.act, program.act)
     ]
     difference = both[1] - both[0]
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
     mean = float(difference.mean())
+    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5 if num > 1 else None
     return {
         "episodes": num,
         "float": float(both[0].mean()),
         "integer": float(both[1].mean()),
         "difference": mean,
-        "interval": [mean - half, mean + half],
+        "interval": None if half is None else [mean - half, mean + half],
     }
 
 

@@ -79,6 +79,8 @@ def bits(named: dict[str, Any]) -> str:
 
 def difference(returns: dict[str, Any]) -> str:
     """Of the return after and before, in words."""
+    if returns["interval"] is None:
+        return f"(difference {returns['difference']:.2f})"
     low, high = returns["interval"]
     return f"(difference {returns['difference']:.2f}, 95 % interval {low:.2f} to {high:.2f})"
 

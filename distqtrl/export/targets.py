@@ -135,8 +135,8 @@ def _cuda(name: str, q: Question) -> Check:
         call = ctypes.CDLL(str(tools.made(nvcc, file).resolve())).policy_batch_cuda
     except OSError as error:
         raise Unchecked(f"nvcc wrote a library that does not load ({error}): {nvcc.remedy}") from None
-    if error := call(*pointers, ctypes.c_int32(len(rows))):
-        return Check(name, BUILT, 0, f"by nvcc, and not run: no GPU here (CUDA error {error})")
+    if code := call(*pointers, ctypes.c_int32(len(rows))):
+        return Check(name, BUILT, 0, f"by nvcc, and not run: no GPU here (CUDA error {code})")
     equal(out, q.y_BA)
     return Check(name, EQUAL, len(q.x_BO), "on the GPU")
 
@@ -217,13 +217,13 @@ TARGETS: dict[str, dict[str, Comparison]] = {
     | {f"icarus {core}": _icarus(core) for core in CORES},
 }
 NETLISTS = {f"netlist {core}": _netlist(core) for core in CORES}
-FILES = {  # of every target
+FILES: dict[str, tuple[str, ...]] = {  # of every target
     "c": (*C, "policy.py"),
     "onnx": ("policy.onnx",),
     "cuda": (*C, "policy.py", "policy.cu"),
     "verilog": tuple(f"policy_{core}.v" for core in CORES),
 }
-PROOFS = {  # what has to be equal for a file to be proven: one check of each row
+PROOFS: dict[str, dict[str, tuple[str, ...]]] = {  # what has to be equal for a file to be proven: one check of each row
     "c": {"policy.c": ("c",)},
     "onnx": {"policy.onnx": ("onnx",)},
     "cuda": {"policy.cu": ("cuda",)},
