@@ -367,6 +367,11 @@ def test_exit_codes():
     assert verify.exit_code(verilog[:2], ["verilog"]) == 3
 
 
+def test_help_says_the_exit_codes(capfd):
+    assert "3: a target named with --target could not be checked" in " ".join(run(capfd, "verify", "--help")[1].split())
+    assert "Exit code 0: the folder was written" in " ".join(run(capfd, "export", "--help")[1].split())
+
+
 # ---- policy.py by itself
 
 
