@@ -244,6 +244,8 @@ def _export(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
             f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
             f"{readme.difference(r)}"
         )
+        if missing := readme.unproven(about):
+            print(f"not checked here: {', '.join(missing)} (README.md there says why)")
         print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
     return 0
 

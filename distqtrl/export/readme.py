@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from distqtrl.export import targets
+from distqtrl.export.targets import EQUAL, PROOFS, Check
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Program
 
 
-def line(check: targets.Check) -> str:
+def line(check: Check) -> str:
     """A check in words."""
     count = f" {check.vectors:,} vectors" if check.vectors else ""
     return f"{check.target:<17} {check.status}{count}{f': {check.detail}' if check.detail else ''}"
@@ -49,7 +49,7 @@ def page(about: dict[str, Any], program: Program) -> str:
         "",
         "## Checks when it was exported",
         "",
-        *(f"* {line(targets.Check(**check))}" for check in about["checks"]),
+        *(f"* {line(Check(**check))}" for check in about["checks"]),
     ]
     if "verilog" in about:
         lines += ["", "## Cores", "", *core_table(about["verilog"])]
@@ -58,18 +58,24 @@ def page(about: dict[str, Any], program: Program) -> str:
 
 def proven(about: dict[str, Any]) -> list[str]:
     """File by file, what the checks of an export say: equal on how many vectors, or not checked and why."""
-    checks, lines = {check["target"]: check for check in about["checks"]}, []
-    for target in about["targets"]:
-        for file, names in targets.PROOFS[target].items():
-            found = [checks[name] for name in names if name in checks]
-            done = [check for check in found if check["status"] == targets.EQUAL]
-            if done:
-                words = " and ".join(f"{check['vectors']:,} vectors ({check['target']})" for check in done)
-                lines.append(f"`{file}`: equal on {words}")
-            else:
-                words = "; ".join(f"{check['target']}: {check['detail']}" for check in found)
-                lines.append(f"`{file}`: **not checked** ({words})")
+    lines = []
+    for file, found in _proofs(about).items():
+        done = [f"{check['vectors']:,} vectors ({check['target']})" for check in found if check["status"] == EQUAL]
+        why = "; ".join(f"{check['target']}: {check['detail']}" for check in found)
+        lines.append(f"`{file}`: equal on {' and '.join(done)}" if done else f"`{file}`: **not checked** ({why})")
     return lines
+
+
+def unproven(about: dict[str, Any]) -> list[str]:
+    """The files that no check of an export found equal."""
+    return [file for file, found in _proofs(about).items() if all(check["status"] != EQUAL for check in found)]
+
+
+def _proofs(about: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Every target's files, with the checks that can prove them."""
+    checks = {check["target"]: check for check in about["checks"]}
+    files = {file: names for target in about["targets"] for file, names in PROOFS[target].items()}
+    return {file: [checks[name] for name in names if name in checks] for file, names in files.items()}
 
 
 def bits(named: dict[str, Any]) -> str:

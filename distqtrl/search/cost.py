@@ -26,8 +26,8 @@ class Kind:
 
 KINDS = {
     "luts": Kind("6-input lookup tables, 7 series", (tools.yosys,)),
-    "ns": Kind("ns from observation to action at 100 MHz", (tools.verilator,)),
-    "energy": Kind("J per action at 100 MHz", (tools.yosys, tools.verilator)),
+    "ns": Kind("ns from observation to action at 100 MHz", (tools.verilator, tools.make, tools.cxx)),
+    "energy": Kind("J per action at 100 MHz", (tools.yosys, tools.verilator, tools.make, tools.cxx)),
     "memory": Kind("bytes of flash, memory and stack, Cortex-M4", (tools.arm,)),
 }
 

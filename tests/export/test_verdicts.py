@@ -16,7 +16,7 @@ import pytest
 from needs import soon
 
 from distqtrl import cli
-from distqtrl.export import loader, synthesis, tools, verify
+from distqtrl.export import loader, readme, synthesis, tools, verify
 from distqtrl.export.targets import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check
 
 QUICK = ["--vectors", "300", "--episodes", "1"]
@@ -181,6 +181,7 @@ def test_an_export_says_what_was_proven(unproven):
         assert about["verilog"][core]["missing"].startswith("Yosys failed with exit code 1: ERROR: No space left")
     assert "`policy.c`: equal on 300 vectors (c)" in page
     assert "Every file" not in page
+    assert readme.unproven(about) == ["policy_folded.v", "policy_unrolled.v"]
 
 
 @pytest.mark.parametrize(
