@@ -124,13 +124,14 @@ def test_a_signal_ends_the_tools_and_leaves_nothing(policies, tmp_path, sent):
     env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{REAL}", "TMPDIR": str(tmp_path / "tmp")}
     words = ["export", policies["small"], "-o", tmp_path / "made" / "out", "--target", "c", *QUICK]
     command = [sys.executable, "-m", "distqtrl", *map(str, words)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        assert soon((tmp_path / "pid").exists, 60)
-        process.send_signal(sent)
-        error = process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        try:
+            assert soon((tmp_path / "pid").exists, 120)
+            process.send_signal(sent)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == 128 + sent
     assert error == f"distqtrl: interrupted by {sent.name}; files that were written stay whole\n"
     assert not left(tmp_path / "pid")
