@@ -29,7 +29,7 @@ import numpy as np
 import setting
 import torch
 
-from distqtrl.export import c, folded, readme, simulate, synthesis, unrolled, verify
+from distqtrl.export import c, folded, readme, simulate, synthesis, targets, unrolled
 from distqtrl.export.folded import Folding
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Gaussian
@@ -99,7 +99,7 @@ def latency(bursts: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         c.write(program, folder)
-        policy = verify.loader(folder).Policy()
+        policy = targets.library(folder)
         warnings.simplefilter("ignore", DeprecationWarning)  # the exporter without torch.export needs no package more
         torch.onnx.export(float_net, (torch.zeros(1, 17),), str(folder / "float.onnx"), dynamo=False, input_names=["x"])
         options = onnxruntime.SessionOptions()
@@ -275,7 +275,7 @@ def table(results: dict) -> str:
                 lines.append(f"| {row['policy']} | {row['seed']} | {whose} | {numbers} | {label} |")
     checks = results["cartpole"]["checks"]
     lines += ["", f"## CartPole, all targets: {results['cartpole']['seconds']:.0f} s", ""]
-    lines += [f"* {readme.line(verify.Check(**check))}" for check in checks]
+    lines += [f"* {readme.line(targets.Check(**check))}" for check in checks]
     lines += [f"* {readme.core_line(name, core)}" for name, core in results["cartpole"]["verilog"].items()]
     r = results["cartpole"]["returns"]
     lines += [f"* return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes"]

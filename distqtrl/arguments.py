@@ -84,6 +84,7 @@ def _parser() -> Parser:
     sub.add_argument("--seed", type=_number(0, 2**32 - 1), default=0, metavar="N", help="of the episodes, default 0")
     text = "cut an episode after so many steps [as at the end of training; without a time limit 1000]"
     sub.add_argument("--max-steps", type=_number(1), metavar="N", help=text)
+    _add_permission(sub)
     sub.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
     sub = command("describe", "Print qubits, parameter counts and compression of a preset or run.")
     sub.add_argument("preset", metavar="PRESET|RUN", help="a preset's name or a run directory")
@@ -105,11 +106,22 @@ def _parser() -> Parser:
     text = "print energy per action: static power and energy per toggle, such as 0.06,2e-13; needs --implement"
     sub.add_argument("--energy", metavar="WATTS,JOULES", help=text)
     _add_proof(sub)
+    _add_permission(sub)
+    sub.epilog = (
+        "Exit code 0: the folder was written, and nothing in it differs; what could not be checked is said, and "
+        "recorded in manifest.json and README.md. 2: it cannot be done as asked, or something differs; then nothing "
+        "was written."
+    )
     sub = command("verify", "Check an exported folder again: every target whose tool is here, vector by vector.")
+    sub.epilog = (
+        "Exit code 0: everything that was asked for is equal. 1: something differs. 2: it cannot be done as asked. "
+        "3: a target named with --target could not be checked, or nothing could."
+    )
     sub.add_argument("folder", type=Path, metavar="DIR", help="a folder made by export")
-    sub.add_argument("--target", default=TARGETS, metavar="LIST", help="default: all that it has")
+    sub.add_argument("--target", metavar="LIST", help="these must be checked [what can be, of all that it has]")
     sub.add_argument("--implement", action="store_true", help="also simulate the synthesized netlists (minutes)")
     _add_proof(sub)
+    _add_permission(sub)
     sub = command(
         "report", "Make one page of any set of runs: curves with intervals, parameters, scores, time, versions."
     )
@@ -134,6 +146,13 @@ def _parser() -> Parser:
 def _add_proof(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vectors", type=_number(1), default=1_000_000, metavar="N", help="to compare [1000000]")
     parser.add_argument("--episodes", type=_number(1), default=100, metavar="N", help="to drive with the C code [100]")
+    text = "seconds that a compiler, simulator or other tool may take [1 to 30 minutes, by tool]"
+    parser.add_argument("--tool-limit", type=_number(1), metavar="S", help=text)
+
+
+def _add_permission(parser: argparse.ArgumentParser) -> None:
+    text = "import the module that the file's environment.id names: for files that you trust, it runs code"
+    parser.add_argument("--import-environment", action="store_true", help=text)
 
 
 def _add_slurm(sub: argparse.ArgumentParser) -> None:

@@ -252,13 +252,15 @@ def _close(environments: "Environments") -> None:
 
 
 def _evaluate(args: argparse.Namespace, flags: Flags) -> int:
+    from distqtrl.environment import permission
     from distqtrl.environment.rollout import cut, evaluation, summary
     from distqtrl.export import episodes
     from distqtrl.policy import policy_file
 
     policies = policy_file.team(Path(args.policy))
-    episodes.check(policies)
     environment = configuration.Environment(**policies[0].environment)
+    permission.check(environment.id, args.policy, args.import_environment)
+    episodes.check(policies)
     roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
     most = args.max_steps or policies[0].origin.get("max_steps")
     if args.gif is not None:
@@ -321,20 +323,25 @@ def _export(args: argparse.Namespace, flags: Flags) -> int:
             f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
             f"{readme.difference(r)}"
         )
+        if missing := readme.unproven(about):
+            print(f"not checked here: {', '.join(missing)} (README.md there says why)")
         print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
     return 0
 
 
 def _verify(args: argparse.Namespace, flags: Flags) -> int:
-    from distqtrl.export import folder, readme, verify
+    from distqtrl.export import folder, readme, tools, verify
 
     say, found = _aside(args.json), []
-    for check in verify.checks(args.folder, args.vectors, args.episodes, folder.targets(args.target), args.implement):
-        say(readme.line(check))
-        found.append(check)
+    named = folder.targets(args.target) if args.target is not None else ()
+    more = {"netlists": args.implement, "imports": args.import_environment}
+    with tools.orderly(args.tool_limit):
+        for check in verify.checks(args.folder, args.vectors, args.episodes, named, **more):
+            say(readme.line(check))
+            found.append(check)
     if args.json:
         print(json.dumps([asdict(check) for check in found]))
-    return int(any(check.status == verify.DIFFERENT for check in found))
+    return verify.exit_code(found, named)
 
 
 def _policy_path(path: Path) -> Path:

@@ -2,10 +2,8 @@
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ import numpy as np
 
 from distqtrl import record
 from distqtrl.config import Environment, UserError, nearest
+from distqtrl.environment import permission
 from distqtrl.export import c, cuda, episodes, folded, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
+from distqtrl.export.targets import CORES, DIFFERENT, TARGETS, Check
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
@@ -33,7 +33,8 @@ BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized aft
 class Options:
     """How to export: targets; bits, scales' sharing and recorded observations (none: BITS, PER, the policy records its
     own) of a policy that was not trained with quantization; folding, part; vectors and episodes of the proof; whether
-    to simulate netlists, place and route; static watts and joules per toggle."""
+    to simulate netlists, place and route; static watts and joules per toggle; whether
+    the policy file may name any module for its environment; seconds that a tool may take (none: its own limit)."""
 
     targets: tuple[str, ...]
     bits: Bits | None
@@ -45,6 +46,8 @@ class Options:
     episodes: int
     implement: bool
     energy: tuple[float, float] | None
+    imports: bool = False
+    limit_s: float | None = None
 
 
 def options(args: Any) -> Options:
@@ -64,6 +67,7 @@ def options(args: Any) -> Options:
     return Options(
         targets(args.target), None if args.bits is None else bits(args.bits), args.per, args.calibration, folding,
         args.part, args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
+        args.import_environment, args.tool_limit,
     )  # fmt: skip
 
 
@@ -80,19 +84,23 @@ def coefficients(text: str) -> tuple[float, float]:
 
 def targets(text: str) -> tuple[str, ...]:
     """The targets of a list; raises UserError."""
-    words = tuple(text.split(","))
+    words = tuple(dict.fromkeys(text.split(",")))
     for word in words:
-        if word not in verify.TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, verify.TARGETS)}")
+        if word not in TARGETS:
+            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
     return words
 
 
 def export(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong."""
+    """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong.
+
+    What cannot be checked here is written and recorded as such; what differs is not written.
+    """
     if folder.exists():
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy, partners = policy_file.load(path), policy_file.partners(path)
     lower.check(policy.head)
+    permission.check(policy.environment["id"], path, options.imports)
     episodes.check([policy, *partners])
     if policy.trained is not None:
         _refuse(path, options)
@@ -101,7 +109,8 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     whole = lower.program(quantized, policy.head)
     program = lower.pruned(whole)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+    hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
+    with tools.orderly(options.limit_s), hidden as place:
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {
@@ -122,28 +131,32 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             partner.save(made / f"{verify.PARTNER}{number}.safetensors")
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
-        with ThreadPoolExecutor(2) as pool:  # Yosys and nextpnr, beside the checks
+        with tools.pool() as pool:  # Yosys and nextpnr, beside the checks
             todo = {}
-            for name in verify.CORES if "verilog" in options.targets else ():
+            for name in CORES if "verilog" in options.targets else ():
                 todo[name] = pool.submit(_figures, made, name, about["verilog"][name], program, options)
                 if options.part and name == "folded":
                     todo[name].result()  # before anything else: there may be nothing to prove
             about["checks"] = []
-            for check in verify.checks(made, options.vectors, options.episodes, netlists=options.implement):
+            for check in _checks(made, options):
                 say(readme.line(check))
                 about["checks"].append(asdict(check))
             for name, future in todo.items():
                 about["verilog"][name] |= future.result()
                 _count(about, name, options)
                 say(readme.core_line(name, about["verilog"][name]))
-        if any(check["status"] == verify.DIFFERENT for check in about["checks"]):
+        if any(check["status"] == DIFFERENT for check in about["checks"]):
             raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
         (made / "README.md").write_text(readme.page(about, program))
         about["files"]["README.md"] = verify.digest(made / "README.md")
         _save(made, about)
-        shutil.rmtree(made / "__pycache__", ignore_errors=True)
         made.rename(folder)
     return about
+
+
+def _checks(made: Path, options: Options) -> Iterator[Check]:
+    """The proof of what was just made; the policy file's environment was permitted before."""
+    return verify.checks(made, options.vectors, options.episodes, netlists=options.implement, imports=True)
 
 
 def _refuse(path: Path, options: Options) -> None:
@@ -227,21 +240,21 @@ def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO:
 
 
 def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: int) -> dict[str, Any]:
-    """Of the same episodes before and after, and the mean difference with its 95 % normal interval."""
+    """Of the same episodes before and after, and the mean difference with its 95 % normal interval (of one: none)."""
     environment = Environment(**policy.environment)
     both = [
         episodes.returns(environment, policy.agents, partners, act, num, "evaluation")
         for act in (policy.act, program.act)
     ]
     difference = both[1] - both[0]
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
     mean = float(difference.mean())
+    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5 if num > 1 else None
     return {
         "episodes": num,
         "float": float(both[0].mean()),
         "integer": float(both[1].mean()),
         "difference": mean,
-        "interval": [mean - half, mean + half],
+        "interval": None if half is None else [mean - half, mean + half],
     }
 
 
@@ -300,7 +313,7 @@ def _figures(folder: Path, name: str, core: dict[str, Any], program: Program, op
         if options.implement:
             lanes, outputs = core["observations_per_beat"], program.outputs
             out["mhz"] = synthesis.clock_mhz(text, top, lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits)
-    except tools.Missing as error:
+    except tools.Unchecked as error:
         return {"missing": str(error)}
     return out
 

@@ -7,26 +7,36 @@
     policy.step()
     policy.action
 
-Part of an export of distqtrl; needs numpy and a C compiler (cc, or the one in the variable CC).
+Part of an export of distqtrl; needs numpy and a C compiler (cc, gcc or clang, or the one in the variable CC).
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
+import shlex
+import shutil
+import signal
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ["-std=c99", "-O3", "-march=native", "-shared", "-fPIC"]
+LIMIT_S = 300  # of the compiler
 
 
 class Policy:
-    """observation (O,) and action (A,) are views of the library's own arrays."""
+    """observation (O,) and action (A,) are views of the library's own arrays.
 
-    def __init__(self, flags: list[str] | None = None) -> None:
-        path = str(_built(FLAGS if flags is None else flags))
+    flags: the compiler's, in place of FLAGS; library: one that was built already.
+    """
+
+    def __init__(self, flags: list[str] | None = None, library: Path | None = None) -> None:
+        path = str(library or _built(FLAGS if flags is None else flags))
         self.library = ctypes.CDLL(path)
         inputs, actions, self.fraction, size = (
             ctypes.c_int32.in_dll(self.library, f"policy_{name}").value
@@ -61,16 +71,101 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def compiler() -> list[str]:
+    """The words of the variable CC, as make reads it; where it says nothing, the first of cc, gcc, clang that is here.
+
+    Raises ValueError where the quotes in CC do not match.
+    """
+    words = shlex.split(os.environ.get("CC", ""))
+    return words or [next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "cc")]
+
+
 def _built(flags: list[str]) -> Path:
-    """The shared library, built once for every content and set of flags."""
-    compiler = os.environ.get("CC", "cc")
-    content = b"".join((HERE / name).read_bytes() for name in ("policy.h", "policy.c"))
-    key = hashlib.sha256(content + " ".join([compiler, *flags]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distqtrl"
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"policy-{key}.so"
-    if not library.exists():
-        partial = library.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *flags, "-o", str(partial), str(HERE / "policy.c")], check=True)
-        partial.replace(library)
+    """The shared library: the cached one of this content, compiler, flags and kind of CPU, or a new one.
+
+    Where the cache cannot be written, the library is in a temporary folder until Python ends.
+    """
+    words = [*compiler(), *flags]
+    place = Path(tempfile.mkdtemp(prefix="policy-"))
+    try:
+        content = b"".join((HERE / name).read_bytes() for name in ("policy.h", "policy.c"))
+        key = hashlib.sha256(content + repr(words).encode() + _machine(words, place)).hexdigest()[:16]
+        library, cached = place / f"policy-{key}.so", _cache() / f"policy-{key}.so"
+        if not _whole(cached):
+            _run([*words, "-o", str(library), str(HERE / "policy.c")], place)
+            if not library.exists():
+                raise RuntimeError(f"{words[0]} wrote no library: mend it, or name another compiler in CC")
+            with suppress(OSError):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                partial = cached.with_suffix(f".{os.getpid()}")
+                try:
+                    shutil.copyfile(library, partial)
+                    partial.replace(cached)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    if _whole(cached):
+        shutil.rmtree(place, ignore_errors=True)
+        return cached
+    atexit.register(shutil.rmtree, place, True)
     return library
+
+
+def _cache() -> Path:
+    """Where libraries are kept; os.devnull, where nothing can be, without HOME and without an entry in /etc/passwd."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distqtrl"
+    except RuntimeError:
+        return Path(os.devnull)
+
+
+def _whole(library: Path) -> bool:
+    """Whether a library is there that loads."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
+    return True
+
+
+def _machine(words: list[str], place: Path) -> bytes:
+    """What says whether a library of this compiler runs here: its macros, which hold its version and what
+    -march=native stands for, and the CPU's own flags."""
+    found = b""
+    with suppress(OSError):
+        names = (b"model name", b"flags", b"Features", b"CPU part")
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        found = b"\n".join(sorted({line for line in lines if line.startswith(names)}))
+    with suppress(RuntimeError):  # a compiler that has no such macros
+        found += _run([*words, "-dM", "-E", "-x", "c", os.devnull], place)
+    return found
+
+
+def _run(command: list[str], place: Path) -> bytes:
+    """What the compiler prints; raises RuntimeError, one line, where it fails. Its children end with it."""
+    errors, out = place / "errors", place / "out"
+    with errors.open("wb") as err, out.open("wb") as text:
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=text, stderr=err, start_new_session=True,
+                env={**os.environ, "TMPDIR": str(place)},
+            )  # fmt: skip
+        except OSError as error:
+            raise RuntimeError(f"no C compiler {command[0]} ({error.strerror}): name one in CC") from None
+        try:
+            code = child.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{command[0]} did not end within {LIMIT_S} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if code:
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()] or [
+            "it said nothing"
+        ]
+        told = [line for line in lines if "error" in line] or lines[-1:]
+        raise RuntimeError(f"{command[0]} failed with exit code {code}: {told[0].strip()}")
+    return out.read_bytes()

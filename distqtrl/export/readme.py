@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from distqtrl.export import verify
+from distqtrl.export.targets import EQUAL, PROOFS, Check
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Program
 
 
-def line(check: verify.Check) -> str:
+def line(check: Check) -> str:
     """A check in words."""
     count = f" {check.vectors:,} vectors" if check.vectors else ""
     return f"{check.target:<17} {check.status}{count}{f': {check.detail}' if check.detail else ''}"
@@ -19,8 +19,12 @@ def page(about: dict[str, Any], program: Program) -> str:
     lines = [
         f"# A policy for {about['environment']['id']}, as integers",
         "",
-        "Exported by distqtrl. Every file here computes the same integers as `program.json`, bit for bit;",
-        "`distqtrl verify .` checks that again.",
+        "Exported by distqtrl. `program.json` says which integers are right; what was compared with it, bit for bit,",
+        "when this folder was made:",
+        "",
+        *(f"* {text}" for text in proven(about)),
+        "",
+        "`distqtrl verify .` compares again, with the tools of the machine that it runs on.",
         "",
         f"Quantized {about['quantized']}. Bits: {bits(about['bits'])}, per {about['per']}.",
         f"Return over {r['episodes']} episodes: {r['float']:.2f} before, {r['integer']:.2f} after {difference(r)}.",
@@ -45,11 +49,33 @@ def page(about: dict[str, Any], program: Program) -> str:
         "",
         "## Checks when it was exported",
         "",
-        *(f"* {line(verify.Check(**check))}" for check in about["checks"]),
+        *(f"* {line(Check(**check))}" for check in about["checks"]),
     ]
     if "verilog" in about:
         lines += ["", "## Cores", "", *core_table(about["verilog"])]
     return "\n".join(lines) + "\n"
+
+
+def proven(about: dict[str, Any]) -> list[str]:
+    """File by file, what the checks of an export say: equal on how many vectors, or not checked and why."""
+    lines = []
+    for file, found in _proofs(about).items():
+        done = [f"{check['vectors']:,} vectors ({check['target']})" for check in found if check["status"] == EQUAL]
+        why = "; ".join(f"{check['target']}: {check['detail']}" for check in found)
+        lines.append(f"`{file}`: equal on {' and '.join(done)}" if done else f"`{file}`: **not checked** ({why})")
+    return lines
+
+
+def unproven(about: dict[str, Any]) -> list[str]:
+    """The files that no check of an export found equal."""
+    return [file for file, found in _proofs(about).items() if all(check["status"] != EQUAL for check in found)]
+
+
+def _proofs(about: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Every target's files, with the checks that can prove them."""
+    checks = {check["target"]: check for check in about["checks"]}
+    files = {file: names for target in about["targets"] for file, names in PROOFS[target].items()}
+    return {file: [checks[name] for name in names if name in checks] for file, names in files.items()}
 
 
 def bits(named: dict[str, Any]) -> str:
@@ -59,12 +85,15 @@ def bits(named: dict[str, Any]) -> str:
 
 def difference(returns: dict[str, Any]) -> str:
     """Of the return after and before, in words."""
+    if returns["interval"] is None:
+        return f"(difference {returns['difference']:.2f})"
     low, high = returns["interval"]
     return f"(difference {returns['difference']:.2f}, 95 % interval {low:.2f} to {high:.2f})"
 
 
 def core_table(cores: dict[str, dict[str, Any]]) -> list[str]:
-    """Every core's figures; resources are Yosys' for the 7 series, the clock nextpnr's on an ECP5-85F."""
+    """Every core's figures; resources are Yosys' for the 7 series, inverters counted as tables, the clock nextpnr's on
+    an ECP5-85F."""
     words = ["core", "observations per beat", *ROWS]
     lines = [f"| {' | '.join(words)} |", "|---|" + "--:|" * (len(words) - 1)]
     for name, core in cores.items():
@@ -72,6 +101,8 @@ def core_table(cores: dict[str, dict[str, Any]]) -> list[str]:
         cells = [_cell(flat[key]) if key in flat else "" for key in ("observations_per_beat", *ROWS.values())]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = sorted({core["missing"] for core in cores.values() if "missing" in core})
+    if any("resources" in core for core in cores.values()):
+        lines += ["", "LUT: Yosys' tables for the 7 series, its inverters (INV) among them."]
     lines += ["", *(f"Not counted: {note}." for note in notes)]
     for core in cores.values():
         if "energy" in core:

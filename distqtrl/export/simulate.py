@@ -1,13 +1,13 @@
 """Simulation of the Verilog, of a core's text or its synthesized netlist: Verilator, and Icarus as a second opinion."""
 
 import re
-import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from distqtrl.config import UserError
 from distqtrl.export import tools
 from distqtrl.quantize.program import Ints, Program
 
@@ -84,7 +84,7 @@ int main(int argc, char **argv)
         }
         top.clk = 1; top.eval(); top.clk = 0; top.eval();
         clock++;
-        if (++waited > 1000000) { fprintf(stderr, "no action in 1000000 clocks\n"); return 2; }
+        if (++waited > 1000000) { fprintf(stderr, "no action in 1000000 clocks\n"); return 0; }
     }
 #ifdef TRACE
     trace.close();
@@ -96,39 +96,53 @@ int main(int argc, char **argv)
 """
 
 
+class Stuck(Exception):
+    """A simulated core computed for a long time and said nothing, or what is no number."""
+
+
 def build(text: str, name: str, folder: Path, library: Path | None = None) -> Path:
-    """The simulator of a core; raises UserError where Verilator finds fault, Missing without it.
+    """The simulator of a core; raises Unchecked where a tool is missing or fails.
 
     With a library of cells the text is a netlist: what warns is the library, and every net is traced.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    verilator, make, cxx = tools.verilator(), tools.make(), " ".join(tools.cxx())
     (folder / f"{name}.v").write_text(text)
     (folder / "main.cpp").write_text(HARNESS)
-    command = [*tools.verilator(), "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast"]
-    command += ["--top-module", name, "--prefix", "Vtop", "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"]
+    words = ["--cc", "--exe", "-O3", "--x-assign", "fast", "--top-module", name, "--prefix", "Vtop"]
     if library is None:
-        command += ["-Wall", "-CFLAGS", "-O1"]
+        words += ["-Wall", "-CFLAGS", "-O1"]
     else:
-        command += ["-Wno-fatal", "--trace-vcd", "--trace-depth", "1", "--trace-underscore"]
-        command += ["-CFLAGS", "-O1 -DTRACE", str(library)]
-    command += ["-o", "simulator", f"{name}.v", "main.cpp"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")  # it prints bytes, too
-    if done.returncode:
-        raise UserError(f"verilator refuses {name}.v: {_reason(done.stderr)}")
-    return folder / "obj_dir" / "simulator"
+        words += ["-Wno-fatal", "--trace-vcd", "--trace-depth", "1", "--trace-underscore"]
+        words += ["-CFLAGS", "-O1 -DTRACE", str(tools.plain(library, folder))]
+    words += ["-o", "simulator", f"{name}.v", "main.cpp"]
+    if root := verilator.env.get("VERILATOR_ROOT"):
+        verilator = replace(verilator, env={"VERILATOR_ROOT": str(tools.plain(Path(root), folder))})
+    tools.run(verilator, words, folder)
+    makefile = tools.made(verilator, folder / "obj_dir" / "Vtop.mk")
+    # the wheel's makefile calls "python" and "c++", which not every machine has
+    python = tools.plain(Path(sys.executable), folder)
+    names = [f"PYTHON3={python}", f"CXX={cxx}", f"LINK={cxx}", "CFG_CXXFLAGS_PCH_I=-include"]
+    tools.run(make, ["-C", "obj_dir", "-f", makefile.name, "-j", "2", *names], folder)
+    return tools.made(make, folder / "obj_dir" / "simulator")
 
 
 def run(simulator: Path, program: Program, x_BO: Ints, lanes: int, stall: int = 0) -> tuple[Ints, int]:
-    """Actions (B, A) of integer observations, and the most clocks from a first beat to its action."""
+    """Actions (B, A) of integer observations, and the most clocks from a first beat to its action.
+
+    Raises Stuck where the core says nothing, Unchecked where the simulation fails.
+    """
     beats = _beats(x_BO, lanes)
     num, actions, bits = len(x_BO), len(program.outputs.low_N), program.outputs.bits
     words = [num, beats.shape[1], lanes, program.inputs.bits, actions, bits, stall]
-    command = [str(simulator.resolve()), *map(str, words)]
-    done = subprocess.run(command, input=beats.tobytes(), capture_output=True, cwd=simulator.parent)
-    if done.returncode:
-        raise RuntimeError(f"the simulation ended with {done.returncode}: {done.stderr.decode()[-500:]}")
-    y = np.frombuffer(done.stdout, np.int32).reshape(num, actions).astype(np.int64)
-    return y, int(done.stderr.split()[0])
+    tool = tools.Tool("the simulation", (str(simulator.resolve()),), "give it more memory and room on disk", 1200)
+    done = tools.run(tool, list(map(str, words)), simulator.parent, beats.tobytes())
+    if b"no action" in done.err:
+        raise Stuck(done.err.decode().strip())
+    if len(done.out) != 4 * num * actions:
+        raise tools.Unchecked(f"the simulation wrote {len(done.out):,} bytes of {4 * num * actions:,}: {tool.remedy}")
+    y = np.frombuffer(done.out, np.int32).reshape(num, actions).astype(np.int64)
+    return y, int(done.err.split()[0])
 
 
 def toggles(simulator: Path) -> int:
@@ -162,7 +176,7 @@ module bench;
     {name} core(.clk(clk), .rst(rst), .in_valid(in_valid), .in_ready(in_ready), .in_data(in_data),
         .out_valid(out_valid), .out_ready(1'b1), .out_data(out_data));
     reg [{inputs}-1:0] beats [0:{beats}-1];
-    integer taken = 0, given = 0;
+    integer taken = 0, given = 0, waited = 0;
     always #5 clk = ~clk;
     initial begin
         $readmemh("beats.hex", beats);
@@ -175,8 +189,14 @@ module bench;
     end
     always @(posedge clk) if (!rst) begin
         if (in_valid & in_ready) taken = taken + 1;
+        waited = waited + 1;
+        if (waited > 1000000) begin
+            $display("no action in 1000000 clocks");
+            $finish;
+        end
         if (out_valid) begin
             $display("%h", out_data);
+            waited = 0;
             given = given + 1;
             if (given == {count}) $finish;
         end
@@ -186,22 +206,25 @@ endmodule
 
 
 def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lanes: int) -> Ints:
-    """Actions (B, A) of integer observations by Icarus Verilog; raises Missing without it."""
+    """Actions (B, A) of integer observations by Icarus Verilog; raises Stuck and Unchecked as ``run``."""
     compiler, player = tools.icarus()
     actions, bits, x_bits = len(program.outputs.low_N), program.outputs.bits, program.inputs.bits
     words = [_joined(row, x_bits) for row in _beats(x_BO, lanes).reshape(-1, lanes)]
     (folder / "beats.hex").write_text("\n".join(f"{word:x}" for word in words))
     facts = {"name": name, "inputs": lanes * x_bits, "outputs": actions * bits, "beats": len(words), "count": len(x_BO)}
     (folder / "core.v").write_text(text + BENCH.format(**facts))
-    build = subprocess.run(
-        [compiler, "-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], cwd=folder, capture_output=True
-    )
-    if build.returncode:
-        raise UserError(f"Icarus refuses {name}.v: {_reason(build.stderr.decode(errors='replace'))}")
-    done = subprocess.run([player, "bench"], cwd=folder, capture_output=True, text=True)
-    shown = [int(line, 16) for line in done.stdout.split() if re.fullmatch("[0-9a-f]+", line)]
+    tools.run(compiler, ["-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], folder)
+    tools.made(compiler, folder / "bench")
+    lines = tools.run(player, ["bench"], folder).out.decode(errors="replace").splitlines()
+    shown = [line for line in lines if re.fullmatch("[0-9a-fxz]+", line, re.IGNORECASE)]
+    if "no action in 1000000 clocks" in lines:
+        raise Stuck("no action in 1000000 clocks")
+    if len(shown) != len(x_BO):
+        raise tools.Unchecked(f"vvp printed {len(shown):,} of {len(x_BO):,} actions: {player.remedy}")
+    if undefined := next((line for line in shown if not re.fullmatch("[0-9a-f]+", line)), None):
+        raise Stuck(f"the action {undefined} has bits without a value")
     half = 1 << (bits - 1)
-    fields = [[(word >> (i * bits)) % (2 * half) for i in range(actions)] for word in shown]
+    fields = [[(int(line, 16) >> (i * bits)) % (2 * half) for i in range(actions)] for line in shown]
     return np.array([[(v + half) % (2 * half) - half for v in row] for row in fields], np.int64).reshape(-1, actions)
 
 
@@ -215,9 +238,3 @@ def _beats(x_BO: Ints, lanes: int) -> np.ndarray:
 def _joined(values: np.ndarray, bits: int) -> int:
     """One number of these, the first in the lowest bits."""
     return sum((int(v) & ((1 << bits) - 1)) << (i * bits) for i, v in enumerate(values))
-
-
-def _reason(text: str) -> str:
-    """The first line of a tool's complaint."""
-    lines = [line for line in text.splitlines() if "rror" in line or "arning" in line] or text.splitlines() or ["?"]
-    return lines[0].strip()

@@ -2,21 +2,19 @@
 
 import json
 import re
-import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from distqtrl.export import tools
 
 LUTS = {f"LUT{n}": 1 for n in range(1, 7)} | {"SRL16E": 1, "SRLC32E": 1, "RAM32X1D": 2, "RAM64X1D": 2}
 LUTS |= {"RAM32M": 4, "RAM64M": 4, "RAM128X1D": 4, "RAM256X1S": 4}
+LUTS |= {"INV": 1}  # the 7 series has no inverter: a table does it where no neighbour takes it in
 BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of the 7 series: 6-input lookup tables (those used as memory too), flip-flops, 36 kbit memories, DSP48E1."""
+    """Of the 7 series: 6-input lookup tables (memory and inverters too), flip-flops, 36 kbit memories, DSP48E1."""
 
     lut: int
     ff: int
@@ -28,7 +26,7 @@ PARTS = {"xc7a15t": Resources(10_400, 20_800, 25, 45), "xc7a35t": Resources(20_8
 
 
 def resources(text: str, top: str) -> Resources:
-    """Counts after synth_xilinx -family xc7 -flatten; raises Missing without Yosys."""
+    """Counts after synth_xilinx -family xc7 -flatten; raises Unchecked as ``synthesized``."""
     script = f"synth_xilinx -family xc7 -flatten -top {top}\ntee -q -o stat.json stat -json\n"
     cells: dict[str, int] = json.loads(synthesized(text, script, "stat.json"))["design"]["num_cells_by_type"]
     ff = sum(count for name, count in cells.items() if name.startswith("FD"))
@@ -53,26 +51,24 @@ def lacking(used: Resources, part: Resources) -> dict[str, float]:
 def clock_mhz(text: str, top: str, in_bits: int, out_bits: int) -> float:
     """The clock that nextpnr reaches on an ECP5-85F, speed grade 6, behind a serial port on either side."""
     text += SERIAL.format(top=top, i=in_bits, o=out_bits)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.json").write_text(synthesized(text, "synth_ecp5 -top serial -json core.json\n", "core.json"))
+    with tools.workplace() as place:
+        (place / "core.json").write_text(synthesized(text, "synth_ecp5 -top serial -json core.json\n", "core.json"))
         flags = ["--85k", "--speed", "6", "--json", "core.json", "--lpf-allow-unconstrained", "--seed", "1"]
-        command = [*tools.nextpnr(), *flags, "--timing-allow-fail", "--freq", "100"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", done.stderr + done.stdout)
+        tool = tools.nextpnr()
+        done = tools.run(tool, [*flags, "--timing-allow-fail", "--freq", "100"], place)
+    found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", (done.err + done.out).decode(errors="replace"))
     if not found:
-        raise RuntimeError(f"nextpnr gave no clock: {(done.stderr or done.stdout)[-500:]}")
+        raise tools.Unchecked(f"nextpnr gave no clock: {tool.remedy}")
     return float(found[-1])
 
 
 def synthesized(text: str, script: str, file: str) -> str:
-    """The text of the file that a Yosys script writes about a core; raises Missing without Yosys."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "core.v").write_text(text)
-        script = f"read_verilog core.v\n{script}"
-        done = subprocess.run(tools.yosys(), input=script, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"Yosys failed: {(done.stderr or done.stdout)[-500:]}")
-        return Path(folder, file).read_text()
+    """The text of the file that a Yosys script writes about a core; raises Unchecked where there is none."""
+    with tools.workplace() as place:
+        (place / "core.v").write_text(text)
+        tool = tools.yosys()
+        tools.run(tool, [], place, f"read_verilog core.v\n{script}".encode())
+        return tools.made(tool, place / file).read_text()
 
 
 SERIAL = """

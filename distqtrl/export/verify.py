@@ -1,49 +1,46 @@
-"""Proof that an exported folder says on every target what the interpreter says, vector by vector, without tolerance."""
+"""Proof that an exported folder says on every target what the interpreter says, vector by vector, without tolerance.
 
-import ctypes
+Nothing of a folder runs that is not as its manifest says: what a check needs is read once, hashed, and copied to a
+place of its own.
+"""
+
 import hashlib
-import importlib.util
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
-from distqtrl.config import Environment
-from distqtrl.export import cuda, episodes, simulate, synthesis, tools
+from distqtrl.config import Environment, UserError
+from distqtrl.environment import permission
+from distqtrl.export import episodes, tools
 from distqtrl.export import manifest as manifests
 from distqtrl.export.manifest import read
-from distqtrl.export.tools import Missing
+from distqtrl.export.targets import (
+    BUILT,
+    DIFFERENT,
+    EQUAL,
+    FILES,
+    NETLISTS,
+    NOT_CHECKED,
+    PROOFS,
+    TARGETS,
+    Check,
+    Comparison,
+    Question,
+    checked,
+    library,
+    parts,
+)
+from distqtrl.export.tools import Unchecked
 from distqtrl.policy import policy_file
+from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program, Scale
 
-MANIFEST = "manifest.json"
-FORMAT = "distqtrl export 1"
-EQUAL, BUILT, DIFFERENT, SKIPPED = "equal", "built", "DIFFERENT", "skipped"
+MANIFEST, PROGRAM, VECTORS = "manifest.json", "program.json", "vectors.csv"
 PARTNER = "partner-"  # policy files of the other agents
-NETLIST_VECTORS = 100  # of a synthesized netlist, whose every change of a net is counted
-ICARUS_VECTORS = 1000
-PART = 65_536  # vectors that the interpreter takes at once
-CORTEX_M = ["-mcpu=cortex-m4", "-mthumb", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections"]
-CORTEX_M += ["-fstack-usage", "-nostdlib", "-Wl,--gc-sections", "-Wl,-e,policy_step"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one target did (equal, built but not run, DIFFERENT, skipped), over how many vectors, what there is to say,
-    and what was counted on the way."""
-
-    target: str
-    status: str
-    vectors: int = 0
-    detail: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+LOOP = "closed loop"
+OK, DIFFERS, UNPROVEN = 0, 1, 3  # exit codes; 2 is bad input
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -52,26 +49,58 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def checks(
-    folder: Path, num_vectors: int, num_episodes: int, targets: tuple[str, ...] = (), netlists: bool = False
+    folder: Path,
+    num_vectors: int,
+    num_episodes: int,
+    targets: tuple[str, ...] = (),
+    *,
+    netlists: bool = False,
+    imports: bool = False,
 ) -> Iterator[Check]:
-    """Every check of a folder: its files, each target (of those named), and C in the environment."""
+    """Every check of a folder: its files, each target (of those named), and C in the environment.
+
+    imports: the environment's id may name any module. Raises UserError for a target that the folder does not have.
+    """
     about = manifest(folder)
+    for target in targets:
+        if target not in about["targets"]:
+            has = ", ".join(about["targets"]) or "none"
+            raise UserError(f"--target {target}: {folder} was exported without it, its targets are: {has}")
     program, seen_BO, seen_BA = read(folder)
-    x_BO = vectors(program, seen_BO, num_vectors, seed=0)
-    y_BA = np.concatenate([program.run(part) for part in _parts(x_BO, PART)])
-    yield _files(folder, about)
+    yield _files(folder, about, program)
+    if (changed := _unlike(folder, about, PROGRAM)) or programs.digest(program) != about["program"]:
+        why = f"{changed or f'{PROGRAM} is not the program that was exported'}, and it says what is right"
+        yield Check("interpreter", NOT_CHECKED, 0, why)
+        return
     same = bool((program.run(seen_BO) == seen_BA).all())
-    yield Check("interpreter", EQUAL if same else DIFFERENT, len(seen_BO), "program.json on vectors.csv")
-    wanted = [t for t in about["targets"] if not targets or t in targets]
-    made = {name: check for target in wanted for name, check in TARGETS[target].items()}
+    yield Check("interpreter", EQUAL if same else DIFFERENT, len(seen_BO), f"{PROGRAM} on {VECTORS}")
+    x_BO = vectors(program, seen_BO, num_vectors, seed=0)
+    y_BA = np.concatenate([program.run(part) for part in parts(x_BO)])
+    wanted = [t for t in TARGETS if t in about["targets"] and (not targets or t in targets)]
+    made = {name: comparison for target in wanted for name, comparison in TARGETS[target].items()}
     if netlists and "verilog" in wanted:
         made |= NETLISTS
-    with ThreadPoolExecutor(2) as pool:  # most of it waits for a tool
-        todo = [pool.submit(_checked, name, check, folder, program, x_BO, y_BA) for name, check in made.items()]
-        for future in todo:
+
+    def check(name: str, comparison: Comparison) -> Check:
+        return _placed(name, comparison, folder, about, (program, x_BO, y_BA, seen_BO))
+
+    with tools.pool() as pool:  # most of it waits for a tool
+        for future in [pool.submit(check, name, comparison) for name, comparison in made.items()]:
             yield future.result()
     if "c" in wanted:
-        yield _closed_loop(folder, program, about, num_episodes)
+        yield _closed_loop(folder, about, program, num_episodes, imports)
+
+
+def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
+    """0: everything that was asked for is equal; 1: something differs; 3: a target that was named was not checked, or
+    nothing was."""
+    if any(check.status == DIFFERENT for check in found):
+        return DIFFERS
+    proven = {check.target for check in found if check.status == EQUAL}
+    if any(not proven & set(names) for target in named for names in PROOFS[target].values()):
+        return UNPROVEN
+    counted = {name for comparisons in TARGETS.values() for name in comparisons}
+    return OK if any(c.target in counted and c.status in (EQUAL, BUILT) for c in found) else UNPROVEN
 
 
 def vectors(program: Program, seen_BO: Ints, num: int, seed: int) -> Ints:
@@ -108,161 +137,61 @@ def _every(program: Program, num: int, seed: int) -> Ints:
     return np.stack(np.meshgrid(*choices, indexing="ij"), -1).reshape(-1, width)
 
 
-def loader(folder: Path) -> ModuleType:
-    """The folder's own Python module for its C library."""
-    spec = importlib.util.spec_from_file_location("policy", folder / "policy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _checked(name: str, check: Callable[..., Check], folder: Path, program: Program, x: Ints, y: Ints) -> Check:
+def _placed(
+    name: str, comparison: Comparison, folder: Path, about: dict[str, Any], facts: tuple[Program, Ints, Ints, Ints]
+) -> Check:
+    """The verdict of a comparison, in a place that holds its files as the manifest says."""
+    per_beat = {core: facts.get("observations_per_beat", 0) for core, facts in about.get("verilog", {}).items()}
     try:
-        with tempfile.TemporaryDirectory() as place:
-            return check(name, folder, Path(place), program, x, y)
-    except Missing as error:
-        return Check(name, SKIPPED, 0, str(error))
-    except Exception as error:  # a damaged file can make a tool fail in any way
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return Check(name, DIFFERENT, 0, lines[0] if lines else type(error).__name__)
+        with tools.workplace() as place:
+            for file in comparison.files:
+                _take(folder, about, file, place)
+            return checked(name, comparison, Question(place, *facts, per_beat))
+    except Unchecked as error:
+        return Check(name, NOT_CHECKED, 0, str(error))
+    except OSError as error:  # of the place
+        return Check(name, NOT_CHECKED, 0, f"{error.strerror or error}: set TMPDIR to a folder with more room")
 
 
-def _files(folder: Path, about: dict[str, Any]) -> Check:
-    changed = [name for name, known in about["files"].items() if digest(folder / name) != known]
-    detail = f"{', '.join(changed)} not as exported" if changed else f"{len(about['files'])} files as exported"
-    return Check("files", DIFFERENT if changed else EQUAL, 0, detail)
+def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:
+    """A copy in place of a file of the folder; raises Unchecked where it is not as exported."""
+    try:
+        data = (folder / file).read_bytes() if (folder / file).is_file() else b""
+    except OSError as error:
+        raise Unchecked(f"{file} cannot be read ({error.strerror}): mend its permissions") from None
+    if hashlib.sha256(data).hexdigest() != about["files"].get(file):
+        raise Unchecked(f"{file} is not as exported, so it was not run")
+    (place / file).write_bytes(data)
+    return place / file
+
+
+def _files(folder: Path, about: dict[str, Any], program: Program) -> Check:
+    """Whether the folder's files are those of the manifest, and the manifest names all that its format demands."""
+    every = {PROGRAM, VECTORS, "README.md", *(file for files in FILES.values() for file in files)}
+    here = {name for path in folder.iterdir() if (name := path.name) in every or name.startswith(PARTNER)}
+    demanded = {PROGRAM, VECTORS, *(file for target in about["targets"] for file in FILES[target])}
+    wrong = [words for name in about["files"] if (words := _unlike(folder, about, name))]
+    wrong += [f"{name} is not in {MANIFEST}" for name in sorted((here | demanded) - set(about["files"]))]
+    owned = {"README.md", *demanded, *(name for name in here if name.startswith(PARTNER))}
+    wrong += [f"{name} belongs to no target of {MANIFEST}" for name in sorted(here - owned)]
+    if not wrong and programs.digest(program) != about["program"]:
+        wrong = [f"{PROGRAM} is not the program that was exported"]
+    words = ", ".join(wrong) or f"{len(about['files'])} files as exported"
+    return Check("files", DIFFERENT if wrong else EQUAL, 0, words)
+
+
+def _unlike(folder: Path, about: dict[str, Any], name: str) -> str:
+    """In words, that a file is not as the manifest says; empty where it is."""
+    return "" if digest(folder / name) == about["files"].get(name) else f"{name} not as exported"
 
 
 def digest(path: Path) -> str:
     """SHA-256 of a file; "missing" where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def _parts(x: np.ndarray, most: int) -> list[np.ndarray]:
-    """Vectors in order, in parts of no more than so many."""
-    return np.array_split(x, -(-len(x) // most))
-
-
-def _few(x: Ints, y: Ints) -> tuple[Ints, Ints]:
-    """No more than ICARUS_VECTORS of them, evenly spread."""
-    step = -(-len(x) // ICARUS_VECTORS)
-    return x[::step], y[::step]
-
-
-def _equal(y_BA: np.ndarray, expected_BA: Ints) -> None:
-    """Raises AssertionError that names the first difference."""
-    wrong = (y_BA != expected_BA).any(-1)
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise AssertionError(
-            f"{wrong.sum():,} of {len(wrong):,} vectors; number {first}: {y_BA[first].tolist()}, "
-            f"not {expected_BA[first].tolist()}"
-        )
-
-
-def _c(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-    compiler = tools.compiler()
-    _equal(loader(folder).Policy().batch(x), y)
-    return Check(name, EQUAL, len(x), Path(compiler).name)
-
-
-def cortex_m(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-    """policy_step linked for a Cortex-M4: what it needs of flash and of memory."""
-    command = [tools.arm(), *CORTEX_M, "-o", "policy.elf", str(folder.resolve() / "policy.c"), "-lgcc"]
-    subprocess.run(command, cwd=place, check=True, capture_output=True)
-    size = subprocess.check_output(["arm-none-eabi-size", "policy.elf"], cwd=place, text=True)
-    text, data, bss = map(int, size.splitlines()[1].split()[:3])
-    stacks = [line.split("\t") for path in place.glob("*.su") for line in path.read_text().splitlines()]
-    stack = sum(int(words[1]) for words in stacks if not words[0].endswith(("policy_batch", "policy_convert")))
-    figures = {"flash": text + data, "memory": data + bss, "stack": stack}
-    detail = f"Cortex-M4: {text + data:,} bytes of flash, {data + bss:,} of memory, at most {stack:,} of stack"
-    return Check(name, BUILT, 0, detail, figures)
-
-
-def _onnx(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise Missing("no onnxruntime: install distqtrl[onnx]") from None
-    session = onnxruntime.InferenceSession(folder / "policy.onnx", providers=["CPUExecutionProvider"])
-    found = [session.run(None, {"observation": part})[0] for part in _parts(x.astype(np.int32), 4096)]
-    _equal(np.concatenate(found), y)
-    return Check(name, EQUAL, len(x), f"onnxruntime {onnxruntime.__version__}")
-
-
-def _cuda(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-    library = place / "policy.so"
-    command = [tools.nvcc(), "-O3", "-shared", "-Xcompiler", "-fPIC", "-o", str(library), str(folder / "policy.cu")]
-    subprocess.run(command, check=True, capture_output=True)
-    rows = np.ascontiguousarray(x, np.int16 if program.input_bits <= 16 else np.int32)
-    out = np.empty(y.shape, np.int32)
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out)]
-    error = ctypes.CDLL(str(library)).policy_batch_cuda(*pointers, ctypes.c_int32(len(rows)))
-    if error:
-        return Check(name, BUILT, 0, f"by nvcc, and not run: no GPU here (CUDA error {error})")
-    _equal(out, y)
-    return Check(name, EQUAL, len(x), "on the GPU")
-
-
-def _torch(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = [cuda.run(program, torch.from_numpy(part).to(device)) for part in _parts(x, PART)]
-    _equal(torch.cat(found).cpu().numpy(), y)
-    return Check(name, EQUAL, len(x), f"torch on {device}")
-
-
-def _verilog(core: str) -> Callable[..., Check]:
-    def check(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-        text, lanes = _core(folder, core)
-        simulator = simulate.build(text, f"policy_{core}", place)
-        found, clocks = simulate.run(simulator, program, x, lanes)
-        _equal(found, y)
-        few_x, few_y = _few(x, y)
-        _equal(simulate.run(simulator, program, few_x, lanes, stall=3)[0], few_y)
-        return Check(name, EQUAL, len(x), f"Verilator, {clocks} clocks from observation to action", {"clocks": clocks})
-
-    return check
-
-
-def _icarus(core: str) -> Callable[..., Check]:
-    def check(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-        text, lanes = _core(folder, core)
-        x, y = _few(x, y)
-        _equal(simulate.icarus(text, f"policy_{core}", place, program, x, lanes), y)
-        return Check(name, EQUAL, len(x), "Icarus")
-
-    return check
-
-
-def _netlist(core: str) -> Callable[..., Check]:
-    def check(name: str, folder: Path, place: Path, program: Program, x: Ints, y: Ints) -> Check:
-        text, lanes = _core(folder, core)
-        top, (_, x, y) = f"policy_{core}", read(folder)
-        x, y = x[:NETLIST_VECTORS], y[:NETLIST_VECTORS]
-        simulator = simulate.build(synthesis.netlist(text, top), top, place, tools.cells())
-        _equal(simulate.run(simulator, program, x, lanes)[0], y)
-        toggles = simulate.toggles(simulator) / len(x)
-        return Check(name, EQUAL, len(x), f"7 series, {toggles:,.0f} toggles per action", {"toggles": toggles})
-
-    return check
-
-
-def _core(folder: Path, core: str) -> tuple[str, int]:
-    """A core's text, and how many observations it takes per beat."""
-    return (folder / f"policy_{core}.v").read_text(), manifest(folder)["verilog"][core]["observations_per_beat"]
-
-
-def _closed_loop(folder: Path, program: Program, about: dict[str, Any], num: int) -> Check:
+def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int, imports: bool) -> Check:
     """The C policy drives the environment, beside the policies of other agents; the interpreter looks on."""
-    environment, agents = Environment(**about["environment"]), tuple(about.get("agents", ()))
-    partners = [policy_file.load(path) for path in sorted(folder.glob(f"{PARTNER}*.safetensors"))]
-    try:
-        tools.compiler()
-        policy = loader(folder).Policy()
-    except (Missing, subprocess.CalledProcessError) as error:
-        return Check("closed loop", SKIPPED, 0, f"no C library: {error}")
     steps = wrong = 0
 
     def act(obs_BO: np.ndarray) -> np.ndarray:
@@ -272,17 +201,21 @@ def _closed_loop(folder: Path, program: Program, about: dict[str, Any], num: int
         steps, wrong = steps + len(obs_BO), wrong + int((actions.reshape(expected.shape) != expected).any())
         return actions.reshape(expected.shape).astype(expected.dtype)
 
-    returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
+    try:
+        environment, agents = Environment(**about["environment"]), tuple(about.get("agents", ()))
+        permission.check(environment.id, folder / MANIFEST, imports)
+        with tools.workplace() as place:
+            for file in FILES["c"]:
+                _take(folder, about, file, place)
+            others = sorted(name for name in about["files"] if name.startswith(PARTNER))
+            partners = [policy_file.load(_take(folder, about, name, place)) for name in others]
+            policy = library(place)
+            returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
+    except Exception as error:  # an environment can fail in any way
+        if wrong:
+            return Check(LOOP, DIFFERENT, steps, f"{wrong:,} actions of C, until {type(error).__name__}")
+        words = next(iter(str(error).splitlines()), "")
+        known = isinstance(error, (Unchecked, UserError))
+        return Check(LOOP, NOT_CHECKED, 0, words if known else f"{type(error).__name__}: {words}")
     detail = f"{num} episodes of {environment.id} driven by C, return {returns.mean():.2f}"
-    return Check("closed loop", DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})
-
-
-CORES = ("folded", "unrolled")
-TARGETS: dict[str, dict[str, Callable[..., Check]]] = {
-    "c": {"c": _c, "c cortex-m": cortex_m},
-    "onnx": {"onnx": _onnx},
-    "cuda": {"cuda": _cuda, "torch": _torch},
-    "verilog": {f"verilog {core}": _verilog(core) for core in CORES}
-    | {f"icarus {core}": _icarus(core) for core in CORES},
-}
-NETLISTS = {f"netlist {core}": _netlist(core) for core in CORES}
+    return Check(LOOP, DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})

@@ -1,6 +1,5 @@
 """What an exported policy costs: lookup tables, nanoseconds or energy of a core, or bytes of a microcontroller."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from distqtrl.config import UserError
-from distqtrl.export import c, episodes, folded, simulate, synthesis, tools, unrolled, verify
+from distqtrl.export import c, episodes, folded, simulate, synthesis, targets, tools, unrolled
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
-from distqtrl.quantize.program import Ints, Program
+from distqtrl.quantize.program import Program
 
 CLOCK_NS = 10.0  # at 100 MHz, the clock of arXiv 2511.07046
 VECTORS = 10  # that clocks are counted over: they do not depend on them
@@ -27,8 +26,8 @@ class Kind:
 
 KINDS = {
     "luts": Kind("6-input lookup tables, 7 series", (tools.yosys,)),
-    "ns": Kind("ns from observation to action at 100 MHz", (tools.verilator,)),
-    "energy": Kind("J per action at 100 MHz", (tools.yosys, tools.verilator)),
+    "ns": Kind("ns from observation to action at 100 MHz", (tools.verilator, tools.make, tools.cxx)),
+    "energy": Kind("J per action at 100 MHz", (tools.yosys, tools.verilator, tools.make, tools.cxx)),
     "memory": Kind("bytes of flash, memory and stack, Cortex-M4", (tools.arm,)),
 }
 
@@ -45,8 +44,15 @@ def check(kind: str) -> None:
 def cost(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -> float:
     """Of the policy file's integer program, in the unit of KINDS; ``core`` is folded or unrolled.
 
-    energy: static watts and joules per toggle, for the kind energy.
+    energy: static watts and joules per toggle, for the kind energy. Raises UserError where a tool fails.
     """
+    try:
+        return _counted(kind, path, core, energy)
+    except tools.Unchecked as error:
+        raise UserError(f"--cost {kind}: {error}") from None
+
+
+def _counted(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -> float:
     policy = policy_file.load(path)
     program = lower.pruned(lower.program(policy.quantized(), policy.head))
     if kind == "memory":
@@ -56,13 +62,13 @@ def cost(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -
     if kind == "luts":
         return float(synthesis.resources(text, top).lut)
     x_BO = program.convert(_seen(policy))
-    with tempfile.TemporaryDirectory() as place:
-        simulator = simulate.build(text, top, Path(place, "core"))
+    with tools.workplace() as place:
+        simulator = simulate.build(text, top, place / "core")
         ns = simulate.run(simulator, program, x_BO[:VECTORS], lanes)[1] * CLOCK_NS
         if kind == "ns":
             return ns
         assert energy is not None
-        simulator = simulate.build(synthesis.netlist(text, top), top, Path(place, "netlist"), tools.cells())
+        simulator = simulate.build(synthesis.netlist(text, top), top, place / "netlist", tools.cells())
         simulate.run(simulator, program, x_BO, lanes)
         return energy[0] * ns * 1e-9 + energy[1] * simulate.toggles(simulator) / len(x_BO)
 
@@ -78,11 +84,10 @@ def _core(program: Program, core: str) -> tuple[str, int]:
 def _seen(policy: Policy) -> np.ndarray:
     """Observations of an episode, evenly spread, as many as an export simulates netlists with."""
     obs_BO = episodes.observations(policy, (), 1)
-    return obs_BO[np.linspace(0, len(obs_BO) - 1, min(verify.NETLIST_VECTORS, len(obs_BO))).astype(int)]
+    return obs_BO[np.linspace(0, len(obs_BO) - 1, min(targets.NETLIST_VECTORS, len(obs_BO))).astype(int)]
 
 
 def _memory(program: Program) -> float:
-    with tempfile.TemporaryDirectory() as place:
-        c.write(program, Path(place))
-        none: Ints = np.zeros((0, 0), np.int64)
-        return sum(verify.cortex_m("c cortex-m", Path(place), Path(place), program, none, none).figures.values())
+    with tools.workplace() as place:
+        c.write(program, place)
+        return sum(targets.cortex_m(place).values())

@@ -120,9 +120,10 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
         core=args.core,
         energy=folder.coefficients(args.energy) if args.energy else None,
         export=folder.Options(
-            folder.targets(args.target), None, None, None, None, None, args.vectors, args.episodes, False, None
+            folder.targets(args.target), None, None, None, None, None, args.vectors, args.episodes, False, None,
+            imports=True, limit_s=args.tool_limit,
         ),
-    )
+    )  # fmt: skip
     _check_rule(args, made) if rule else _check_pareto(args, made)
     _check_masks(config)
     return made

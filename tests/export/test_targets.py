@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from quantize.programs import observations, program, programs
 
-from distqtrl.export import c, cuda, folded, onnx, simulate, synthesis, tools, unrolled, verify
+from distqtrl.export import c, cuda, folded, loader, onnx, simulate, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
 from distqtrl.quantize.program import Argmax, Program, Scale
 
@@ -18,10 +18,12 @@ COMPILERS = ("gcc", "clang")
 
 
 def library(program, folder, flags=()):
-    """The program's own loader, built in a folder with these flags."""
+    """The program's C policy, built in a folder with these flags."""
     folder.mkdir(parents=True, exist_ok=True)
     c.write(program, folder)
-    return verify.loader(folder).Policy([*STRICT, "-O1", "-shared", "-fPIC", *flags])
+    words = [*STRICT, "-O1", "-shared", "-fPIC", *flags]
+    subprocess.run(["cc", *words, "-o", "policy.so", "policy.c"], cwd=folder, check=True)
+    return loader.Policy(library=folder / "policy.so")
 
 
 @settings(max_examples=25, deadline=None)
@@ -198,4 +200,4 @@ def test_cuda_compiles(tmp_path):
         pytest.skip(str(error))
     c.write(program(5), tmp_path)
     (tmp_path / "policy.cu").write_text(cuda.SOURCE)
-    subprocess.run([nvcc, "-c", "-o", "policy.o", "policy.cu"], cwd=tmp_path, check=True)
+    tools.run(nvcc, ["-c", "-o", "policy.o", "policy.cu"], tmp_path)

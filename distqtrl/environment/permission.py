@@ -1,0 +1,32 @@
+"""Which module an environment's id imports, and whether a file may ask for it: a policy file is data, not a program."""
+
+import re
+
+from distqtrl.config import UserError
+from distqtrl.environment.parallel import is_parallel
+
+FLAG = "--import-environment"
+# Suites that come with distqtrl or its extras, as ids: of any other function of these packages nobody has asked.
+KNOWN = re.compile(
+    r"(gymnasium|minigrid):[^:]+|mpe2/\w+_v\d+|pettingzoo[./]\w+/\w+_v\d+|distqtrl\.environment\.coin_game/parallel_env"
+)
+
+
+def module(name: str) -> str | None:
+    """The module that an environment.id imports; none where it names an entry of Gymnasium's registry.
+
+    >>> module("lab:Plain-v0"), module("lab.games/relay"), module("CartPole-v1")
+    ('lab', 'lab.games', None)
+    """
+    if ":" in name:
+        return name.partition(":")[0]
+    return name.rpartition("/")[0].replace("/", ".") if is_parallel(name) else None
+
+
+def check(name: str, file: object, allowed: bool) -> None:
+    """Raise UserError where a file's environment.id would import a module that nobody named."""
+    if not allowed and (found := module(name)) is not None and not KNOWN.fullmatch(name):
+        raise UserError(
+            f"{file} says environment.id = '{name}', which imports and runs the module {found!r}: "
+            f"if you trust it, add {FLAG}"
+        )
