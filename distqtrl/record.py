@@ -256,7 +256,8 @@ def keep_updates(path: Path, first_update: int) -> None:
         return
     found, problem = rows(path)
     kept = [row for row in found if row["update"] < first_update]
-    if first_update and (not kept or kept[-1]["update"] != first_update - 1):
+    odd = problem and found and found[0]["update"]  # begun anew, as far as anyone can tell
+    if first_update and (not kept or kept[-1]["update"] != first_update - 1 or odd):
         raise UserError(
             f"{path.parent}: {problem or f'{path.name} ends before update {first_update}'}, and the run goes on from "
             f"update {first_update}: restore the file, or remove it to go on without what it held"
