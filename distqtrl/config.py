@@ -25,7 +25,6 @@ from pydantic import (
 from distqtrl import reading
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
-LARGEST = 1e30  # of a number that is none of a count: its square has to be one, too
 
 
 def _whole(value: Any) -> Any:
@@ -49,8 +48,7 @@ Few = Annotated[Whole, Field(ge=1, le=4096)]
 Shots = Annotated[Whole, Field(ge=1, le=10**7)]
 Many = Annotated[Whole, Field(ge=1, le=10**6)]
 Wire = Annotated[Whole, Field(ge=0, le=1000)]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=4096)]
@@ -328,7 +326,7 @@ class Algorithm(Stage):
     target_kl: Rate | None = Field(
         None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
     )
-    entropy: float = Field(0.0, ge=0, le=LARGEST, description="weight of the entropy bonus")
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     value_weight: Rate = Field(0.5, description="weight of the value loss")
     value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
@@ -351,7 +349,7 @@ class Algorithm(Stage):
     )
     tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
-    target_entropy: Number | None = Field(None, description="SAC: per action, before scaling; none = -A")
+    target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 
     @property
@@ -386,7 +384,7 @@ class Evaluate(Stage):
 
     every: Positive | None = Field(None, description="updates between two validations while training; none = never")
     validation_episodes: Many = Field(40, description="episodes of a validation (own seeds)")
-    target: Number | None = Field(None, description="stop when a validation's mean return reaches this")
+    target: float | None = Field(None, description="stop when a validation's mean return reaches this")
     episodes: Many = Field(100, description="episodes of the final evaluation (own seeds)")
     max_steps: Positive | None = Field(
         None,
@@ -400,7 +398,7 @@ class Train(Stage):
 
     steps: Budget | None = Field(100_000, description="budget in environment steps over all ranks; none = no limit")
     updates: Budget | None = Field(None, description="budget in updates; none = no limit")
-    target: Number | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
+    target: float | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
     smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
     seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything")
     precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")

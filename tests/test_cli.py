@@ -123,7 +123,10 @@ def test_help_is_complete(capfd, command):
         (["train", "cartpole", "--environment.kwargs", '{"no": 1}'], "environment.id = 'CartPole-v1'"),
         (["train", "cartpole", "--qpu.backend", "statevectr"], "unknown qpu.backend 'statevectr': did you mean"),
         (["train", "cartpole", "--circuit.ansatz", "ry_cnt"], "unknown ansatz 'ry_cnt': did you mean 'ry_cnot'?"),
-        (["train", "cartpole", "--policy.hidden", "9999999", "--mapping.chunk", "1"], "take 27 qubits and about"),
+        (
+            ["train", "cartpole", "--policy.hidden", "10000", "10000", "--mapping.chunk", "1"],
+            "take 27 qubits and about",
+        ),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
         (["evaluate", "nowhere"], "cannot read nowhere"),
         (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is no whole number from 1 to 1000000000"),

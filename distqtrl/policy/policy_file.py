@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from distqtrl import reading, schema, tensorfile
-from distqtrl.config import LARGEST, Environment, Quantize, UserError
+from distqtrl.config import Environment, Quantize, UserError
 from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import (
     Array,
@@ -42,6 +42,7 @@ from distqtrl.schema import Names, Record, Several, Word
 FORMAT = "distqtrl policy 1"
 REMEDY = "give a run's policy.safetensors, or train it again"
 LAYERS = 100  # at most
+MOST_SCALED = 1e30
 MOST_SEEN = 1e300  # squares of sums stay finite
 MOST = 60  # characters of an agent in the name of its file
 DIGEST = r"-[0-9a-f]{12}$"  # an agent that is called so gets one of its own
@@ -184,7 +185,7 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         settings = schema.complete(Quantize, told.quantize, "quantize", Quantize.model_fields.keys())
         num = len(lower.quantizer(settings, architecture, head).scales_S) if _affordable(tensors, architecture) else 0
         tensorfile.check(tensors, wanted | {"scales_S": (np.float64, (num,))})
-        if (most := tensors["scales_S"].max(initial=0)) > LARGEST:
+        if (most := tensors["scales_S"].max(initial=0)) > MOST_SCALED:
             raise ValueError(f"scales_S holds {most:g}")
         trained = Trained(settings, tensors["scales_S"])
     else:
