@@ -189,7 +189,7 @@ class Adapter(Stage):
 
 
 class Environment(Stage):
-    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, Discrete or 1-D Box actions."""
+    """Any Gymnasium or PettingZoo (parallel) environment: observations of fixed length, Discrete or 1-D Box actions."""
 
     id: str = Field(
         "CartPole-v1",
@@ -197,7 +197,10 @@ class Environment(Stage):
     )
     local_num: Positive = Field(4, description="B, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
-    observation: str | None = Field(None, description="the part of a Dict observation that the policy sees")
+    observation: str | None = Field(
+        None,
+        description="the part of a Dict observation that the policy sees, such as robot.position; none = all of it",
+    )
     image: tuple[Positive, ...] = Field(
         (), description="rows and columns to which an image is averaged, in grey; none = pixels as they are"
     )
