@@ -62,8 +62,8 @@ def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
 def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name: str) -> list[Role]:
     """The agents of every policy; raises UserError for agents whose spaces do not fit what they are to share."""
     if len(agents) == 1:
-        usual, own = Agents().model_dump(), config.model_dump()
-        if changed := {f"agents.{key}": value for key, value in own.items() if value != usual[key]}:
+        usual = Agents().model_dump()
+        if changed := {f"agents.{key}": value for key, value in config.model_dump().items() if value != usual[key]}:
             said = " and ".join(f"{key} = {value}" for key, value in changed.items())
             remedy = " ".join(f"--{key} {usual[key.removeprefix('agents.')]}" for key in changed)
             raise UserError(f"{name} has one agent, {said} needs several: set {remedy}")
