@@ -249,7 +249,7 @@ class Adapter(Stage):
 
 
 class Environment(Stage):
-    """Any Gymnasium or PettingZoo (parallel) environment: Box or Discrete observations, chosen or 1-D Box actions."""
+    """Any Gymnasium or PettingZoo (parallel) environment: observations of fixed length, chosen or 1-D Box actions."""
 
     id: Text = Field(
         "CartPole-v1",
@@ -257,7 +257,10 @@ class Environment(Stage):
     )
     local_num: Many = Field(4, description="B, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
-    observation: Text | None = Field(None, description="the part of a Dict observation that the policy sees")
+    observation: Text | None = Field(
+        None,
+        description="the part of a Dict observation that the policy sees, such as robot.position; none = all of it",
+    )
     image: tuple[Width, ...] = Field(
         (),
         max_length=100,

@@ -71,8 +71,8 @@ def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name:
     if len(agents) > 1:
         _check_names(agents, name)
     if len(agents) == 1:
-        usual, own = Agents().model_dump(), config.model_dump()
-        if changed := {f"agents.{key}": value for key, value in own.items() if value != usual[key]}:
+        usual = Agents().model_dump()
+        if changed := {f"agents.{key}": value for key, value in config.model_dump().items() if value != usual[key]}:
             said = " and ".join(f"{key} = {value}" for key, value in changed.items())
             remedy = " ".join(f"--{key} {usual[key.removeprefix('agents.')]}" for key in changed)
             raise UserError(f"{name} has one agent, {said} needs several: set {remedy}")

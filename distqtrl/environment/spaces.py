@@ -111,7 +111,8 @@ def _leaves(space: Space) -> Iterator[tuple[Path, Space]]:
 
 def _parts(space: Space) -> dict[str, tuple[Path, Space]]:
     """Everything inside a Dict or Tuple by its dotted path; outer ones before what they hold."""
-    found, level = dict[str, tuple[Path, Space]](), [((), space)]
+    found: dict[str, tuple[Path, Space]] = {}
+    level: list[tuple[Path, Space]] = [((), space)]
     while level:
         level = [((*path, key), one) for path, outer in level for key, one in _inner(outer).items()]
         for path, one in level:
@@ -156,7 +157,7 @@ def flattened(space: Space, image: tuple[int, ...], name: str) -> tuple[Box, Cal
     if isinstance(space, Discrete):
         return flat, _one_hot(space)
     exact = _unrounded(space)
-    return flat, lambda x: flatten(exact, _fitted(exact, x, ())).astype(np.float32)
+    return flat, lambda x: np.asarray(flatten(exact, _fitted(exact, x, ())), dtype=np.float32)
 
 
 def _one_hot(space: Discrete) -> Callable[[Any], Floats]:
@@ -185,9 +186,9 @@ def _box(space: Box) -> Callable[[Any], Floats]:
             try:
                 array = np.asarray(given)
                 with np.errstate(over="ignore"):  # becomes infinite, which is refused
-                    x = array.astype(np.float32) if array.dtype.kind in "biufO" else np.zeros(())
+                    x = array.astype(np.float32) if array.dtype.kind in "biufO" else np.zeros((), np.float32)
             except (TypeError, ValueError):  # rows of unequal lengths, words
-                x = np.zeros(())
+                x = np.zeros((), np.float32)
         if x.shape != shape:
             raise UserError(f"{f'shape {x.shape}' if x.ndim else short(given)}, its space said shape {shape}")
         return x

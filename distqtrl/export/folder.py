@@ -114,7 +114,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         made = Path(place) / "export"
         made.mkdir()
         about: dict[str, Any] = {
-            "format": verify.FORMAT,
+            "format": manifest.FORMAT,
             "policy": {"file": str(path), "sha256": verify.digest(path)},
             "program": programs.digest(program),
             "environment": policy.environment,

@@ -166,7 +166,26 @@ def test_what_is_not_finite_is_named(mpirun, tmp_path, what):
     code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 2
     (line,) = lines(err)
-    assert line.startswith("distqtrl: rank 1: environment 1, step 9 of a rollout: ")
+    assert line.startswith("distqtrl: rank 1: environment 1 (reset with seed ")
+    said = "observes [nan, " if what == "observation" else "the reward is nan, "
+    assert f"), step 5 of its episode: broken:Broken-v0{' ' if what == 'observation' else ': '}{said}" in line
+    assert line.endswith("not finite: mend the environment")
+
+
+def test_ranks_compare_what_they_found_and_say_once_what_failed_on_all(mpirun, tmp_path):
+    names = ["apart/Agents", "apart:Wide-v0", "apart:Long-v0", "apart:Lost-v0"]
+    runs = [{"argv": training(tmp_path, "--environment.id", name)} for name in names]
+    path = os.pathsep.join([str(PROGRAMS), str(PROGRAMS.parents[1])])
+    code, _, err = mpirun(2, [SEVERAL, json.dumps(runs)], env={"PYTHONPATH": path})
+    assert code == 2
+    agents, spaces, limits, lost = lines(err)
+    assert "apart/Agents: ranks found different agents (in order): rank 0 a, b, rank 1 b, a: give every rank" in agents
+    assert "found different observations and actions: rank 0 Spaces(num_observations=2, " in spaces
+    assert "ranks found different time limits: rank 0 10, rank 1 11: " in limits
+    assert lost.startswith("distqtrl: rank 0: environment 0 (reset with seed ")
+    assert lost.endswith("), at its start: apart:Lost-v0 raised: KeyError: 'robot'")
+    assert err.count('raise KeyError("robot")') == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_rank_with_another_command_line(mpirun, tmp_path):
