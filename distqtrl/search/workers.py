@@ -59,9 +59,10 @@ class Worker:
     def result(self, candidate: Candidate | None, seed: int) -> dict[str, Any] | None:
         """What result.json or failed.json of a training holds; None: it is not complete."""
         run = self.search.run(candidate, seed)
-        for path in (run / "result.json", run / "failed.json"):
-            if run not in self.results and path.exists():
-                self.results[run] = json.loads(path.read_text())
+        if run not in self.results and (result := run_directory.complete(run)) is not None:
+            self.results[run] = result
+        elif run not in self.results and (failed := run / "failed.json").exists():
+            self.results[run] = json.loads(failed.read_text())
         return self.results.get(run)
 
     def known(self, candidate: Candidate | None) -> list[float | None] | None:
