@@ -13,7 +13,7 @@ import numpy as np
 from distqtrl import record
 from distqtrl.config import Environment, UserError, nearest
 from distqtrl.environment import permission
-from distqtrl.export import c, cuda, episodes, folded, readme, synthesis, tools, unrolled, verify
+from distqtrl.export import c, cuda, episodes, folded, manifest, readme, synthesis, tools, unrolled, verify
 from distqtrl.export.folded import Folding
 from distqtrl.export.targets import CORES, DIFFERENT, TARGETS, Check
 from distqtrl.policy import lower, policy_file

@@ -14,6 +14,7 @@ from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program
 from distqtrl.schema import Names, Record, Sha256, Word
 
+FORMAT = "distqtrl export 1"
 REMEDY = "export the policy again"
 
 
@@ -50,7 +51,7 @@ class Manifest(Record):
 
     model_config = ConfigDict(extra="ignore")
 
-    format: Literal["distqtrl export 1"]
+    format: Literal["distqtrl export 1"]  # FORMAT
     policy: Origin
     program: Sha256
     environment: dict[Word, Any]
