@@ -1,6 +1,6 @@
 """Any rank killed at any moment, many times: does a job ever hang, is a file ever wrong, does resume always work?
 
-    python benchmarks/crashes.py                  100 kills, 3 ranks, 12 minutes; writes benchmarks/results/crashes/crashes.*
+    python benchmarks/crashes.py                  100 kills, 3 ranks, 12 minutes; writes results/crashes/crashes.*
     python benchmarks/crashes.py --seed 1         another schedule of kills
     python benchmarks/crashes.py --quick          4 kills, 2 ranks, under a minute; writes nothing unless -o is given
 

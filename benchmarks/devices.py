@@ -1,6 +1,6 @@
 """CartPole trained on finite shots and on a noisy device, beside the exact circuit: learning curves over seeds.
 
-    python benchmarks/devices.py          5 seeds, 4 ranks, about 20 minutes; writes benchmarks/results/devices/devices.*
+    python benchmarks/devices.py          5 seeds, 4 ranks, about 20 minutes; writes results/devices/devices.*
     python benchmarks/devices.py --quick  2 cases, 1 seed, 2 ranks, small budget; writes nothing unless -o is given
 
 All cases get the same budget of environment steps and the same seeds; nothing stops early. Gradients of shots and

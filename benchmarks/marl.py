@@ -6,7 +6,7 @@
     python benchmarks/marl.py --task coin-game    CoinGame-2, 150,000 steps, 5 seeds, 5 cases: 20 minutes of a core
     python benchmarks/marl.py --quick             a few steps; writes nothing unless -o is given
 
-The peer (lib/benchmarl_peer.py) needs other versions than ours, so it may have an interpreter of its own: --peer PYTHON.
+The peer (lib/benchmarl_peer.py) needs other versions than ours, so it may have its own interpreter: --peer PYTHON.
 spread and rate run one process at a time, one thread, in turns, so that a busy machine slows all alike; coin-game as
 many runs at a time as there are cores. Finished runs are kept, a second start goes on; one that fails is reported.
 """

@@ -1,6 +1,6 @@
 """How many environment steps and seconds a preset takes to solve its environment, over seeds.
 
-    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes benchmarks/results/solve/cartpole.*
+    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes results/solve/cartpole.*
     python benchmarks/solve.py --preset acrobot --seeds 3
     python benchmarks/solve.py --quick            2 seeds, 2 ranks, small budget; writes nothing unless -o is given
 

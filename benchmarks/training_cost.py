@@ -1,6 +1,6 @@
 """What training costs: the authors' procedure beside ours, and our throughput beside a plain classical PPO.
 
-    python benchmarks/training_cost.py            about 5 minutes; writes benchmarks/results/training_cost/training_cost.*
+    python benchmarks/training_cost.py            about 5 minutes; writes results/training_cost/training_cost.*
     python benchmarks/training_cost.py --quick    a few updates; writes nothing unless -o is given
 
 The authors simulate the circuit at every environment step and keep every step's graph for one backward pass per

@@ -43,7 +43,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def save(args: argparse.Namespace, name: str, results: dict[str, Any], text: str) -> Path | None:
-    """Print the table; write NAME.json and NAME.md, NAME being question/case. Returns what NAME is below, if anything."""
+    """Print the table; write NAME.json and NAME.md, NAME being question/case. Returns the folder that NAME is in."""
     print(text)
     if args.quick and not args.output:
         return None
