@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import setting
 import torch
+from lib import setting
 
 from distqtrl.export import c, folded, readme, simulate, synthesis, unrolled, verify
 from distqtrl.export.folded import Folding

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import runs, setting
 import torch
+from lib import runs, setting
 from rich.console import Console
 
 from distqtrl import config, sampling, seeding, train

@@ -15,8 +15,8 @@ by a term of order 1/shots. Compared at the same number of shots in all:
 from pathlib import Path
 
 import numpy as np
-from lib import setting
 import torch
+from lib import setting
 
 from distqtrl import config
 from distqtrl.generator import Generator

@@ -22,8 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib import runs, setting
 import torch
+from lib import runs, setting
 
 from distqtrl import config
 from distqtrl.generator import Generator

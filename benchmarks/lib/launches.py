@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from lib import setting
 
 PRESET, ENVIRONMENTS = "cartpole", 8

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from lib import setting
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distqtrl.report.runs import Run, read
 from distqtrl.report.statistics import interval, iqm
+from lib import setting
 
 PRESETS = {"cartpole": "qtrl-cartpole", "minigrid": "qtrl-minigrid"}
 SEEDS = {"cartpole": 10, "minigrid": 5}
