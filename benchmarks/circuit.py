@@ -1,6 +1,6 @@
 """Probabilities and gradient of a circuit: our engine beside its peers, one thread each, in one run.
 
-    python benchmarks/circuit.py          writes benchmarks/results/circuit.*; about 10 minutes
+    python benchmarks/circuit.py          writes benchmarks/results/circuit/circuit.*; about 10 minutes
     python benchmarks/circuit.py --quick  a small circuit, one peer; writes nothing unless -o is given
 
 One call gives p_S and d(v.p)/d theta_P for a random cotangent v_S. Every version lives in a process of its own, and
@@ -26,7 +26,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import setting
+from lib import setting
 
 ROWS = {  # (ansatz, qubits, layers): goal, how many times faster than the fastest peer
     ("u3_cu3_ring", 10, 5): 200,
@@ -352,7 +352,7 @@ def main():
         with tempfile.TemporaryDirectory() as cache:
             first = [one("ours", next(iter(rows)), {"NUMBA_CACHE_DIR": cache}).first_s for _ in range(2)]
         results["first_use_s"] = dict(zip(("empty cache", "filled cache"), first, strict=True))
-    setting.save(args, "circuit", results, table(results))
+    setting.save(args, "circuit/circuit", results, table(results))
 
 
 def measured(row, goal, peers, seconds):

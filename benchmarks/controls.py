@@ -1,6 +1,6 @@
 """Is it the circuit? The generated policy beside eight controls and the classical policy, same budget and seeds.
 
-    python benchmarks/controls.py                     CartPole, 10 seeds; writes benchmarks/results/controls-cartpole.*
+    python benchmarks/controls.py                     CartPole, 10 seeds; writes benchmarks/results/controls/cartpole.*
     python benchmarks/controls.py --task minigrid     MiniGrid-Empty-5x5, 5 seeds
     python benchmarks/controls.py --ranks 4 --cases circuit "frozen circuit"   on four ranks; writes *-4-ranks.*
     python benchmarks/controls.py --quick             2 seeds, 2 cases, 12 updates; writes only with -o
@@ -14,8 +14,7 @@ from pathlib import Path
 
 import depth
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl import config
 from distqtrl.report import figures
@@ -58,7 +57,7 @@ def main() -> None:
     for c in results["cases"].values():
         c["complexity"] = [complexity(c, (1 - epsilon) * CEILINGS[args.task]) for epsilon in EPSILONS]
     results["verdicts"] = depth.verdicts(results["cases"], PAIRS)
-    name = f"controls-{args.task}" + (f"-{args.ranks}-ranks" if args.ranks > 1 else "")
+    name = f"controls/{args.task}" + (f"-{args.ranks}-ranks" if args.ranks > 1 else "")
     if folder := setting.save(args, name, results, table(results)):
         figure(results, folder / name)
 

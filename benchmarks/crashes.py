@@ -1,6 +1,6 @@
 """Any rank killed at any moment, many times: does a job ever hang, is a file ever wrong, does resume always work?
 
-    python benchmarks/crashes.py                  100 kills, 3 ranks, 12 minutes; writes benchmarks/results/crashes.*
+    python benchmarks/crashes.py                  100 kills, 3 ranks, 12 minutes; writes results/crashes/crashes.*
     python benchmarks/crashes.py --seed 1         another schedule of kills
     python benchmarks/crashes.py --quick          4 kills, 2 ranks, under a minute; writes nothing unless -o is given
 
@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import setting
+from lib import setting
 
 from distqtrl import tensorfile
 from distqtrl.checkpoint import FORMAT
@@ -124,7 +124,7 @@ def main() -> None:
     used = {name: getattr(args, name) for name in ("seed", "ranks", "updates")}
     made = {**setting.facts("torch", "numba", "numpy", "safetensors", "mpi4py", "mpich"), **used, "flags": TINY.split()}
     results = {**made, "took_s": time.time() - began, **asdict(tally)}
-    setting.save(args, "crashes", results, table(results))
+    setting.save(args, "crashes/crashes", results, table(results))
     if any(tally.findings.values()):
         sys.exit(f"the runs are kept in {folder}")
     shutil.rmtree(folder)

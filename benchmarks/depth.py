@@ -1,6 +1,6 @@
 """Depth against ranks (Dist-QTRL's figure 1b): central L = 3, 7, 13, four ranks at L = 3, and the classical policy.
 
-    python benchmarks/depth.py                     CartPole, 10 seeds; writes benchmarks/results/depth-cartpole.*
+    python benchmarks/depth.py                     CartPole, 10 seeds; writes benchmarks/results/depth/cartpole.*
     python benchmarks/depth.py --task minigrid     MiniGrid-Empty-5x5, 5 seeds
     python benchmarks/depth.py --quick             2 seeds, 2 cases, 12 updates; writes only with -o
 
@@ -11,8 +11,7 @@ times as many. The score of a run is the mean return of its last tenth of update
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl.report import figures
 from distqtrl.report.statistics import interval, probability_of_improvement, verdict
@@ -47,8 +46,8 @@ def main() -> None:
         "cases": {name: case(everything, jobs) for name, jobs in cases.items()},
     }
     results["verdicts"] = verdicts(results["cases"], PAIRS)
-    if folder := setting.save(args, f"depth-{args.task}", results, table(results)):
-        figure(results, folder / f"depth-{args.task}")
+    if folder := setting.save(args, f"depth/{args.task}", results, table(results)):
+        figure(results, folder / f"depth/{args.task}")
 
 
 def case(everything: dict, jobs: list[runs.Job]) -> dict:

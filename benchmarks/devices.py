@@ -1,6 +1,6 @@
 """CartPole trained on finite shots and on a noisy device, beside the exact circuit: learning curves over seeds.
 
-    python benchmarks/devices.py          5 seeds, 4 ranks, about 20 minutes; writes benchmarks/results/devices.*
+    python benchmarks/devices.py          5 seeds, 4 ranks, about 20 minutes; writes results/devices/devices.*
     python benchmarks/devices.py --quick  2 cases, 1 seed, 2 ranks, small budget; writes nothing unless -o is given
 
 All cases get the same budget of environment steps and the same seeds; nothing stops early. Gradients of shots and
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import setting
+from lib import setting
 
 SHARED = ["--qpu.gradient", "parameter-shift", "--qpu.shift", "distributed"]
 NOISE = ["--qpu.backend", "aer", "--qpu.noise", str(setting.ROOT / "benchmarks" / "noise.json")]
@@ -52,8 +52,8 @@ def main() -> None:
         "cases": {case: CASES[case] for case in args.cases},
         "runs": rows,
     }
-    if folder := setting.save(args, "devices", results, table(results)):
-        figure(results, folder / "devices.png")
+    if folder := setting.save(args, "devices/devices", results, table(results)):
+        figure(results, folder / "devices/devices.png")
 
 
 def trained(case: str, seed: int, args: argparse.Namespace, runs: str) -> dict:

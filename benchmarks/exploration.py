@@ -14,8 +14,7 @@ Gaussian's depends on its deviation alone.
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
@@ -64,8 +63,8 @@ def main() -> None:
         "cases": {name: case(runs.whole(everything, jobs), len(jobs)) for name, jobs in cases.items()},
     }
     results["verdicts"] = verdicts(results["cases"])
-    if folder := setting.save(args, f"exploration-{args.task}", results, table(results)):
-        figure(results, folder / f"exploration-{args.task}")
+    if folder := setting.save(args, f"exploration/{args.task}", results, table(results)):
+        figure(results, folder / f"exploration/{args.task}")
 
 
 def case(whole: list[Run], wanted: int) -> dict:

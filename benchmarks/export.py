@@ -1,6 +1,6 @@
 """An exported policy beside its peers: latency of C, size and clocks of the cores, adders, clock frequency, time.
 
-    python benchmarks/export.py            about 15 minutes; writes benchmarks/results/export.*
+    python benchmarks/export.py            about 15 minutes; writes benchmarks/results/export/export.*
     python benchmarks/export.py --quick    the smallest of each; writes nothing unless -o is given
 
 Latency: one action from Python, from integer observation to integer action, of a 17-64-64-6 policy at 3 bits, in
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import setting
 import torch
+from lib import setting
 
 from distqtrl.export import c, folded, readme, simulate, synthesis, targets, unrolled
 from distqtrl.export.folded import Folding
@@ -66,7 +66,7 @@ def main() -> None:
         "layers": [row for name, case in said(alone) for row in layers(name, *case, seeds, args.quick)],
         "cartpole": cartpole(args.quick),
     }
-    setting.save(args, "export", results, table(results))
+    setting.save(args, "export/export", results, table(results))
 
 
 def said(cases: dict[str, tuple]) -> Iterator[tuple[str, tuple]]:

@@ -6,7 +6,7 @@
     python benchmarks/marl.py --task coin-game    CoinGame-2, 150,000 steps, 5 seeds, 5 cases: 20 minutes of a core
     python benchmarks/marl.py --quick             a few steps; writes nothing unless -o is given
 
-The peer (benchmarl_peer.py) needs other versions than ours, so it may have an interpreter of its own: --peer PYTHON.
+The peer (lib/benchmarl_peer.py) needs other versions than ours, so it may have its own interpreter: --peer PYTHON.
 spread and rate run one process at a time, one thread, in turns, so that a busy machine slows all alike; coin-game as
 many runs at a time as there are cores. Finished runs are kept, a second start goes on; one that fails is reported.
 """
@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import runs
-import setting
 import torch
+from lib import runs, setting
 from rich.console import Console
 
 from distqtrl import config, sampling, seeding, train
@@ -96,8 +95,8 @@ def main() -> None:
         args.task
     ]
     results = measure(args)
-    if folder := setting.save(args, f"marl-{args.task}", results, table(results)):
-        figure(results, folder / f"marl-{args.task}")
+    if folder := setting.save(args, f"marl/{args.task}", results, table(results)):
+        figure(results, folder / f"marl/{args.task}")
 
 
 def spread(args: argparse.Namespace) -> Numbers:
@@ -213,7 +212,7 @@ def trained(args: argparse.Namespace, words: Sequence[str], seed: int) -> Number
 
 def asked(args: argparse.Namespace, words: Sequence[str]) -> Numbers | str:
     """What the peer found in its own interpreter, or its last words."""
-    command = [args.peer, str(Path(__file__).with_name("benchmarl_peer.py")), *words]
+    command = [args.peer, str(Path(__file__).with_name("lib") / "benchmarl_peer.py"), *words]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if ended.returncode:
         return (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -12,8 +12,7 @@ level when its last smoothed return is there, and reaches it when any smoothed r
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl.report import figures
 
@@ -44,8 +43,8 @@ def main() -> None:
         **runs.facts(args, everything),
         "cases": {name: case(everything, each, *CASES[args.task][name][::2]) for name, each in jobs.items()},
     }
-    if folder := setting.save(args, f"reproduce-{args.task}", results, table(results)):
-        figure(results, folder / f"reproduce-{args.task}")
+    if folder := setting.save(args, f"reproduce/{args.task}", results, table(results)):
+        figure(results, folder / f"reproduce/{args.task}")
 
 
 def case(everything: dict, jobs: list[runs.Job], preset: str, level: float) -> dict:

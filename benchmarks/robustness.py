@@ -1,7 +1,7 @@
 """How much noise on its observations a policy bears: floating point beside the integers that search-bits chose.
 
     distqtrl search-bits hopper -o hopper-bits
-    python benchmarks/robustness.py hopper-bits             writes benchmarks/results/robustness-hopper-bits.*
+    python benchmarks/robustness.py hopper-bits             writes benchmarks/results/robustness/hopper-bits.*
     python benchmarks/robustness.py hopper-bits --quick     one episode; writes nothing unless -o is given
 
 After arXiv 2511.07046, figure 3: normal noise of deviation 0 to 0.5 is added to the normalised observation; each seed's
@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import setting
+from lib import setting
 
 from distqtrl.config import Environment
 from distqtrl.environment.rollout import play
@@ -44,7 +44,7 @@ def main() -> None:
         **{"environment": policy.environment["id"], "episodes": args.episodes, "sigmas": SIGMAS},
         **{"names": names, "cases": cases, "search_commit": about["commit"]},
     }
-    name = f"robustness-{args.search.resolve().name.removeprefix('search-')}"
+    name = f"robustness/{args.search.resolve().name.removeprefix('search-')}"
     if folder := setting.save(args, name, results, table(results)):
         figure(results, folder / name)
 

@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 from rich.console import Console
 
 from distqtrl import config
@@ -58,7 +57,7 @@ def main() -> None:
         **{"task": args.task, "steps": args.steps, "rows": rows, "run_commits": made},
         "ratio": statistics.median(a / b for a, b in zip(*rates, strict=True)),
     }
-    setting.save(args, f"sac-{args.task}", results, table(results))
+    setting.save(args, f"sac/{args.task}", results, table(results))
 
 
 def job(args: argparse.Namespace, seed: int) -> runs.Job:

@@ -1,6 +1,6 @@
 """Scaling over ranks: throughput, what reductions cost here and would cost on a network, start-up, memory.
 
-    python benchmarks/scaling.py            1 to 8 ranks, 12 minutes; writes benchmarks/results/scaling.*
+    python benchmarks/scaling.py            1 to 8 ranks, 12 minutes; writes benchmarks/results/scaling/scaling.*
     python benchmarks/scaling.py --quick    1 and 2 ranks, under a minute; writes nothing unless -o is given
 
 Runs of the cartpole preset, ordered reduction, no validation. Weak: 8 environments on every rank; strong: 8 on all
@@ -20,9 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import launches
-import reductions
-import setting
+from lib import launches, reductions, setting
 
 from distqtrl.report import figures
 
@@ -59,8 +57,8 @@ def main() -> None:
         "imports": launches.imports(times, launches.FEW if args.quick else launches.IMPORTS),
         "took_s": time.time() - began,
     }
-    if folder := setting.save(args, "scaling", results, table(results)):
-        figure(results, folder / "scaling")
+    if folder := setting.save(args, "scaling/scaling", results, table(results)):
+        figure(results, folder / "scaling/scaling")
 
 
 def printed(command: list[str]) -> Any:

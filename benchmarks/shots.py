@@ -1,6 +1,6 @@
 """What finite shots do to the generated weights: spread, and the bias that the mapping adds.
 
-    python benchmarks/shots.py           writes benchmarks/results/shots.*
+    python benchmarks/shots.py           writes benchmarks/results/shots/shots.*
     python benchmarks/shots.py --quick   few draws; writes nothing unless -o is given
 
 Relative frequencies are unbiased, weights are not: the mapping is not linear in p, so E w(p_hat) differs from w(p)
@@ -15,8 +15,8 @@ by a term of order 1/shots. Compared at the same number of shots in all:
 from pathlib import Path
 
 import numpy as np
-import setting
 import torch
+from lib import setting
 
 from distqtrl import config
 from distqtrl.generator import Generator
@@ -41,8 +41,8 @@ def main() -> None:
         for shots in args.shots:
             rows += [{"size": name, **measured(generator, e, shots, args.draws)} for e in ESTIMATES]
     results = {**setting.facts("torch", "numpy", "numba"), "draws": args.draws, "rows": rows}
-    if folder := setting.save(args, "shots", results, table(results)):
-        figure(results, folder / "shots.png")
+    if folder := setting.save(args, "shots/shots", results, table(results)):
+        figure(results, folder / "shots/shots.png")
 
 
 def weights(generator: Generator, p_S: np.ndarray) -> np.ndarray:

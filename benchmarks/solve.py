@@ -1,6 +1,6 @@
 """How many environment steps and seconds a preset takes to solve its environment, over seeds.
 
-    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes benchmarks/results/cartpole.*
+    python benchmarks/solve.py                    cartpole, 10 seeds, 4 ranks; writes results/solve/cartpole.*
     python benchmarks/solve.py --preset acrobot --seeds 3
     python benchmarks/solve.py --quick            2 seeds, 2 ranks, small budget; writes nothing unless -o is given
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import setting
+from lib import setting
 
 from distqtrl.report.runs import read
 
@@ -48,7 +48,7 @@ def main() -> None:
         "summary": summary(rows),
         "seeds": rows,
     }
-    setting.save(args, args.preset, results, table(results))
+    setting.save(args, f"solve/{args.preset}", results, table(results))
 
 
 def trained(seed: int, args: argparse.Namespace, flags: list[str], runs: str) -> dict:

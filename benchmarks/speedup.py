@@ -1,6 +1,6 @@
 """Speed-up against the number of ranks (Dist-QTRL's figure 1c), for the generated and for the classical policy.
 
-    python benchmarks/speedup.py                     CartPole, 10 seeds; writes benchmarks/results/speedup-cartpole.*
+    python benchmarks/speedup.py                     CartPole, 10 seeds; writes benchmarks/results/speedup/cartpole.*
     python benchmarks/speedup.py --task minigrid     MiniGrid-Empty-5x5, 5 seeds
     python benchmarks/speedup.py --task coin-game    or simple-spread: several agents, 3 seeds, 1, 2 and 4 ranks
     python benchmarks/speedup.py --quick             2 seeds, 1 and 2 ranks, 12 updates; writes only with -o
@@ -20,8 +20,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl import config
 from distqtrl.report import figures
@@ -77,8 +76,8 @@ def main() -> None:
         "targets": targets,
         "rows": rows,
     }
-    if folder := setting.save(args, f"speedup-{args.task}", results, table(results)):
-        figure(results, folder / f"speedup-{args.task}")
+    if folder := setting.save(args, f"speedup/{args.task}", results, table(results)):
+        figure(results, folder / f"speedup/{args.task}")
 
 
 def flags(args: argparse.Namespace, policy: str) -> tuple[str, ...]:

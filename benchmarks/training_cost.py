@@ -1,6 +1,6 @@
 """What training costs: the authors' procedure beside ours, and our throughput beside a plain classical PPO.
 
-    python benchmarks/training_cost.py            about 5 minutes; writes benchmarks/results/training_cost.*
+    python benchmarks/training_cost.py            about 5 minutes; writes results/training_cost/training_cost.*
     python benchmarks/training_cost.py --quick    a few updates; writes nothing unless -o is given
 
 The authors simulate the circuit at every environment step and keep every step's graph for one backward pass per
@@ -22,9 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import runs
-import setting
 import torch
+from lib import runs, setting
 
 from distqtrl import config
 from distqtrl.generator import Generator
@@ -56,7 +55,7 @@ def main() -> None:
         "ppo": throughput(args),
     }
     results["scaled"] = {device: scaled(cost, results["ours"]) for device, cost in theirs.items()}
-    setting.save(args, "training_cost", results, table(results))
+    setting.save(args, "training_cost/training_cost", results, table(results))
 
 
 def authors(device: str, lengths: list[int]) -> dict[str, float]:

