@@ -12,6 +12,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from distqtrl.config import UserError, nearest
@@ -68,10 +69,17 @@ def groups(found: list[Chosen]) -> list[tuple[int, int]]:
 
 
 def _parameters(net: nn.Module) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
+    """Every tensor once per module that has it, also where it is made by a parametrization, whose own are left out."""
+    lists = [module for module in net.modules() if isinstance(module, parametrize.ParametrizationList)]
+    inner = {id(module) for made in lists for module in made.modules()}
     for prefix, module in net.named_modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                yield module, name, f"{prefix}.{name}" if prefix else name, p
+        for name in [] if id(module) in inner else _names(module):
+            yield module, name, f"{prefix}.{name}".lstrip("."), getattr(module, name)
+
+
+def _names(module: nn.Module) -> list[str]:
+    made = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    return [*made, *(name for name, p in module._parameters.items() if p is not None)]
 
 
 def _start(owner: nn.Module, name: str, p: Tensor) -> tuple[int, bool]:
@@ -81,8 +89,8 @@ def _start(owner: nn.Module, name: str, p: Tensor) -> tuple[int, bool]:
     if isinstance(owner, nn.MultiheadAttention):
         return owner.embed_dim, False
     weight = getattr(owner, "weight", None) if isinstance(owner, LAYERS) else p
-    if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedTensorMixin) or weight.dim() < 2:
-        return max(1, p.numel() if not isinstance(p, nn.parameter.UninitializedTensorMixin) else 1), True
+    if is_lazy(p) or not isinstance(weight, Tensor) or is_lazy(weight) or weight.dim() < 2:
+        return 1 if is_lazy(p) else max(1, p.numel()), True
     return nn.init._calculate_fan_in_and_fan_out(weight)[0], not isinstance(owner, LAYERS)
 
 
@@ -104,7 +112,7 @@ def _named(net: nn.Module, places: list[Chosen], wanted: list[str | type[nn.Modu
         elif item in modules:
             inside |= {id(m) for m in modules[item].modules()}
         else:
-            aliases = {f"{path}.{name}".lstrip("."): m for path, m in modules.items() for name in m._parameters}
+            aliases = {f"{path}.{name}".lstrip("."): m for path, m in modules.items() for name in _names(m)}
             if item not in aliases:
                 raise UserError(f"layers: there is no '{item}' in the net: {nearest(str(item), [*modules, *aliases])}")
             tensors |= {c.path for c in places if c.owner is aliases[item] and c.name == item.rpartition(".")[2]}
@@ -115,17 +123,17 @@ def _refuse(places: list[Chosen], found: list[Chosen]) -> None:
     """Raise UserError for what cannot be generated."""
     paths: dict[int, list[str]] = {}
     for c in places:
-        paths.setdefault(id(c.tensor), []).append(c.path)
+        paths.setdefault(id(c.owner._parameters.get(c.name, c)), []).append(c.path)
     for c in found:
         p = c.tensor
-        if parametrize.is_parametrized(c.owner) or isinstance(c.owner, parametrize.ParametrizationList):
+        if parametrize.is_parametrized(c.owner):
             raise UserError(
-                f"{c.path} belongs to a layer that is parametrized already: generate first, or undo it with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
+                f"{c.path} belongs to a layer that is parametrized already: generate first, undo it with "
+                "torch.nn.utils.parametrize.remove_parametrizations, or leave the layer out"
             )
         if c.name.endswith(OLD_STYLE) and hasattr(c.owner, c.name.rpartition("_")[0]):
             raise UserError(f"{c.path} is computed by a hook of torch.nn.utils already: remove it, then generate")
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(p):
             raise UserError(f"{c.path} has no shape yet: call the net once on an observation, then generate")
         if len(paths[id(p)]) > 1:
             raise UserError(f"{' and '.join(paths[id(p)])} are one shared tensor: untie them, or leave them out")

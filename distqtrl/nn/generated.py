@@ -15,7 +15,7 @@ as in target networks' averages, count in no version). The graph from parameters
 backward may run often: it keeps its inner graph. It can be differentiated once, not twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +25,11 @@ from torch.nn.utils import parametrize
 
 from distqtrl.config import Circuit, Config, MappingModel, Qpu, UserError
 from distqtrl.nn import choose, sources
+from distqtrl.nn.sources import Mapping
 
 Net = TypeVar("Net", bound=nn.Module)
 Fields = dict[str, Any]
-Place = tuple[dict[str, Tensor | None], str]
+Place = tuple[dict[str, Any], str]
 
 
 def generate(
@@ -36,7 +37,7 @@ def generate(
     circuit: Circuit | Fields | Callable[..., Any] | None = None,
     mapping: MappingModel | Fields | None = None,
     *,
-    layers: choose.Iterable[str | type[nn.Module]] | None = None,
+    layers: Iterable[str | type[nn.Module]] | None = None,
     qubits: int | None = None,
     qpu: Qpu | Fields | None = None,
     weight_shapes: sources.Shapes | None = None,
@@ -74,7 +75,7 @@ def generate(
 class Weights(nn.Module):
     """() -> w_M of the present parameters, made once and kept until they change. ``runs`` counts how often."""
 
-    def __init__(self, source: nn.Module, mapping: nn.Module) -> None:
+    def __init__(self, source: nn.Module, mapping: Mapping) -> None:
         super().__init__()
         self.source, self.mapping = source, mapping
         self.runs = 0
@@ -107,9 +108,12 @@ class _Made:
         self._tensors = self._present()
         self._facts = [_facts(t) for t in self._tensors if t is not None]
         self._bytes = [_Bytes(t) for t in self._tensors[: len(self._parameters)] if t is not None]
-        device = weights.mapping.bits.device
         leaves = [t for t in self._tensors if t is not None and t.requires_grad]
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(weights.mapping.bits.device.type, enabled=False),
+        ):
             inner_M = weights.generated()
             self.w_M = _Node.apply([inner_M], leaves, *leaves) if inner_M.requires_grad else inner_M
 
@@ -117,13 +121,18 @@ class _Made:
         """Whether the parameters are the same, in every sense."""
         tensors = self._present()
         return (
-            all(a is b for a, b in zip(tensors, self._tensors, strict=True))
+            all(a is b or _constant(a) for a, b in zip(tensors, self._tensors, strict=True))
             and [_facts(t) for t in tensors if t is not None] == self._facts
             and all(values.same() for values in self._bytes)
         )
 
     def _present(self) -> list[Tensor | None]:
         return [table.get(name) for table, name in self._parameters + self._buffers]
+
+
+def _constant(t: Tensor | None) -> bool:
+    """Whether another tensor with the same memory will do (TorchRL wraps buffers anew): nothing flows back to it."""
+    return t is not None and not t.requires_grad
 
 
 def _facts(t: Tensor) -> tuple[int, int, bool]:

@@ -16,7 +16,7 @@ from distqtrl import seeding
 from distqtrl.circuit import qpu
 from distqtrl.config import Config, Stage, UserError, validated
 from distqtrl.generator import Generator
-from distqtrl.mapping.model import Mapping
+from distqtrl.mapping.model import Mapping as Mapping
 
 WHERE = "distqtrl.nn.generate"
 MOST_QUBITS = 40
@@ -126,9 +126,7 @@ def made(
         return _own(configured(config, seed, circuit=circuit, mapping=mapping, qpu=qpu), layers, qubits, free)
     for name, value in (("qubits", qubits), ("qpu", qpu)):
         if value is not None:
-            raise UserError(
-                f"{WHERE}: {name} = {value} is for circuits of ours, a source of your own has it: remove it"
-            )
+            raise UserError(f"{WHERE}: {name} = {value} is for our circuits, not for a source of your own: remove it")
     if not callable(circuit):
         raise UserError(f"{WHERE}: circuit = {circuit!r} is neither settings nor a source that can be called")
     return _foreign(configured(config, seed, mapping=mapping), layers, circuit, weight_shapes or {}, free)
