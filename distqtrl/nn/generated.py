@@ -25,11 +25,9 @@ from torch.nn.utils import parametrize
 
 from distqtrl.config import Circuit, Config, MappingModel, Qpu, UserError
 from distqtrl.nn import choose, sources
-from distqtrl.nn.sources import Mapping
 
 Net = TypeVar("Net", bound=nn.Module)
 Fields = dict[str, Any]
-Place = tuple[dict[str, Any], str]
 
 
 def generate(
@@ -73,13 +71,39 @@ def generate(
 
 
 class Weights(nn.Module):
-    """() -> w_M of the present parameters, made once and kept until they change. ``runs`` counts how often."""
+    """() -> w_M of the present parameters, made once and kept until they change. ``runs`` counts how often.
 
-    def __init__(self, source: nn.Module, mapping: Mapping) -> None:
+    Parameters and buffers of source and mapping are its own, by flat names, and the two are no parts of it: what walks
+    over a net's layers, such as an orthogonal initialisation, would take the mapping's layers for the net's.
+    """
+
+    def __init__(self, source: nn.Module, mapping: sources.Mapping) -> None:
         super().__init__()
-        self.source, self.mapping = source, mapping
         self.runs = 0
         self._made: _Made | None = None
+        self._inner = (_Generate(source, mapping),)  # no submodule
+        self._names: dict[str, str] = {}
+        for path, module in self._inner[0].named_modules():
+            for name, p in module.named_parameters(recurse=False):
+                self.register_parameter(self._flat(path, name), p)
+            for name, buffer in module.named_buffers(recurse=False):
+                lasts = name not in module._non_persistent_buffers_set
+                self.register_buffer(self._flat(path, name), buffer, persistent=lasts)
+
+    def _flat(self, path: str, name: str) -> str:
+        whole = f"{path}.{name}"
+        self._names[whole] = whole.replace(".", "__")
+        return self._names[whole]
+
+    @property
+    def source(self) -> Any:
+        """() -> p_S; ``qpu`` is its QPU, if it is our circuit."""
+        return self._inner[0].source
+
+    @property
+    def mapping(self) -> sources.Mapping:
+        """p_S -> w_M."""
+        return self._inner[0].mapping
 
     def forward(self) -> Tensor:
         if self._made is None or not self._made.holds():
@@ -90,49 +114,55 @@ class Weights(nn.Module):
 
     def generated(self) -> Tensor:
         """w_M with its graph, made anew."""
-        p_S = self.source()
-        w_M: Tensor = self.mapping(p_S.to(self.mapping.bits.device))
+        w_M: Tensor = torch.func.functional_call(
+            self._inner[0], {n: getattr(self, f) for n, f in self._names.items()}, ()
+        )
         return w_M
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
 
+class _Generate(nn.Module):
+    """Mapping after source."""
+
+    def __init__(self, source: nn.Module, mapping: sources.Mapping) -> None:
+        super().__init__()
+        self.source, self.mapping = source, mapping
+
+    def forward(self) -> Tensor:
+        w_M: Tensor = self.mapping(self.source().to(self.mapping.bits.device))
+        return w_M
+
+
 class _Made:
     """w_M, and what it was made of."""
 
     def __init__(self, weights: Weights) -> None:
-        modules = list(weights.modules())
-        self._parameters: list[Place] = [(m._parameters, name) for m in modules for name in m._parameters]
-        self._buffers: list[Place] = [(m._buffers, name) for m in modules for name in m._buffers]
+        self._tables: tuple[dict[str, Any], ...] = (weights._parameters, weights._buffers)
         self._tensors = self._present()
-        self._facts = [_facts(t) for t in self._tensors if t is not None]
-        self._bytes = [_Bytes(t) for t in self._tensors[: len(self._parameters)] if t is not None]
-        leaves = [t for t in self._tensors if t is not None and t.requires_grad]
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(weights.mapping.bits.device.type, enabled=False),
-        ):
+        self._facts = [_facts(t) for t in self._tensors]
+        self._bytes = [_Bytes(t) for t in self._tensors[: len(weights._parameters)]]
+        leaves = [t for t in self._tensors if t.requires_grad]
+        device = self._tensors[-1].device.type  # of a buffer of the mapping
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             inner_M = weights.generated()
             self.w_M = _Node.apply([inner_M], leaves, *leaves) if inner_M.requires_grad else inner_M
 
     def holds(self) -> bool:
-        """Whether the parameters are the same, in every sense."""
+        """Whether the parameters are the same, in every sense.
+
+        What is not trained may be another tensor of the same memory: TorchRL wraps buffers anew.
+        """
         tensors = self._present()
         return (
-            all(a is b or _constant(a) for a, b in zip(tensors, self._tensors, strict=True))
-            and [_facts(t) for t in tensors if t is not None] == self._facts
+            all(a is b or not a.requires_grad for a, b in zip(tensors, self._tensors, strict=True))
+            and [_facts(t) for t in tensors] == self._facts
             and all(values.same() for values in self._bytes)
         )
 
-    def _present(self) -> list[Tensor | None]:
-        return [table.get(name) for table, name in self._parameters + self._buffers]
-
-
-def _constant(t: Tensor | None) -> bool:
-    """Whether another tensor with the same memory will do (TorchRL wraps buffers anew): nothing flows back to it."""
-    return t is not None and not t.requires_grad
+    def _present(self) -> list[Tensor]:
+        return [t for table in self._tables for t in table.values()]
 
 
 def _facts(t: Tensor) -> tuple[int, int, bool]:

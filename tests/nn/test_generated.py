@@ -196,6 +196,21 @@ def test_the_net_keeps_its_parts():
     assert isinstance(net.head.weight, nn.Parameter)
 
 
+def test_what_initialises_every_layer_of_a_net_leaves_it_alone():
+    def orthogonal(module):
+        if isinstance(module, nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            module.bias.data.fill_(0.0)
+
+    net = made()
+    out = net(X)
+    net.apply(orthogonal)
+    for module in net.modules():
+        orthogonal(module)
+    assert torch.equal(net(X), out)
+    assert [type(m) for m in net.modules() if isinstance(m, nn.Linear)] == [type(net[0]), type(net[2])]
+
+
 def test_functional_call_takes_other_parameters():
     net = made()
     other = {name: p.detach() * 0.5 for name, p in net.named_parameters()}
