@@ -127,6 +127,8 @@ def made(
     for name, value in (("qubits", qubits), ("qpu", qpu)):
         if value is not None:
             raise UserError(f"{WHERE}: {name} = {value} is for our circuits, not for a source of your own: remove it")
+    if isinstance(circuit, Config):
+        raise UserError(f"{WHERE}: a whole configuration goes to config, circuit takes its stage")
     if not callable(circuit):
         raise UserError(f"{WHERE}: circuit = {circuit!r} is neither settings nor a source that can be called")
     return _foreign(configured(config, seed, mapping=mapping), layers, circuit, weight_shapes or {}, free)

@@ -55,10 +55,10 @@ def test_one_circuit_per_set_of_parameters():
     net = made()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     for step in range(3):
-        with torch.no_grad():
-            before = net(X)
         with torch.inference_mode():
             net(X)
+        with torch.no_grad():
+            before = net(X)
         optimizer.zero_grad()
         net(X).sum().backward()
         once = [p.grad.clone() for p in net.parameters()]
@@ -67,6 +67,14 @@ def test_one_circuit_per_set_of_parameters():
         assert not any(torch.equal(a, p.grad) for a, p in zip(once, net.parameters(), strict=True))
         optimizer.step()
         assert not torch.allclose(net(X), before)
+
+
+def test_torchs_own_cache_reads_weights_once():
+    net = made()
+    out = net(X)
+    with parametrize.cached():
+        assert net[0].weight is net[0].weight
+        assert torch.equal(net(X), out)
 
 
 def test_gradients_add_up_over_backward_passes():
@@ -173,7 +181,8 @@ def test_moving_between_types():
     with torch.autocast("cpu"):
         first = net.float()(X)
     assert torch.allclose(net(X).bfloat16(), first, atol=0.05)
-    assert weights_of(net)().dtype == torch.float32  # made outside of autocast, for whoever asks next
+    fresh = weights_of(copy.deepcopy(net))
+    assert torch.equal(weights_of(net)(), fresh())  # made outside of autocast, for whoever asks next
 
 
 def test_the_net_keeps_its_parts():

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import distqtrl
-from distqtrl.config import UserError
+from distqtrl.config import Config, UserError
 from distqtrl.nn import generate, generators
 
 MAPPING = {"kind": "mlp", "hidden": [6]}
@@ -106,6 +105,7 @@ class Detached(Softmax):
         ({"circuit": lambda theta: theta}, "cannot be called .*give weight_shapes"),
         ({"circuit": Softmax(), "mapping": {"chunk": 3}}, "16 probabilities with mapping.chunk = 3: 58 weights need 4"),
         ({"circuit": Softmax(), "qubits": 4}, "qubits = 4 is for our circuits"),
+        ({"circuit": Config()}, "a whole configuration goes to config"),
         ({"circuit": 7}, "circuit = 7 is neither settings nor"),
         ({"circuit": {"layer": 2}}, "unknown key 'circuit.layer': did you mean 'circuit.layers'"),
         ({"circuit": {"ansatz": "ring"}}, "ring"),
@@ -114,7 +114,7 @@ class Detached(Softmax):
         ({"qubits": 0}, "qubits = 0: use 1 to"),
         ({"qubits": 3, "mapping": {"chunk": 4}}, "qubits = 3 with mapping.chunk = 4: 58 weights need 8"),
         ({"weight_shapes": {"theta": (3,)}}, "weight_shapes are for a source of your own"),
-        ({"config": distqtrl.nn.generated.Config(generator={"source": "direct"})}, "direct generates nothing"),
+        ({"config": Config(generator={"source": "direct"})}, "direct generates nothing"),
     ],
 )
 def test_bad_sources_are_one_clear_line(settings, says):
