@@ -48,7 +48,8 @@ def generate(
     p_S, a tensor of 2**n probabilities: an nn.Module, or a function of parameters with these ``weight_shapes`` (a
     PennyLane QNode). mapping, qpu: stages of the configuration, likewise. qubits: how many; without mapping.chunk, as
     many weights per basis state as they need. layers: names and types of what is generated (none: see ``choose``).
-    config: where all else comes from, train.seed and generator.source (the controls) included.
+    config: where all else comes from, generator.source (the controls) and train.seed included. seed: of theta and phi,
+    in place of train.seed; torch's own generator has no part in them.
 
     Weights start at the spread of freshly initialised layers. Make the optimizer afterwards. Writing to a generated
     weight changes nothing (an ``orthogonal_`` writes to a copy); assigning one raises UserError. Raises UserError
