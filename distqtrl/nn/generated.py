@@ -52,7 +52,7 @@ def generate(
     in place of train.seed; torch's own generator has no part in them.
 
     Weights start at the spread of freshly initialised layers. Make the optimizer afterwards. Writing to a generated
-    weight changes nothing (an ``orthogonal_`` writes to a copy); assigning one raises UserError. Raises UserError
+    weight changes nothing (an ``orthogonal_`` writes to a copy); assigning one is an error. Raises UserError
     for a net, a source or settings that do not fit, and changes nothing then.
     """
     if not isinstance(net, nn.Module):
