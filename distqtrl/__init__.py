@@ -13,4 +13,14 @@ S = 2**n basis states, M policy weights, T steps, B environments on this rank, O
 A actions, R ranks, L circuit layers. Wire 0 is the most significant bit of a basis state.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``distqtrl.nn`` is loaded, with torch, when it is first asked for."""
+    if name == "nn":
+        return importlib.import_module("distqtrl.nn")
+    raise AttributeError(f"module 'distqtrl' has no attribute '{name}'")

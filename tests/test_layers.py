@@ -21,7 +21,7 @@ LAYERS = [
     {"team"},
     {"sampling", "off_policy"},
     {"train", "report", "export", "slurm"},
-    {"search"},
+    {"search", "nn"},
     {"arguments"},
     {"cli"},
     {"__main__"},
