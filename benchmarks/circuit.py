@@ -62,7 +62,7 @@ def case(row):
 def ours(row, precision="float64"):
     from distqtrl.circuit.ansatz import program
     from distqtrl.circuit.statevector import StateVector
-    from distqtrl.config import Qpu
+    from distqtrl.config.stages import Qpu
 
     gates, theta_P, v_S = case(row)
     device = StateVector(program(row[1], gates), Qpu(precision=precision))

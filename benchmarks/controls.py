@@ -16,7 +16,7 @@ import depth
 import numpy as np
 from lib import runs, setting
 
-from distqtrl import config
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.report import figures
 from distqtrl.report.describe import describe
 from distqtrl.report.statistics import interval, on_grid, sample_complexity
@@ -70,7 +70,7 @@ def counts(task: str, name: str) -> dict[str, int]:
             flags[word.removeprefix("--")] = values = []
         else:
             values.append(word)
-    facts = describe(config.with_flags(config.preset(runs.PRESETS[task]), flags))
+    facts = describe(with_flags(preset(runs.PRESETS[task]), flags))
     return {key: facts[key] for key in ("total_parameters", "effective_parameters", "policy_weights")}
 
 

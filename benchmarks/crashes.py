@@ -32,9 +32,9 @@ from typing import Any
 
 from lib import setting
 
-from distqtrl import tensorfile
-from distqtrl.checkpoint import FORMAT
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
+from distqtrl.record.checkpoint import FORMAT
 
 TINY = """cartpole --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --policy.normalize_observations true
     --algorithm.value_hidden 8 --algorithm.rollout_steps 16 --algorithm.anneal true --environment.local_num 1

@@ -29,8 +29,10 @@ import numpy as np
 import torch
 from lib import setting
 
-from distqtrl.export import c, folded, readme, simulate, synthesis, targets, unrolled
-from distqtrl.export.folded import Folding
+from distqtrl.export import c, readme, targets
+from distqtrl.export.check import Check
+from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
+from distqtrl.export.verilog.folded import Folding
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Gaussian
 from distqtrl.quantize.calibrate import CLIPPED, Network, quantized
@@ -275,7 +277,7 @@ def table(results: dict) -> str:
                 lines.append(f"| {row['policy']} | {row['seed']} | {whose} | {numbers} | {label} |")
     checks = results["cartpole"]["checks"]
     lines += ["", f"## CartPole, all targets: {results['cartpole']['seconds']:.0f} s", ""]
-    lines += [f"* {readme.line(targets.Check(**check))}" for check in checks]
+    lines += [f"* {readme.line(Check(**check))}" for check in checks]
     lines += [f"* {readme.core_line(name, core)}" for name, core in results["cartpole"]["verilog"].items()]
     r = results["cartpole"]["returns"]
     lines += [f"* return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes"]

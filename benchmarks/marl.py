@@ -30,8 +30,10 @@ import torch
 from lib import runs, setting
 from rich.console import Console
 
-from distqtrl import config, sampling, seeding, train
+from distqtrl import seeding
 from distqtrl.allreduce.communicator import Serial
+from distqtrl.config.run import Config
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.policy import network, policy_file
@@ -39,6 +41,8 @@ from distqtrl.report import figures
 from distqtrl.report.describe import describe
 from distqtrl.report.runs import Run
 from distqtrl.report.statistics import interval, probability_of_improvement, verdict
+from distqtrl.training.build import prepare
+from distqtrl.training.policy_gradient.samples import rollout
 
 STEPS = {"spread": (120_000, 1_600), "rate": (200, 25), "coin-game": (150_000, 1_200)}  # usual, and with --quick
 PRESETS = {"spread": "simple-spread", "rate": "simple-spread", "coin-game": "coin-game"}
@@ -131,7 +135,7 @@ def coin_game(args: argparse.Namespace) -> Numbers:
 def rate(args: argparse.Namespace) -> Numbers:
     """Rollouts of ours, of the peer's and of a plain loop, in turns."""
     torch.set_num_threads(1)
-    cfg = config.with_flags(config.preset(PRESETS["rate"]), {"algorithm.rollout_steps": str(args.steps)})
+    cfg = with_flags(preset(PRESETS["rate"]), {"algorithm.rollout_steps": str(args.steps)})
     copies = cfg.environment.local_num
     contenders = {"distqtrl": timed(Ours(cfg), copies * args.steps)}
     if args.peer != "none":
@@ -191,7 +195,7 @@ def sampled(run: Run) -> float:
 
 def trained(args: argparse.Namespace, words: Sequence[str], seed: int) -> Numbers | str:
     """One training of the peer, judged on the episodes that ours are judged on."""
-    cfg = config.preset(PRESETS["spread"])
+    cfg = preset(PRESETS["spread"])
     starts = [
         seeding.integer(0, "evaluation", number, 0) for number in range(2 if args.quick else cfg.evaluate.episodes)
     ]
@@ -236,13 +240,13 @@ def timed(action: Callable[[], None], steps: int) -> Callable[[], Numbers | str]
 class Ours:
     """One update's rollout by a policy whose weights the circuit makes anew, with the centralised critic's states."""
 
-    def __init__(self, cfg: config.Config) -> None:
-        self.run, self.number = train.prepare(cfg, Serial()), 0
+    def __init__(self, cfg: Config) -> None:
+        self.run, self.number = prepare(cfg, Serial()), 0
 
     def __call__(self) -> None:
         self.run.team.generated.forget(0)
         acting = [learner.acting_weights(self.number) for learner in self.run.team.policy_gradient]
-        sampling.rollout(self.run.config, self.run.environments, self.number, self.run.team.players(acting))
+        rollout(self.run.config, self.run.environments, self.number, self.run.team.players(acting))
         self.number += 1
 
 
@@ -282,7 +286,7 @@ def outcome(
         whole = [run for run in each if not isinstance(run, str)]
         cases[name] = {"runs": whole, "of": len(each)}
         if name in own:
-            counts = describe(config.with_flags(config.preset(PRESETS[args.task]), own[name]))
+            counts = describe(with_flags(preset(PRESETS[args.task]), own[name]))
             cases[name]["parameters"] = [counts["total_parameters"], counts["training_only_parameters"]]
         else:
             made["failed"] += [f"{name}, {number}: {run}" for number, run in enumerate(each) if isinstance(run, str)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from lib import setting
 
-from distqtrl.config import Environment
+from distqtrl.config.stages import Environment
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.policy import policy_file

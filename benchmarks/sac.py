@@ -21,7 +21,7 @@ import numpy as np
 from lib import runs, setting
 from rich.console import Console
 
-from distqtrl import config
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
 from distqtrl.report.statistics import interval
@@ -102,7 +102,7 @@ def peer(args: argparse.Namespace, seed: int) -> dict:
     from stable_baselines3 import SAC
 
     torch.set_num_threads(1)
-    cfg = config.with_flags(config.preset(TASKS[args.task][0]), {})
+    cfg = with_flags(preset(TASKS[args.task][0]), {})
     starts = 100 if args.quick else STARTS[args.task]
     model = SAC("MlpPolicy", gymnasium.make(cfg.environment.id), learning_starts=starts, seed=seed, device="cpu")
     began = time.perf_counter()

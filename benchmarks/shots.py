@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from lib import setting
 
-from distqtrl import config
-from distqtrl.generator import Generator
+from distqtrl.config.sources import preset, with_flags
+from distqtrl.generator.generator import Generator
 
 ESTIMATES = ("plain", "repeated", "jackknife", "antithetic")
 COLORS = dict(zip(ESTIMATES, ("#000000", "#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe & Ito
@@ -36,7 +36,7 @@ def main() -> None:
         args.shots, args.draws = [64, 256], 50
     rows = []
     for name, chunk in CHUNKS.items():
-        generator = Generator(config.with_flags(config.preset("cartpole"), {"mapping.chunk": chunk}), LAYERS)
+        generator = Generator(with_flags(preset("cartpole"), {"mapping.chunk": chunk}), LAYERS)
         generator.set_precision(torch.float64)
         for shots in args.shots:
             rows += [{"size": name, **measured(generator, e, shots, args.draws)} for e in ESTIMATES]

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from lib import runs, setting
 
-from distqtrl import config
+from distqtrl.config import sources
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
 from distqtrl.report.statistics import first_reached, interval, median
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     agents = args.task in AGENTS
     args.seeds = args.seeds or (2 if args.quick else 3 if agents else runs.SEEDS[args.task])
-    args.layers = args.layers or (config.preset(args.task).circuit.layers if agents else 3)
+    args.layers = args.layers or (sources.preset(args.task).circuit.layers if agents else 3)
     args.ranks = args.ranks or ([1, 2, 4] if agents else [1, 2, 4, 8])
     args.aggregations = args.aggregations or (["mean"] if agents else list(AGGREGATIONS))
     if args.quick:

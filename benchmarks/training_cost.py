@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 from lib import runs, setting
 
-from distqtrl import config
-from distqtrl.generator import Generator
+from distqtrl.config import sources
+from distqtrl.config.sources import with_flags
+from distqtrl.generator.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
 from distqtrl.report.runs import read
@@ -61,7 +62,7 @@ def main() -> None:
 def authors(device: str, lengths: list[int]) -> dict[str, float]:
     """Seconds per environment step and per episode of their procedure: a line through the measured episodes."""
     flags = {"qpu.backend": "pennylane", "qpu.device": device, "qpu.precision": "float64"}
-    generator = Generator(config.with_flags(config.preset("qtrl-cartpole"), flags), POLICY.layers)
+    generator = Generator(with_flags(sources.preset("qtrl-cartpole"), flags), POLICY.layers)
     generator.set_precision(torch.float32)
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
     episode(generator, optimizer, 2)  # what is done once
@@ -106,7 +107,7 @@ def scaled(cost: dict[str, float], measured: list[dict[str, float]]) -> dict[str
 def throughput(args: argparse.Namespace) -> dict[str, float]:
     """Environment steps per second of training: PPO of ours (through the circuit, and direct) and of the peer."""
     budget = ("--train.steps", str(args.steps))
-    preset = config.preset("cartpole")
+    preset = sources.preset("cartpole")
     a, num = preset.algorithm, preset.environment.local_num
     same = {"n_steps": a.rollout_steps, "batch_size": num * a.rollout_steps // a.minibatches, "n_epochs": a.epochs}
     same |= {"gamma": a.gamma, "gae_lambda": a.gae_lambda}

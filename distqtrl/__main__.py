@@ -3,7 +3,8 @@
 import os
 import sys
 
-from distqtrl import stopping, terminal
+from distqtrl.cli import terminal
+from distqtrl.training import stopping
 
 
 def main() -> int:
@@ -14,7 +15,7 @@ def main() -> int:
     training = sys.argv[1:2] in (["train"], ["search-bits"])
     if training:
         stopping.note_requeue()
-    from distqtrl.cli import main as run
+    from distqtrl.cli.main import main as run
 
     code = run(sys.argv[1:])
     if lost := terminal.lost():

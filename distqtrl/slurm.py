@@ -14,8 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from distqtrl.allreduce.communicator import library
-from distqtrl.config import Config, UserError
+from distqtrl.allreduce.connect import library
+from distqtrl.config.run import Config
+from distqtrl.errors import UserError
 
 MANY = 10_000  # numbers in a list
 TIME = re.compile(r"(?:[0-9]{1,9}-)?(?:(?:[0-9]{1,9}:)?[0-9]{1,9}:)?[0-9]{1,9}")

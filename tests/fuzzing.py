@@ -23,19 +23,25 @@ import numpy as np
 import torch
 from safetensors.numpy import save as packed
 
-from distqtrl import checkpoint, config, record, run_directory, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Config, Quantize, UserError
+from distqtrl.config.run import Config, save
+from distqtrl.config.sources import load
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
 from distqtrl.export import manifest
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import program as programs
+from distqtrl.record import checkpoint
+from distqtrl.record import directory as run_directory
+from distqtrl.record.history import keep_updates
 from distqtrl.report import runs
 from distqtrl.search import files
-from distqtrl.train import prepare
+from distqtrl.training.build import prepare
 
 HANGS_AFTER_S = 20
 DEEP = "\x00deep\x00"  # stands for a value that is nested too deeply to be written by json
@@ -264,7 +270,7 @@ class Lines:
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
         self.folder, self.path, self.rows = folder, folder / "metrics.jsonl", rows
-        (folder / "config.json").write_text(config.save(TINY))
+        (folder / "config.json").write_text(save(TINY))
         (folder / "result.json").write_text(json.dumps(result))
 
     def __call__(self, rng: random.Random) -> bool:
@@ -274,7 +280,7 @@ class Lines:
         data = b"\n".join(lines) + b"\n"
         self.path.write_bytes(data)
         run = runs.read(self.folder)
-        record.keep_updates(self.path, 2)
+        keep_updates(self.path, 2)
         kept = [json.loads(line) for line in self.path.read_bytes().splitlines()]
         if run.problem:
             return len(kept) == 2
@@ -318,7 +324,7 @@ def subjects(folder: Path) -> list[Subject]:
     (folder / "run").mkdir()
     found.append(Subject("checkpoint", Checkpoints(folder / "run")))
     values = TINY.model_dump(mode="json")
-    given = Text(folder / "c.json", values, lambda path: json.loads(config.save(config.load(path))), only_given=True)
+    given = Text(folder / "c.json", values, lambda path: json.loads(save(load(path))), only_given=True)
     found.append(Subject("config", given))
     found.append(Subject("manifest", Text(folder / "manifest.json", MANIFEST, manifest.manifest)))
     found.append(Subject("search", Text(folder / "search.json", SEARCH, lambda path: files.found(path, "remedy"))))

@@ -5,8 +5,12 @@ import json
 
 import pytest
 
-from distqtrl import arguments, cli, config
-from distqtrl.config import UserError
+from distqtrl.cli import main as cli
+from distqtrl.cli.parser import _parser, parse
+from distqtrl.config import sources
+from distqtrl.config.run import stages
+from distqtrl.config.sources import with_flags
+from distqtrl.errors import UserError
 
 NO_NUMBERS = [
     "-1",
@@ -53,7 +57,7 @@ TEXTS = {
 
 def numbers():
     """(command, flag) of every flag of a command that is one whole number."""
-    (commands,) = (action for action in arguments._parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     for command, parser in commands.choices.items():
         for action in parser._actions:
             if getattr(action.type, "__qualname__", "").startswith("_number"):
@@ -79,7 +83,7 @@ def test_what_is_no_number_names_flag_value_and_range(command, flag, capfd):
         err = refused(capfd, [command, *FIRST[command], flag, text])
         assert f"argument {flag}: '{text[:40]}' is no whole number from " in err
     for text in ("+5", "1_000", " 5"):  # as the fields of a configuration
-        args, _ = arguments.parse([command, *FIRST[command], flag, text])
+        args, _ = parse([command, *FIRST[command], flag, text])
         assert vars(args)[flag.removeprefix("--").replace("-", "_")] == int(text)
 
 
@@ -122,7 +126,7 @@ def test_paths_that_are_none(kind, capfd, tmp_path, monkeypatch):
 
 def fields():
     """Every field that is one number, and its model's field."""
-    for stage, model in config.stages().items():
+    for stage, model in stages().items():
         for name, field in model.model_fields.items():
             if any(kind in str(field.annotation) for kind in ("int", "float")) and "dict" not in str(field.annotation):
                 yield f"{stage}.{name}"
@@ -130,12 +134,12 @@ def fields():
 
 @pytest.mark.parametrize("key", list(fields()))
 def test_fields_that_are_numbers(key):
-    preset = config.preset("cartpole")
+    preset = sources.preset("cartpole")
     is_list = isinstance(getattr(getattr(preset, key.partition(".")[0]), key.partition(".")[2]), tuple)
     for text in ["0x10", "inf", "nan", "-inf", "x", "²", "1e999", "9" * 5000, *([] if is_list else ["", " "])]:
-        _, flags = arguments.parse(["train", "cartpole", f"--{key}", text])
+        _, flags = parse(["train", "cartpole", f"--{key}", text])
         with pytest.raises(UserError) as error:
-            config.with_flags(preset, flags)
+            with_flags(preset, flags)
         assert key in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -148,8 +152,8 @@ def test_json_that_is_none(key, text, capfd):
 
 @pytest.mark.parametrize("text", ["-5e-1", "-.5", "-0.5", "-5E-1", "-1_0.5e-0"])
 def test_negative_numbers_are_values(text):
-    _, flags = arguments.parse(["train", "cartpole", "--policy.log_std", text, "--algorithm.target_entropy", text])
-    made = config.with_flags(config.preset("cartpole"), flags)
+    _, flags = parse(["train", "cartpole", "--policy.log_std", text, "--algorithm.target_entropy", text])
+    made = with_flags(sources.preset("cartpole"), flags)
     assert made.policy.log_std == made.algorithm.target_entropy == float(text)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import config
+from distqtrl.config import sources
+from distqtrl.config import stages as config
+from distqtrl.config.run import validated
 from distqtrl.policy.distribution import Gaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
@@ -130,7 +132,7 @@ def test_training_cost(quick):
 @pytest.mark.parametrize(("preset", "seeds"), [("cartpole", 10), ("acrobot", 3), ("frozenlake", 3), ("pendulum", 3)])
 def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
     results = json.loads((ROOT / "benchmarks" / "results" / "solve" / f"{preset}.json").read_text())
-    assert config.validated(results["config"], preset) == config.preset(preset)  # keys added since have their default
+    assert validated(results["config"], preset) == sources.preset(preset)  # keys added since have their default
     assert len(results["seeds"]) == seeds
 
 

@@ -12,9 +12,15 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
-from distqtrl import checkpoint, cli, config, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.train import Counters
+from distqtrl.cli import main as cli
+from distqtrl.config import stages as config
+from distqtrl.config.run import Config
+from distqtrl.config.sources import load
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
+from distqtrl.record import checkpoint
+from distqtrl.training.run import Counters
 
 TINY = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 16
     --environment.local_num 2 --evaluate.every none --evaluate.target none --evaluate.episodes 2
@@ -24,14 +30,14 @@ TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], dtype=np.int
 
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch):
-    monkeypatch.setattr(cli, "_draw", lambda directory: None)
+    monkeypatch.setattr("distqtrl.cli.train._draw", lambda directory: None)
 
 
 @pytest.fixture(scope="module")
 def complete_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_draw", lambda directory: None)
+        patch.setattr("distqtrl.cli.train._draw", lambda directory: None)
         assert cli.main(["train", "cartpole", *TINY.split(), "--train.directory", str(folder)]) == 0
     (run,) = folder.iterdir()
     return run
@@ -180,7 +186,7 @@ def test_the_remedy_for_a_damaged_checkpoint_works(run, complete_run, capfd):
     ],
 )
 def test_other_ranks_that_cannot_go_on_are_refused(tmp_path, aggregation, size, what):
-    settings = config.Config(allreduce=config.Allreduce(aggregation=aggregation))
+    settings = Config(allreduce=config.Allreduce(aggregation=aggregation))
     numbers = np.arange(4), np.zeros(4, np.int64)
     rows = {"index_B": numbers[0], "episode_B": numbers[1], "length_B": numbers[1], "actions": np.zeros(0)}
     state = checkpoint.State(
@@ -189,7 +195,7 @@ def test_other_ranks_that_cannot_go_on_are_refused(tmp_path, aggregation, size, 
     checkpoint.save(tmp_path, settings, Serial(), state)
     comm = Serial()
     comm.size = size
-    with pytest.raises(config.UserError, match=what):
+    with pytest.raises(UserError, match=what):
         checkpoint.load(tmp_path, settings, comm)
 
 
@@ -205,7 +211,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoints(run, monkeypatch, update):
     monkeypatch.setattr(os, "fsync", full_disk)
     state = checkpoint.State({"update": update}, TENSORS, {"actions": np.zeros(0)}, np.zeros(3))
     with pytest.raises(OSError, match=f"No space left on device: .*update-00000{update}.safetensors"):
-        checkpoint.save(run, config.load(run / "config.json"), Serial(), state)
+        checkpoint.save(run, load(run / "config.json"), Serial(), state)
     assert contents(run / "checkpoints") == before
 
 
@@ -273,5 +279,5 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path):
         damaged.append(bytes(changed))
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(config.UserError, match="mend it"):
+        with pytest.raises(UserError, match="mend it"):
             tensorfile.read(path, "x", "mend it")

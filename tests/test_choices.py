@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import cli, config, sampling, tensorfile, train
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.checkpoint import FORMAT
-from distqtrl.config import UserError
+from distqtrl.cli import main as cli
+from distqtrl.config.run import Config
+from distqtrl.config.sources import with_flags
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
 from distqtrl.policy.distribution import Categorical, Factored, masks
+from distqtrl.record.checkpoint import FORMAT
+from distqtrl.training import loop as train
+from distqtrl.training import metrics as updates
+from distqtrl.training.build import prepare
+from distqtrl.training.policy_gradient import samples as samples_module
+from distqtrl.training.policy_gradient.samples import samples
 
 TINY = {
     "generator.source": "direct",
@@ -41,7 +49,7 @@ def flags(*tables):
 
 
 def prepared(*tables):
-    return train.prepare(config.with_flags(config.Config(), flags(*tables)), Serial())
+    return prepare(with_flags(Config(), flags(*tables)), Serial())
 
 
 def command(*tables):
@@ -64,8 +72,8 @@ def test_levers_are_learned(action):
     rewards = []
     for number in range(60):
         players = run.team.players([run.learner.acting_weights(number)])
-        rewards.append(sampling.rollout(run.config, run.environments, number, players).rewards_TB.mean())
-        train._update(run, [])
+        rewards.append(samples_module.rollout(run.config, run.environments, number, players).rewards_TB.mean())
+        updates.update(run, [])
     assert np.mean(rewards[:3]) < 0.7
     assert np.mean(rewards[-3:]) > 0.9
 
@@ -150,8 +158,8 @@ def test_the_loss_knows_masks_too():
     run = prepared(DOORS, kwargs(action="levers"), {"algorithm.entropy": "0.1"})
     learner = run.learner
     w_M = learner.acting_weights(0)
-    rollout = sampling.rollout(run.config, run.environments, 0, run.team.players([w_M]))
-    batch = sampling.samples(learner, rollout, w_M)
+    rollout = samples_module.rollout(run.config, run.environments, 0, run.team.players([w_M]))
+    batch = samples(learner, rollout, w_M)
     outputs = learner.outputs(w_M, batch.raw_NO, batch.obs_NO)
     mask_NA = masks(learner.head, batch.raw_NO)
     assert not mask_NA.bool().all()

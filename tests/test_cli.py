@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import cli, config
+from distqtrl.cli import main as cli
+from distqtrl.config.run import field_names
+from distqtrl.config.sources import preset, presets, with_flags
 
 MLP = ["--mapping.kind", "mlp"]
 
@@ -79,9 +81,7 @@ def test_a_complete_run_is_not_trained_again(trained, capfd):
 def test_print_config_is_the_resolved_one(capfd):
     code, out, _ = run(capfd, "train", "cartpole", "--circuit.layers", 7, "--print-config")
     assert code == 0
-    assert json.loads(out) == config.with_flags(config.preset("cartpole"), {"circuit.layers": "7"}).model_dump(
-        mode="json"
-    )
+    assert json.loads(out) == with_flags(preset("cartpole"), {"circuit.layers": "7"}).model_dump(mode="json")
 
 
 def test_describe_a_preset_and_a_run(trained, capfd):
@@ -106,8 +106,8 @@ def test_help_is_complete(capfd, command):
     code, out, _ = run(capfd, *command, "--help")
     assert code == 0
     if command == ["train"]:
-        assert all(f"--{name} " in out for name in config.field_names())
-        assert all(name in "".join(out.split()) for name in config.presets())  # lines break at hyphens
+        assert all(f"--{name} " in out for name in field_names())
+        assert all(name in "".join(out.split()) for name in presets())  # lines break at hyphens
 
 
 @pytest.mark.parametrize(

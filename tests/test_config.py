@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from distqtrl import config
-from distqtrl.config import Config, UserError
+from distqtrl.config import sources
+from distqtrl.config.run import Config, differences, save
+from distqtrl.config.sources import load, preset, presets, with_flags
+from distqtrl.errors import UserError
 
 MENDED = {
     "qtrl-cartpole-500": {
@@ -27,21 +29,21 @@ MENDED = {
 
 
 def test_every_preset_is_valid_and_described():
-    for name, text in config.presets().items():
-        assert isinstance(config.preset(name), Config)
+    for name, text in presets().items():
+        assert isinstance(preset(name), Config)
         assert len(text) > 20
 
 
 def test_saved_configuration_is_the_same(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(config.save(config.preset("cartpole")))
-    assert config.load(path) == config.preset("cartpole")
+    path.write_text(save(preset("cartpole")))
+    assert load(path) == preset("cartpole")
 
 
 def test_toml_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[environment]\nid = "Acrobot-v1"\nkwargs = {render_mode = "rgb_array"}\n')
-    assert config.load(path).environment.kwargs == {"render_mode": "rgb_array"}
+    assert load(path).environment.kwargs == {"render_mode": "rgb_array"}
 
 
 @pytest.mark.parametrize(
@@ -54,16 +56,16 @@ def test_toml_file(tmp_path):
     ],
 )
 def test_list_flags(flags, expected):
-    assert config.with_flags(Config(), flags).policy.hidden == expected
+    assert with_flags(Config(), flags).policy.hidden == expected
 
 
 def test_flags_replace_single_fields():
     flags = {"evaluate.target": "none", "environment.kwargs": '{"a": 1}', "mapping.activation": "none"}
-    changed = config.with_flags(config.preset("cartpole"), flags)
+    changed = with_flags(preset("cartpole"), flags)
     assert changed.evaluate.target is None
     assert changed.environment.kwargs == {"a": 1}
     assert changed.mapping.activation == "none"
-    assert changed.algorithm == config.preset("cartpole").algorithm
+    assert changed.algorithm == preset("cartpole").algorithm
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_flags_replace_single_fields():
 )
 def test_bad_flags_are_one_helpful_line(flags, message):
     with pytest.raises(UserError) as error:
-        config.with_flags(Config(), flags)
+        with_flags(Config(), flags)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -110,31 +112,31 @@ def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.toml") as error:
-        config.load(path)
+        load(path)
     assert message in str(error.value)
 
 
 def test_extending_replaces_single_fields(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('extends = "qtrl-minigrid"\n[algorithm]\nentropy = 0.1\nmax_grad_norm = "none"\n')
-    changes = config.differences(config.preset("qtrl-minigrid"), config.load(path))
+    changes = differences(preset("qtrl-minigrid"), load(path))
     assert changes == {"algorithm.entropy": (0.05, 0.1), "algorithm.max_grad_norm": (10.0, None)}
 
 
 def test_presets_that_mend_say_what_they_change():
-    assert config.parent("qtrl-cartpole") is None
+    assert sources.parent("qtrl-cartpole") is None
     for name, fields in MENDED.items():
-        parent = config.parent(name)
-        assert set(config.differences(config.preset(parent), config.preset(name))) == fields
+        parent = sources.parent(name)
+        assert set(differences(preset(parent), preset(name))) == fields
 
 
 def test_json_that_is_no_table(tmp_path):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="no table"):
-        config.load(path)
+        load(path)
 
 
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match="unknown preset 'cartpol': did you mean 'cartpole'"):
-        config.preset("cartpol")
+        preset("cartpol")

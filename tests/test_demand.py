@@ -5,9 +5,13 @@ import sys
 
 import pytest
 
-from distqtrl import cli, config, demand, roles
 from distqtrl.circuit import memory
+from distqtrl.cli import main as cli
+from distqtrl.config import sources
+from distqtrl.config.sources import presets
 from distqtrl.environment.vector import make
+from distqtrl.errors import UserError
+from distqtrl.training import demand, roles
 
 HUGE = [
     ("cartpole", "environment.local_num", ["1000000000"]),
@@ -47,7 +51,7 @@ def test_what_no_memory_holds_is_refused_by_name(preset, key, words, capfd, tmp_
 def test_nothing_is_allocated_before_the_refusal():
     argv = ["describe", "cartpole", "--policy.hidden", "10000000", "10000000"]
     code = (
-        "import resource, sys, torch; from distqtrl import cli;"
+        "import resource, sys, torch; from distqtrl.cli import main as cli;"
         "now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         f"code = cli.main({argv!r});"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - now; print(grown); sys.exit(code)"
@@ -57,16 +61,16 @@ def test_nothing_is_allocated_before_the_refusal():
     assert int(done.stdout) < 600 * 1024  # KiB: libraries
 
 
-@pytest.mark.parametrize("name", config.presets())
+@pytest.mark.parametrize("name", presets())
 def test_presets_fit_small_machines(name, monkeypatch):
     """An estimate is low: what would have run is not refused."""
     monkeypatch.setattr(demand, "machine_memory", lambda: 2**32)
     monkeypatch.setattr(memory, "machine_memory", lambda: 2**32)
-    settings = config.preset(name)
+    settings = sources.preset(name)
     demand.check_settings(settings)
     try:
         world = make(settings.environment)
-    except config.UserError as error:
+    except UserError as error:
         pytest.skip(str(error))
     played = roles.roles(settings.agents, world.agents, world.spaces, name)
     demand.check(settings, played, dict(zip(world.agents, world.spaces, strict=True)))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distqtrl.config import Config, UserError
-from distqtrl.generator import Generator, effective_parameters
+from distqtrl.config.run import Config
+from distqtrl.errors import UserError
+from distqtrl.generator.generator import Generator, effective_parameters
 
 CARTPOLE = [(640, 4), (258, 128)]  # QTRL's policy 4-128-2
 SMALL = [(40, 4), (27, 8)]

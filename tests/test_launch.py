@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from needs import need
 
-from distqtrl import arguments
+from distqtrl.cli import arguments
+from distqtrl.cli.parser import parse
 from distqtrl.search import grid
 from distqtrl.slurm import Job, Launcher, script
 
@@ -82,7 +83,7 @@ def test_odd_names_reach_the_program_as_they_are(tmp_path, odd, launch):
     run = f"{'./' * job.directory.startswith('-')}{job.directory}/{label}-job7"
     words = (tmp_path / "words").read_text().split("\0")
     assert words == ["-m", "distqtrl", "train", *job.words, "--run", run, ""]
-    arguments.parse(words[2:-1])
+    parse(words[2:-1])
     if launch.plugin:
         assert f"--cpus-per-task={job.threads} " in (tmp_path / "srun").read_text()
     if shutil.which("shellcheck") is None:
@@ -122,7 +123,7 @@ def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
     assert (done.returncode, done.stdout, done.stderr) == (code, requeued, "")
     words = (tmp_path / "words").read_text().split()
     assert words[:3] == ["-m", "distqtrl", "search-bits"]
-    args, flags = arguments.parse(words[2:])
+    args, flags = parse(words[2:])
     grid.search(args, arguments.resolve(args, flags), flags)
 
 

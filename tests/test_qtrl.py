@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import config
-from distqtrl.generator import Generator, effective_parameters
+from distqtrl.config.sources import preset, with_flags
+from distqtrl.generator.generator import Generator, effective_parameters
 from distqtrl.policy.network import Architecture
 from distqtrl.report.describe import describe
 
@@ -35,7 +35,7 @@ DEPTHS = [(name, depth) for name, depth, _ in TOTALS]
 
 def generator(name, depth):
     flags = {"train.precision": "float64", "qpu.precision": "float64", "circuit.layers": str(depth)}
-    g = Generator(config.with_flags(config.preset(name), flags), POLICY[name].layers)
+    g = Generator(with_flags(preset(name), flags), POLICY[name].layers)
     g.set_precision(torch.float64)
     return g
 
@@ -192,5 +192,5 @@ def test_presets_have_the_sizes_of_the_notebooks(name, facts):
     names = ("policy_weights", "qubits", "circuit_parameters", "mapping_parameters", "total_parameters")
     if name == "qtrl-minigrid":
         pytest.importorskip("minigrid")
-    described = describe(config.preset(name))
+    described = describe(preset(name))
     assert tuple(described[key] for key in (*names, "effective_parameters")) == facts

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
-from distqtrl import cli, reading
-from distqtrl import config as configuration
-from distqtrl.config import Config, UserError
+from distqtrl.cli import main as cli
+from distqtrl.config.run import Config, field_names, save
+from distqtrl.config.sources import load, preset, presets, with_flags
+from distqtrl.errors import UserError
+from distqtrl.files import reading
 from distqtrl.policy import policy_file
 
-TEXT = configuration.save(Config())
+TEXT = save(Config())
 
 
 def fifo(path):
@@ -45,8 +47,8 @@ PLACES = [
 def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, make, reason):
     """In a configuration, a policy, a run's files and an export's."""
     for name, read in {
-        "c.json": configuration.load,
-        "c.toml": configuration.load,
+        "c.json": load,
+        "c.toml": load,
         "policy.safetensors": policy_file.load,
     }.items():
         make(tmp_path / name)
@@ -116,9 +118,9 @@ def test_digits_in_strings_are_no_number():
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_configuration_with_a_byte_order_mark_or_an_upper_case_suffix(tmp_path, name, mark):
     (tmp_path / name).write_bytes(mark + TEXT.encode())
-    assert configuration.load(tmp_path / name) == Config()
+    assert load(tmp_path / name) == Config()
     (tmp_path / "c.toml").write_bytes(mark + b"[train]\r\nsteps = 1e6\r\nseed = 7\r\n")
-    assert configuration.load(tmp_path / "c.toml").train.steps == 10**6
+    assert load(tmp_path / "c.toml").train.steps == 10**6
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_a_configuration_with_a_byte_order_mark_or_an_upper_case_suffix(tmp_path
 def test_a_configuration_that_is_none_is_one_line(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
-        configuration.load(tmp_path / name)
+        load(tmp_path / name)
     line = str(error.value)
     assert reason in line
     assert str(tmp_path / name) in line
@@ -161,32 +163,32 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, name, data, reason):
 @pytest.mark.parametrize("number", ["1" + "0" * digits for digits in (18, 400, 5000)] + ["-1" + "0" * 18])
 def test_no_number_is_too_large_for_a_line(number):
     """Every key that takes a whole number, or a list of them."""
-    for key in configuration.field_names():
+    for key in field_names():
         stage, _, field = key.partition(".")
         current = getattr(getattr(Config(), stage), field)
         numeric = isinstance(current, int if len(number) < 30 else int | float) and not isinstance(current, bool)
         if not numeric and key not in ("qpu.shots", "policy.hidden", "environment.image", "quantize.core_bits"):
             continue
         with pytest.raises(UserError) as error:
-            configuration.with_flags(Config(), {key: number})
+            with_flags(Config(), {key: number})
         assert len(str(error.value)) < 300
         assert "\n" not in str(error.value)
 
 
 def test_integers_are_numbers_and_flags_are_text(tmp_path):
     (tmp_path / "c.json").write_text('{"algorithm": {"clip": 1}, "train": {"seed": 3.0}, "policy": {"hidden": []}}')
-    found = configuration.load(tmp_path / "c.json")
+    found = load(tmp_path / "c.json")
     assert (found.algorithm.clip, found.train.seed, found.policy.hidden) == (1.0, 3, ())
     flags = {"train.seed": "1", "algorithm.clip": "0.5", "algorithm.anneal": "true", "qpu.shots": "none"}
-    found = configuration.with_flags(found, {**flags, "policy.hidden": ["8", "8"], "environment.kwargs": '{"a": [1]}'})
+    found = with_flags(found, {**flags, "policy.hidden": ["8", "8"], "environment.kwargs": '{"a": [1]}'})
     assert (found.train.seed, found.algorithm.clip, found.algorithm.anneal, found.qpu.shots) == (1, 0.5, True, None)
     assert (found.policy.hidden, found.environment.kwargs) == ((8, 8), {"a": [1]})
     with pytest.raises(UserError, match="names the key 'a' twice"):
-        configuration.with_flags(found, {"environment.kwargs": '{"a": 1, "a": 2}'})
+        with_flags(found, {"environment.kwargs": '{"a": 1, "a": 2}'})
 
 
 def test_every_configuration_is_read_as_it_was_saved(tmp_path):
-    for name in configuration.presets():
-        whole = configuration.preset(name)
-        (tmp_path / "config.json").write_text(configuration.save(whole))
-        assert configuration.load(tmp_path / "config.json") == whole
+    for name in presets():
+        whole = preset(name)
+        (tmp_path / "config.json").write_text(save(whole))
+        assert load(tmp_path / "config.json") == whole

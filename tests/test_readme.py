@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import cli, config
+from distqtrl.cli import main as cli
+from distqtrl.config.sources import presets
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SEARCH = ["--widths", "4", "--core-bits", "3", "--input-bits", "8", "--seeds", "0-1"]
@@ -49,7 +50,7 @@ def test_command(words, run_directory, mpirun, small):
 
 def test_presets_are_the_ones_named():
     named = re.search(r"Presets: (.*?);", README, re.S)
-    assert set(re.findall(r"`([\w-]+)`", named[1])) == set(config.presets())
+    assert set(re.findall(r"`([\w-]+)`", named[1])) == set(presets())
 
 
 def test_parameter_counts(capfd):

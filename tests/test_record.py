@@ -10,8 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.summary import Writer
 
-from distqtrl import record
-from distqtrl.record import PHASES, Profile, Recorder, keep_events, keep_updates
+from distqtrl.record import recorder as recording
+from distqtrl.record.history import keep_events, keep_updates, rows
+from distqtrl.record.profile import PHASES, Profile
+from distqtrl.record.recorder import Recorder
 
 
 def metrics(update, **more):
@@ -110,7 +112,7 @@ def test_keep_updates_ends_a_last_line_that_lacks_only_its_newline(tmp_path):
 def test_damaged_rows_are_named(tmp_path, text, reason):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    assert record.rows(path)[1] == reason
+    assert rows(path)[1] == reason
     assert "of 3 updates that were made" in keep_updates(path, 3)
 
 
@@ -135,7 +137,7 @@ def raw_steps(folder):
 
 
 def test_events_of_a_run_that_was_killed_do_not_repeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "EVENTS_EVERY_S", -1)
+    monkeypatch.setattr(recording, "EVENTS_EVERY_S", -1)
     folder = tmp_path / "tensorboard"
     with closing(Recorder(tmp_path, 0)) as recorder:
         for update in range(1, 6):

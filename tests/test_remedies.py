@@ -2,10 +2,11 @@
 
 import pytest
 
-from distqtrl import arguments
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import UserError
-from distqtrl.train import prepare
+from distqtrl.cli import arguments
+from distqtrl.cli.parser import parse
+from distqtrl.errors import UserError
+from distqtrl.training.build import prepare
 
 AER = "--qpu.backend aer"
 PENNYLANE = "--qpu.backend pennylane"
@@ -130,7 +131,7 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
 
 
 def prepared(preset, flags):
-    args, given = arguments.parse(["train", preset, *flags.split()])
+    args, given = parse(["train", preset, *flags.split()])
     prepare(arguments.resolve(args, given), Serial()).environments.close()
 
 

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from distqtrl import cli, tensorfile
-from distqtrl.checkpoint import FORMAT
+from distqtrl.cli import main as cli
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
+from distqtrl.record.checkpoint import FORMAT
 
 FLAGS = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8 --train.steps 96
     --algorithm.rollout_steps 8 --environment.local_num 4 --evaluate.episodes 2 --evaluate.every none
@@ -83,7 +84,7 @@ def test_a_complete_run_is_extended(tmp_path, capfd):
     assert (run / "result.json").read_bytes() == result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distqtrl.train._update", lambda run, pending: sys.exit(9))  # it dies in the middle
+        patch.setattr("distqtrl.training.metrics.update", lambda run, pending: sys.exit(9))  # it dies in the middle
         assert cli.main(["train", "--resume", str(run), "--train.steps", "160"]) != 0
     assert not (run / "result.json").exists()
     assert (run / "result-000003.json").read_bytes() == result
@@ -167,7 +168,7 @@ def test_a_second_job_in_the_same_directory_is_refused(tmp_path, capfd):
     assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
     (run / "result.json").unlink()
     capfd.readouterr()
-    hold = "import sys, time; from pathlib import Path; from distqtrl.record import Recorder;"
+    hold = "import sys, time; from pathlib import Path; from distqtrl.record.recorder import Recorder;"
     hold += "held = Recorder(Path(sys.argv[1]), 0, 3, 96); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(run)],

@@ -6,17 +6,22 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl import config, roles, sampling, team
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Config
+from distqtrl.config.run import Config
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.environment.rollout import play
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments
-from distqtrl.learner import STATISTICS, Learner, step
 from distqtrl.policy.distribution import Categorical, Gaussian
 from distqtrl.policy.network import Architecture
-from distqtrl.record import Profile
+from distqtrl.record.profile import Profile
+from distqtrl.training import policies as team
+from distqtrl.training import roles
+from distqtrl.training.evaluation import greedy_episodes
+from distqtrl.training.policy_gradient import samples as samples_module
+from distqtrl.training.policy_gradient.learner import STATISTICS, Learner, step
+from distqtrl.training.policy_gradient.samples import normalise_episodes
 
 CHAIN = "distqtrl/Chain-v0"
 LIMITS = {"terminated": {"kwargs": {"length": 2}}, "truncated": {"max_episode_steps": 2}}
@@ -60,7 +65,7 @@ def learner(algorithm, **environment):
 
 
 def rolled(replica, envs, update):
-    return sampling.rollout(replica.config, envs, update, [team.player(replica, replica.weights().detach())])
+    return samples_module.rollout(replica.config, envs, update, [team.player(replica, replica.weights().detach())])
 
 
 def environments(replica, indices):
@@ -79,7 +84,7 @@ def environments(replica, indices):
 def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
     replica = learner({"rollout_steps": 3}, id=CHAIN, **LIMITS[limit])
     replica.value = torch.nn.Identity()
-    samples = sampling.samples(
+    samples = samples_module.samples(
         replica,
         rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
@@ -106,7 +111,7 @@ def test_reinforce_over_whole_episodes(limit, baseline, adv):
     assert (replica.value is not None) == baseline
     if baseline:
         replica.value = torch.nn.Identity()
-    samples = sampling.samples(
+    samples = samples_module.samples(
         replica,
         rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
@@ -117,10 +122,10 @@ def test_reinforce_over_whole_episodes(limit, baseline, adv):
 def test_episodes_are_normalised_each_by_itself():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id="CartPole-v1")
     rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
-    samples = sampling.samples(replica, rollout, replica.weights().detach())
+    samples = samples_module.samples(replica, rollout, replica.weights().detach())
     before, after = (np.full(rollout.valid_TB.shape, np.nan) for _ in range(2))
     before[rollout.valid_TB] = samples.adv_N
-    sampling.normalise_episodes(samples, rollout, 1e-8)
+    normalise_episodes(samples, rollout, 1e-8)
     after[rollout.valid_TB] = samples.adv_N
     for b, valid_T in enumerate(rollout.valid_TB.T):
         returns = torch.from_numpy(before[valid_T, b])
@@ -131,8 +136,8 @@ def test_episodes_are_normalised_each_by_itself():
 def test_an_episode_of_one_step_has_no_deviation():
     replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id=CHAIN, kwargs={"length": 1})
     rollout = rolled(replica, environments(replica, [0]), 0)
-    samples = sampling.samples(replica, rollout, replica.weights().detach())
-    sampling.normalise_episodes(samples, rollout, 1e-8)
+    samples = samples_module.samples(replica, rollout, replica.weights().detach())
+    normalise_episodes(samples, rollout, 1e-8)
     assert samples.adv_N.tolist() == [0.0]
 
 
@@ -147,7 +152,7 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
             "max_grad_norm": "none",
         }
         replica = learner(algorithm, id="CartPole-v1", local_num=3)
-        samples = sampling.samples(
+        samples = samples_module.samples(
             replica,
             rolled(replica, environments(replica, [0, 1, 2]), 0),
             replica.weights().detach(),
@@ -160,7 +165,7 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
 @pytest.mark.parametrize(("limit", "clipped"), [("none", False), (1e-3, True)])
 def test_gradients_are_clipped_only_when_asked(limit, clipped):
     replica = learner({"rollout": "episodes", "max_grad_norm": limit}, id="CartPole-v1")
-    samples = sampling.samples(
+    samples = samples_module.samples(
         replica,
         rolled(replica, environments(replica, [0]), 0),
         replica.weights().detach(),
@@ -172,7 +177,7 @@ def test_gradients_are_clipped_only_when_asked(limit, clipped):
 
 @pytest.mark.parametrize(("name", "hidden", "total"), [("qtrl-cartpole", 93, 651), ("qtrl-minigrid", 17, 2529)])
 def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, hidden, total):
-    cfg = config.with_flags(config.preset(name), {"generator.source": "equal_mlp"})
+    cfg = with_flags(preset(name), {"generator.source": "equal_mlp"})
     o, a = (4, 2) if name == "qtrl-cartpole" else (147, 3)
     architecture, _ = roles.policy_for(cfg, Spaces(o, a, 0, (), ()))
     assert architecture.hidden == (hidden,)
@@ -182,7 +187,7 @@ def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, h
 def test_samples_of_whole_episodes_are_the_valid_steps():
     replica = learner({"rollout": "episodes"}, id="CartPole-v1")
     rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
-    samples = sampling.samples(replica, rollout, replica.weights().detach())
+    samples = samples_module.samples(replica, rollout, replica.weights().detach())
     assert not rollout.valid_TB.all()
     np.testing.assert_array_equal(samples.obs_NO, rollout.obs_TBO[rollout.valid_TB])
     np.testing.assert_array_equal(samples.actions, rollout.actions[rollout.valid_TB])
@@ -211,7 +216,7 @@ def test_every_update_and_environment_draws_its_own_actions():
 @pytest.mark.parametrize("name", [CHAIN, "CartPole-v1", "Pendulum-v1"])
 def test_old_probabilities_are_those_of_the_policy_that_acted(name):
     replica = learner({"rollout_steps": 20}, id=name)
-    samples = sampling.samples(
+    samples = samples_module.samples(
         replica,
         rolled(replica, environments(replica, [0, 1]), 0),
         replica.weights().detach(),
@@ -248,7 +253,7 @@ def test_the_policy_is_the_replica_s():
 def test_greedy_episodes_belong_to_their_index():
     replica = learner({}, id="CartPole-v1")
     policy = team.policy(replica, 0, replica.deployed_weights())
-    found = sampling.greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
+    found = greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
     returns = found.returns
     assert found.returns_GE.tolist() == [returns.tolist()]
     assert found.cut == 0

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from needs import need
 
-from distqtrl import arguments, cli, record, run_directory
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Diverged, UserError
+from distqtrl.cli import arguments
+from distqtrl.cli import main as cli
+from distqtrl.cli.parser import parse
+from distqtrl.errors import Diverged, UserError
+from distqtrl.files.lock import locked
 from distqtrl.policy import policy_file
+from distqtrl.record import directory as run_directory
 from distqtrl.search import cost, grid, rule, workers
 from distqtrl.search.grid import Candidate, name
 
@@ -37,7 +41,7 @@ pytestmark = pytest.mark.xdist_group("search")  # which share what one process f
 
 
 def asked(*words):
-    args, flags = arguments.parse(["search-bits", "cartpole", "-o", "nowhere", *words])
+    args, flags = parse(["search-bits", "cartpole", "-o", "nowhere", *words])
     return grid.search(args, arguments.resolve(args, flags), flags)
 
 
@@ -333,7 +337,7 @@ def test_floating_point_has_the_largest_width():
 
 LOSING = """
 import sys
-from distqtrl import cli
+from distqtrl.cli import main as cli
 from distqtrl.allreduce.communicator import Refused, announced
 from distqtrl.search import workers
 
@@ -360,7 +364,7 @@ def test_it_waits_for_what_another_process_trains(whole, tmp_path):
     (folder / "search.json").write_text(json.dumps({**found(folder), "status": "running"}))
     shutil.rmtree(folder / "chosen")
     shutil.rmtree(folder / "runs" / left)
-    with record.locked(folder / "locks" / left) as lock:
+    with locked(folder / "locks" / left) as lock:
         process = started(folder)
         told = ""
         while "waiting" not in told:

@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import config as configuration
-from distqtrl import off_policy, soft_actor_critic, train
 from distqtrl.algorithm.replay import Transitions
-from distqtrl.allreduce.communicator import Refused, Serial
-from distqtrl.config import UserError
+from distqtrl.allreduce.agreement import Refused
+from distqtrl.allreduce.communicator import Serial
+from distqtrl.config.sources import preset, with_flags
+from distqtrl.errors import UserError
 from distqtrl.policy import network
+from distqtrl.training import metrics as updates
+from distqtrl.training.build import prepare
+from distqtrl.training.metrics import prediction
+from distqtrl.training.soft_actor_critic import learner as soft_actor_critic
+from distqtrl.training.soft_actor_critic import update as off_policy
 
 FLAGS = {
     "policy.hidden": "8",
@@ -24,7 +29,7 @@ FLAGS = {
 
 def prepared(**flags):
     words = {**FLAGS, **{key.replace("__", "."): value for key, value in flags.items()}}
-    return train.prepare(configuration.with_flags(configuration.preset("pendulum-sac"), words), Serial())
+    return prepare(with_flags(preset("pendulum-sac"), words), Serial())
 
 
 def batch(num=12):
@@ -101,14 +106,14 @@ def test_every_policy_step_reaches_what_makes_the_weights(flags, monkeypatch):
         return step(replicas, *rest)
 
     monkeypatch.setattr(soft_actor_critic, "descend_policies", seen)
-    train._update(run, [])
+    updates.update(run, [])
     assert len(found) >= 20
     assert min(found) > 0
 
 
 def test_noise_of_a_long_chunk_does_not_repeat():
     run = prepared(algorithm__rollout_steps="160", algorithm__train_every="160", algorithm__learning_starts="500")
-    train._update(run, [])
+    updates.update(run, [])
     assert len(np.unique(run.replay.actions_BNA[:, :160])) == run.replay.actions_BNA[:, :160].size
 
 
@@ -130,7 +135,7 @@ def test_nothing_is_learned_before_it_starts():
     run = prepared(algorithm__learning_starts="40")
     before = run.learner.fingerprint()
     for update in range(3):
-        metrics, _ = train._update(run, [])
+        metrics, _ = updates.update(run, [])
         assert (metrics["policy_loss"] is None) == (update < 2)
         assert (run.learner.fingerprint() == before) == (update < 2)
         if update < 2:
@@ -141,10 +146,10 @@ def test_nothing_is_learned_before_it_starts():
 
 def test_circuits_are_counted_as_predicted():
     run = prepared(generator__source="circuit", algorithm__learning_starts="20", train__steps="60", mapping__kind="mlp")
-    asked = train.prediction(run)
+    asked = prediction(run)
     circuits = []
     for _ in range(3):
-        metrics, _ = train._update(run, [])
+        metrics, _ = updates.update(run, [])
         circuits.append(metrics["circuits"])
     assert circuits == [0, asked["update"]["circuits"], 2 * asked["update"]["circuits"]]
     assert asked["run"]["circuits"] == circuits[-1]
@@ -153,7 +158,7 @@ def test_circuits_are_counted_as_predicted():
 def test_a_diverged_critic_is_named():
     run = prepared(algorithm__value_learning_rate="1e200")
     with pytest.raises(Refused, match=r"at update 0, gradient step \d+, critics is not finite on rank 0"):
-        train._update(run, [])
+        updates.update(run, [])
 
 
 def test_discrete_actions_are_refused():
@@ -179,7 +184,7 @@ def test_what_does_not_fit_is_refused(flags, message):
 
 def test_rounds_of_gradient_steps():
     run = prepared(algorithm__train_every="5", algorithm__gradient_steps="2", algorithm__policy_every="4")
-    train._update(run, [])
+    updates.update(run, [])
     assert run.learner.num_steps == 40  # 20 steps, two gradient steps each, as many of the policy
 
 

@@ -10,16 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import cli, config, generator, roles, sampling, train
-from distqtrl.allreduce.communicator import Refused, Serial
+from distqtrl.allreduce.agreement import Refused
+from distqtrl.allreduce.communicator import Serial
 from distqtrl.circuit import qpu
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Agents, Circuit, Qpu, UserError
+from distqtrl.cli import main as cli
+from distqtrl.config import stages as config
+from distqtrl.config.run import Config
+from distqtrl.config.sources import with_flags
+from distqtrl.config.stages import Agents, Circuit, Qpu
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
-from distqtrl.learner import Learner, minibatches, step
+from distqtrl.errors import UserError
+from distqtrl.generator import generator
 from distqtrl.policy import policy_file
-from distqtrl.team import blocks
+from distqtrl.training import loop as train
+from distqtrl.training import metrics as updates
+from distqtrl.training import roles
+from distqtrl.training.build import prepare
+from distqtrl.training.placement import blocks
+from distqtrl.training.policy_gradient import samples as samples_module
+from distqtrl.training.policy_gradient.learner import Learner, minibatches, step
+from distqtrl.training.policy_gradient.samples import rollout
 
 TINY = {
     "mapping.kind": "mlp",
@@ -42,7 +54,7 @@ SHARING = ("shared", "independent", "shared_circuit")
 
 def prepared(game, sharing="shared", **flags):
     every = {**TINY, **game, "agents.sharing": sharing, **{key.replace("__", "."): x for key, x in flags.items()}}
-    return train.prepare(config.with_flags(config.Config(), every), Serial())
+    return prepare(with_flags(Config(), every), Serial())
 
 
 def flat(parameters):
@@ -125,12 +137,12 @@ def test_independent_policies_step_as_if_they_were_alone():
     for run in (together, alone):
         learners = run.team.learners
         acting = [learner.acting_weights(0) for learner in learners]
-        whole = sampling.rollout(run.config, run.environments, 0, run.team.players(acting))
+        whole = rollout(run.config, run.environments, 0, run.team.players(acting))
         parts = [
             whole.of(run.environments.rows[k], run.environments.widths[k], run.team.fits[k][1].unpadded)
             for k in range(2)
         ]
-        samples = [sampling.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
+        samples = [samples_module.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
         for batch in samples:
             batch.adv_N = batch.adv_N.to(torch.float64)
         counts = [len(batch.adv_N) for batch in samples]
@@ -154,7 +166,7 @@ def test_a_shared_circuit_gets_the_sum_of_its_policies_gradients():
     expected = [
         torch.autograd.grad(r.generator(), theta_P, v_M)[0] for r, v_M in zip((first, second), cotangents, strict=True)
     ]
-    from distqtrl.replica import pull_back
+    from distqtrl.training.step import pull_back
 
     pull_back([first, second], cotangents)
     torch.testing.assert_close(theta_P.grad, sum(expected), rtol=1e-9, atol=1e-12)
@@ -163,12 +175,10 @@ def test_a_shared_circuit_gets_the_sum_of_its_policies_gradients():
 
 def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
     run = prepared({"environment.id": "games/Relay"}, "independent")
-    metrics, _ = train._update(run, [])
+    metrics, _ = updates.update(run, [])
     acted = run.counters.acted
     assert (sum(acted), acted) == (3 * (12 + 6 + 9), [36, 18, 27])
-    whole = sampling.rollout(
-        run.config, run.environments, 1, run.team.players([r.weights() for r in run.team.learners])
-    )
+    whole = rollout(run.config, run.environments, 1, run.team.players([r.weights() for r in run.team.learners]))
     b = whole.of(run.environments.rows[1], 2, run.team.fits[1][1].unpadded)
     (*_, last) = minibatches(run.config, run.environments.numbers(1), b.valid_TB, 1)
     assert sorted(torch.cat(last).tolist()) == list(range(18))
@@ -182,10 +192,10 @@ def test_advantages_end_where_an_agent_ends():
     for learner in run.team.learners:
         learner.value = None
     acting = [learner.acting_weights(0) for learner in run.team.learners]
-    whole = sampling.rollout(run.config, run.environments, 0, run.team.players(acting))
+    whole = rollout(run.config, run.environments, 0, run.team.players(acting))
     for k, (learner, w_M) in enumerate(zip(run.team.learners, acting, strict=True)):
         own = whole.of(run.environments.rows[k], 2, run.team.fits[k][1].unpadded)
-        samples = sampling.samples(learner, own, w_M)
+        samples = samples_module.samples(learner, own, w_M)
         adv_TB = np.zeros(own.valid_TB.shape)
         adv_TB[own.valid_TB] = samples.adv_N
         ends = {0: 4, 1: 2, 2: 4}[k]
@@ -260,7 +270,7 @@ def test_an_agent_that_never_acts_is_named():
     with pytest.raises(
         Refused, match="games/Idle: agent b has not acted in 12 episodes: leave it out of possible_agents"
     ):
-        train._update(run, [])
+        updates.update(run, [])
 
 
 def test_groups_of_equal_spaces():
@@ -269,7 +279,7 @@ def test_groups_of_equal_spaces():
     run = prepared({"environment.id": "games/Mixed"}, "shared_circuit", agents__heads="group")
     assert run.team.roles == [("a",), ("b",)]
     assert run.team.names == ["a", "b"]
-    train._update(run, [])
+    updates.update(run, [])
 
 
 def test_blocks_of_ranks_and_roles():
@@ -310,7 +320,7 @@ def test_on_one_rank_spread_is_all(tmp_path):
     states = []
     for placement in ("all", "spread"):
         run = prepared(TALK, "independent", agents__placement=placement)
-        train._update(run, [])
+        updates.update(run, [])
         states.append(np.concatenate([flat(learner.parameters) for learner in run.team.learners]))
     np.testing.assert_array_equal(*states)
 

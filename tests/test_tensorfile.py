@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from distqtrl import tensorfile
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
+from distqtrl.files.replace import replace
 
 ABOUT = {"format": "test 1", "nested": {"é\n": [1, 2.5, None, True]}}
 TENSORS = {
@@ -42,8 +43,8 @@ def test_equal_content_is_equal_bytes(tmp_path):
 
 
 def test_a_file_is_replaced(tmp_path):
-    tensorfile.replace(tmp_path / "f", b"a longer first content")
-    tensorfile.replace(tmp_path / "f", b"second")
+    replace(tmp_path / "f", b"a longer first content")
+    replace(tmp_path / "f", b"second")
     assert (tmp_path / "f").read_bytes() == b"second"
 
 

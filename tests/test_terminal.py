@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import terminal
+from distqtrl.cli import terminal
 
 TRAIN = [sys.executable, "-m", "distqtrl", "train", "cartpole", "--mapping.kind", "mlp"]
 

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl import cli, config, sampling
-from distqtrl.allreduce.communicator import Refused, Serial
-from distqtrl.config import UserError
+from distqtrl.allreduce.agreement import Refused
+from distqtrl.allreduce.communicator import Serial
+from distqtrl.cli import main as cli
+from distqtrl.config import sources
+from distqtrl.config import stages as config
+from distqtrl.config.run import save
+from distqtrl.config.sources import presets, with_flags
+from distqtrl.errors import UserError
 from distqtrl.export import episodes
 from distqtrl.policy import lower, policy_file
-from distqtrl.record import Recorder
-from distqtrl.train import _update, prepare, train
+from distqtrl.record.recorder import Recorder
+from distqtrl.training import metrics as updates
+from distqtrl.training.build import prepare
+from distqtrl.training.loop import train
+from distqtrl.training.policy_gradient import samples as samples_module
 
 SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
 SOON = {"algorithm.learning_starts": "0", "algorithm.batch_size": "32"}  # SAC
@@ -24,8 +32,8 @@ STEPS = {"environment.local_num": "4", "algorithm.rollout_steps": "16", "mapping
 
 
 def trained(folder, preset, **flags):
-    cfg = config.with_flags(config.preset(preset), {**SMALL, **{k.replace("__", "."): v for k, v in flags.items()}})
-    (folder / "config.json").write_text(config.save(cfg))
+    cfg = with_flags(sources.preset(preset), {**SMALL, **{k.replace("__", "."): v for k, v in flags.items()}})
+    (folder / "config.json").write_text(save(cfg))
     run = prepare(cfg, Serial())
     before = run.learner.fingerprint()
     result = train(run, folder)
@@ -61,7 +69,7 @@ def test_controls(tmp_path, source):
     assert (run.learner.generator.qpu is not None) == (source in ("circuit", "frozen_circuit"))
 
 
-@pytest.mark.parametrize("preset", sorted(config.presets()))
+@pytest.mark.parametrize("preset", sorted(presets()))
 def test_presets_start(tmp_path, preset):
     trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "32", **SOON})
 
@@ -96,8 +104,8 @@ def test_the_smoothed_return_of_training_ends_the_run(tmp_path):
 
 
 def test_cartpole_is_solved(tmp_path):
-    cfg = config.with_flags(config.preset("cartpole"), {"environment.local_num": "32", "train.seed": "1"})
-    (tmp_path / "config.json").write_text(config.save(cfg))
+    cfg = with_flags(sources.preset("cartpole"), {"environment.local_num": "32", "train.seed": "1"})
+    (tmp_path / "config.json").write_text(save(cfg))
     result = train(prepare(cfg, Serial()), tmp_path)
     assert result["evaluation"]["mean"] >= 475
     assert result["env_steps"] <= cfg.train.steps
@@ -139,11 +147,11 @@ def test_actors_differ_from_the_learned_policy(tmp_path, preset, flags):
 
 
 def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
-    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, "rollout.precision": "int2"})
+    cfg = with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, "rollout.precision": "int2"})
     learner = (run := prepare(cfg, Serial())).learner
     acted = learner.acting_weights(0)
-    rollout = sampling.rollout(cfg, run.environments, 0, run.team.players([acted]))
-    samples = sampling.samples(learner, rollout, acted)
+    rollout = samples_module.rollout(cfg, run.environments, 0, run.team.players([acted]))
+    samples = samples_module.samples(learner, rollout, acted)
     logits = learner.acting(acted)(rollout.obs_TBO.reshape(64, -1), rollout.obs_TBO.reshape(64, -1))
     probability_NA = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = probability_NA[np.arange(64), rollout.actions.ravel()]
@@ -155,8 +163,8 @@ def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
 @pytest.mark.parametrize("precision", ["none", "int2"])
 def test_an_update_counts_how_far_the_acting_policy_is_from_the_learned_one(precision):
     flags = {"rollout.precision": precision, "algorithm.learning_rate": "1e-12", "algorithm.epochs": "1"}
-    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, **flags, "algorithm.minibatches": "1"})
-    metrics, _ = _update(prepare(cfg, Serial()), [])
+    cfg = with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, **flags, "algorithm.minibatches": "1"})
+    metrics, _ = updates.update(prepare(cfg, Serial()), [])
     assert (metrics["approx_kl"] > 1e-5) == (precision == "int2")
     assert (abs(metrics["entropy"] - metrics["acting_entropy"]) > 1e-5) == (precision == "int2")
 
@@ -164,18 +172,18 @@ def test_an_update_counts_how_far_the_acting_policy_is_from_the_learned_one(prec
 @pytest.mark.parametrize("aware", ["false", "true"])
 def test_minibatches_without_samples_are_no_steps(aware):
     flags = {"algorithm.rollout": "episodes", "algorithm.minibatches": "100", "environment.max_episode_steps": "9"}
-    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **flags, "quantize.aware": aware})
+    cfg = with_flags(sources.preset("cartpole"), {**SMALL, **flags, "quantize.aware": aware})
     run = prepare(cfg, Serial())
-    _update(run, [])
+    updates.update(run, [])
     assert 0 < run.learner.num_steps < 100 * cfg.algorithm.epochs
 
 
 def test_the_warm_up_begins_when_the_normaliser_has_seen_something():
     flags = {"quantize.aware": "true", "quantize.warmup": "1000", "policy.hidden": "8"}
-    run = prepare(config.with_flags(config.preset("pendulum"), {**SMALL, **STEPS, **flags}), Serial())
+    run = prepare(with_flags(sources.preset("pendulum"), {**SMALL, **STEPS, **flags}), Serial())
     for update in range(3):
         seen, scales_S = int(run.learner.quantizer.num_observed), run.learner.quantizer.scales_S.detach().clone()
-        _update(run, [])
+        updates.update(run, [])
         assert (int(run.learner.quantizer.num_observed) > seen) == (update > 0)
         assert torch.equal(run.learner.quantizer.scales_S.detach(), scales_S) == (update == 0)
     place = next(i for i, p in enumerate(run.learner.parameters) if p is run.learner.quantizer.scales_S)
@@ -184,17 +192,17 @@ def test_the_warm_up_begins_when_the_normaliser_has_seen_something():
 
 def test_a_scale_that_collapses_is_refused_on_every_rank():
     flags = {"quantize.aware": "true", "quantize.warmup": "0", "policy.hidden": "8"}
-    run = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **STEPS, **flags}), Serial())
+    run = prepare(with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, **flags}), Serial())
     run.learner.quantizer.scales_S.data[1] = -1.0
     with pytest.raises(Refused, match="the scale of output is -1"):
-        _update(run, [])
+        updates.update(run, [])
 
 
 def test_an_adapters_base_keeps_its_observations(tmp_path):
     trained(tmp_path, "pendulum", **{**STEPS, "generator.source": "direct", "policy.normalize_observations": "false"})
     flags = {**SMALL, **STEPS, "adapter.base": str(tmp_path / "policy.safetensors"), "generator.source": "direct"}
     with pytest.raises(UserError, match="reads observations as they are"):
-        prepare(config.with_flags(config.preset("pendulum"), flags), Serial())
+        prepare(with_flags(sources.preset("pendulum"), flags), Serial())
 
 
 @pytest.mark.parametrize("source", ["direct", "circuit"])
@@ -203,14 +211,14 @@ def test_an_update_of_low_rank_starts_at_its_base(tmp_path, source):
     base, _ = trained(tmp_path / "base", "cartpole", **{**STEPS, "generator.source": "direct"})
     path = str(tmp_path / "base" / "policy.safetensors")
     flags = {**STEPS, "generator.source": source, "adapter.base": path, "adapter.rank": "2"}
-    start = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **flags}), Serial()).learner
+    start = prepare(with_flags(sources.preset("cartpole"), {**SMALL, **flags}), Serial()).learner
     torch.testing.assert_close(start.weights().detach(), base.learner.weights().detach(), rtol=0, atol=0)
     rounded = {**flags, "adapter.precision": "nvfp4", "adapter.pad": "true"}
     (tmp_path / "run").mkdir()
     run, _ = trained(tmp_path / "run", "cartpole", **rounded)
     trained_numbers = sum(p.numel() for p in run.learner.generator.parameters())
     print(f"{source}: {trained_numbers} trained numbers, {run.learner.architecture.num_weights} weights")
-    again = prepare(config.with_flags(config.preset("cartpole"), {**SMALL, **rounded}), Serial()).learner
+    again = prepare(with_flags(sources.preset("cartpole"), {**SMALL, **rounded}), Serial()).learner
     again.load(run.learner.tensors())
     assert torch.equal(again.weights(), run.learner.weights())
 
@@ -220,7 +228,7 @@ def test_a_rank_starts_without_torchs_compiler(tmp_path):
     flags = [word for key, value in {**SMALL, **STEPS}.items() for word in (f"--{key}", value)]
     program = f"""if True:
         import sys
-        from distqtrl import cli
+        from distqtrl.cli import main as cli
         assert cli.main(["train", "cartpole", "--run", {str(tmp_path / "run")!r}, *{flags!r}]) == 0
         assert not {{"torch._dynamo", "sympy"}} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -282,7 +290,7 @@ def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
     flags = {**STEPS, **FOREVER, "train.steps": "64"}
     if what == "several":
         flags |= {"environment.id": "games/Game", "agents.sharing": "independent"}
-    cfg = config.with_flags(config.preset("cartpole"), {**SMALL, **flags})
+    cfg = with_flags(sources.preset("cartpole"), {**SMALL, **flags})
     run = prepare(cfg, Serial())
 
     end = Recorder.end
@@ -294,7 +302,7 @@ def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
     if what == "events":
         monkeypatch.setattr(Recorder, "end", fails)
     elif what == "several":
-        monkeypatch.setattr(sampling, "greedy_episodes", fails)
+        monkeypatch.setattr("distqtrl.training.evaluation.greedy_episodes", fails)
     else:
         monkeypatch.setattr(Endless, "broken", True)
         monkeypatch.setattr(Endless, "step", lambda self, action: (np.zeros(2, np.float32), 0.0, False, False, {}))

@@ -33,7 +33,7 @@ OPENMPI_ENV = {
 TAG = "DISTQTRL_SCALING"
 RANK = (b"PMI_RANK=", b"OMPI_COMM_WORLD_RANK=")  # MPICH, Open MPI
 LIMIT_S = 300  # of one run
-FEW = {"torch": "import torch", "distqtrl.train": "import distqtrl.train"}  # what a fresh interpreter does
+FEW = {"torch": "import torch", "distqtrl.training.loop": "import distqtrl.train"}  # what a fresh interpreter does
 IMPORTS = {
     "numpy": "import numpy",
     "numba": "import numba",

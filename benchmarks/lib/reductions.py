@@ -25,7 +25,11 @@ from unittest import mock
 
 import numpy as np
 
-from distqtrl.allreduce.communicator import REDUCTIONS, Communicator, Serial, connect, ordered_sum
+from distqtrl.allreduce.communicator import Communicator, Serial
+from distqtrl.allreduce.connect import connect
+from distqtrl.allreduce.reductions import REDUCTIONS, ordered_sum
+from distqtrl.cli.parser import parse
+from distqtrl.config import sources
 
 Call = tuple[str, int, float]
 OPTIONAL = ("pennylane", "qiskit", "qiskit_aer", "onnx", "matplotlib")  # a run without them need not load them
@@ -61,9 +65,8 @@ def trace(preset: str) -> dict[str, Any]:
 
     What begins and ends a run is in both runs, so their difference is without it.
     """
-    from distqtrl import config  # torch and the rest are only for this program
 
-    stages = config.preset(preset)
+    stages = sources.preset(preset)
     every = stages.allreduce.check_every
     (short, _), (long, checkpoint) = (noted(preset, updates) for updates in (every, 2 * every))
     return {
@@ -76,13 +79,15 @@ def trace(preset: str) -> dict[str, Any]:
 
 def noted(preset: str, updates: int) -> tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]]:
     """What one rank would say to others: in a run without checkpoints, and for the checkpoint at its end."""
-    from distqtrl import arguments, checkpoint
-    from distqtrl.train import prepare, train
+    from distqtrl.cli import arguments
+    from distqtrl.record import checkpoint
+    from distqtrl.training.build import prepare
+    from distqtrl.training.loop import train
 
-    config = arguments.resolve(*arguments.parse(["train", preset, *ALONE.split(), "--train.updates", str(updates)]))
+    config = arguments.resolve(*parse(["train", preset, *ALONE.split(), "--train.updates", str(updates)]))
     comm, saving = Noting(), Noting()
     with tempfile.TemporaryDirectory() as folder:
-        with mock.patch("distqtrl.checkpoint.save") as save:
+        with mock.patch("distqtrl.record.recorder.checkpoint.save") as save:
             train(prepare(config, comm), Path(folder))
         checkpoint.save(Path(folder), config, saving, save.call_args.args[-1])
     return comm.calls, saving.calls

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distqtrl.record import version
+from distqtrl.versions import version
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

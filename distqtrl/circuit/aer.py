@@ -10,7 +10,9 @@ from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.noise import with_backend, with_file
 from distqtrl.circuit.pulses import Compiled, ideal, pulsed
 from distqtrl.circuit.statevector import Array, sampled
-from distqtrl.config import Qpu, UserError, nearest, refuse
+from distqtrl.config.run import refuse
+from distqtrl.config.stages import Qpu
+from distqtrl.errors import UserError, nearest
 
 METHODS = ("statevector", "density_matrix")  # Aer's others cannot turn by any angle
 ELSEWHERE = {  # options of Aer that have their own place

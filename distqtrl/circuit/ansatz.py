@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import Circuit, UserError, lookup
+from distqtrl.config.stages import Circuit
+from distqtrl.errors import UserError, lookup
 
 
 class Kind(NamedTuple):

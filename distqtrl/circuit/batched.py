@@ -23,7 +23,9 @@ from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import Array, sampled
-from distqtrl.config import Qpu, UserError, refuse
+from distqtrl.config.run import refuse
+from distqtrl.config.stages import Qpu
+from distqtrl.errors import UserError
 
 STATES = 6  # of one parameter set, held while its gradient is made: psi, lambda, p, and what is being computed
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -3,7 +3,7 @@
 import os
 
 from distqtrl.circuit.ansatz import Program
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 
 def refuse_memory(program: Program, needed: float, who: str, available: float) -> None:

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from distqtrl import reading
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.pulses import Compiled, pulsed
 from distqtrl.circuit.statevector import Array
-from distqtrl.config import Fraction, Rate, Stage, UserError, nearest
+from distqtrl.config.stages import Fraction, Rate, Stage
+from distqtrl.errors import UserError, nearest, shortened
+from distqtrl.files import reading
 
 IMPROBABLE = 2e-8  # Aer itself leaves out the terms of an error below 1e-8
 BACKENDS = (("FakeManilaV2", 5), ("FakeJakartaV2", 7), ("FakeGuadalupeV2", 16), ("FakeSherbrooke", 127))
@@ -86,7 +87,7 @@ def _noise(path: Path) -> Noise:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"qpu.noise {path}: unknown key '{key}': {nearest(key, _keys())}") from None
-        value = "" if first["type"] == "missing" else f" = {reading.shortened(first['input'])}"
+        value = "" if first["type"] == "missing" else f" = {shortened(first['input'])}"
         raise UserError(f"qpu.noise {path}: {key}{value}: {first['msg'].removeprefix('Value error, ')}") from None
 
 

@@ -25,7 +25,9 @@ from distqtrl.circuit.ansatz import Gate, Program
 from distqtrl.circuit.ansatz import program as compiled
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import Array
-from distqtrl.config import Qpu, UserError, nearest, refuse
+from distqtrl.config.run import refuse
+from distqtrl.config.stages import Qpu
+from distqtrl.errors import UserError, nearest
 
 Gradient = Callable[[Array], Array]
 DEFAULT = "default.qubit"

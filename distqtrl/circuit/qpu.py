@@ -18,7 +18,8 @@ from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
 from distqtrl.circuit.pennylane import PennyLane
 from distqtrl.circuit.statevector import Array, StateVector
-from distqtrl.config import Circuit, Diverged, Qpu, UserError, lookup
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import Diverged, UserError, lookup
 
 TOLERANCE = 1e-6  # of a distribution's sum, per unit
 PERIOD = 4 * np.pi  # of a controlled rotation; every other gate's divides it

@@ -26,7 +26,9 @@ from distqtrl.circuit import compiled, kernels
 from distqtrl.circuit.ansatz import CODES, KINDS, Gate, Program, program
 from distqtrl.circuit.plan import Plan, plan
 from distqtrl.circuit.simd import BITS, LANES
-from distqtrl.config import Qpu, UserError, refuse
+from distqtrl.config.run import refuse
+from distqtrl.config.stages import Qpu
+from distqtrl.errors import UserError
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]

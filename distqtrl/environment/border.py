@@ -14,10 +14,10 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl import config as configuration
-from distqtrl.config import UserError
+from distqtrl.config import stages as configuration
 from distqtrl.environment.factors import KEY, factors, taken, unmasked
 from distqtrl.environment.spaces import Floats, at, flattened, part, short, spaces
+from distqtrl.errors import UserError
 
 EXACT = 1 << 24  # float32 has every integer up to here
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 KEY = "action_mask"  # Gymnasium's and PettingZoo's word for it

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from distqtrl.config import Foreign
+from distqtrl.errors import Foreign
 
 FRAMES = 8
 LETTERS = 300  # of an exception's text

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box
 
-from distqtrl import config as configuration
-from distqtrl.config import UserError, nearest
+from distqtrl.config import stages as configuration
 from distqtrl.environment import border
 from distqtrl.environment.failures import close, failure, said
 from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces
+from distqtrl.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from pettingzoo import ParallelEnv

@@ -2,8 +2,8 @@
 
 import re
 
-from distqtrl.config import UserError
 from distqtrl.environment.parallel import is_parallel
+from distqtrl.errors import UserError
 
 FLAG = "--import-environment"
 # Suites that come with distqtrl or its extras, as ids: of any other function of these packages nobody has asked.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import UserError
 from distqtrl.environment.failures import failure
+from distqtrl.errors import UserError
 
 Picture = npt.NDArray[np.uint8]
 

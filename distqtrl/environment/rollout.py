@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import Environment
+from distqtrl.config.stages import Environment
 from distqtrl.environment.vector import Environments, Role
 
 Act = Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]]

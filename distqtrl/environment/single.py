@@ -5,12 +5,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from distqtrl import config as configuration
-from distqtrl.config import UserError, nearest
+from distqtrl.config import stages as configuration
 from distqtrl.environment import border
 from distqtrl.environment.failures import close, failure, said
 from distqtrl.environment.pictures import Picture, picture
 from distqtrl.environment.spaces import Floats, Spaces
+from distqtrl.errors import UserError, nearest
 
 STEP = ("observation", "reward", "terminated", "truncated", "info")
 

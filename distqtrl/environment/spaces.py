@@ -9,8 +9,8 @@ import numpy.typing as npt
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple, flatdim, flatten, flatten_space
 
-from distqtrl.config import UserError, nearest
 from distqtrl.environment.factors import factors
+from distqtrl.errors import UserError, nearest
 
 Floats = npt.NDArray[np.float32]
 Path = tuple[Any, ...]  # the keys that lead to a part of a Dict or Tuple

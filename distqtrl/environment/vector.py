@@ -20,15 +20,15 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl import config as configuration
 from distqtrl import seeding
-from distqtrl.config import UserError
+from distqtrl.config import stages as configuration
 from distqtrl.environment import pictures
 from distqtrl.environment.failures import failure
 from distqtrl.environment.parallel import Parallel, check_id, is_parallel
 from distqtrl.environment.pictures import Picture
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Floats, Spaces, short
+from distqtrl.errors import UserError
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import Environment, UserError
+from distqtrl.config.stages import Environment
 from distqtrl.environment.rollout import evaluation
 from distqtrl.environment.vector import Environments
+from distqtrl.errors import UserError
 from distqtrl.policy.distribution import Bounded, Categorical, Factored
 from distqtrl.policy.policy_file import Policy
 

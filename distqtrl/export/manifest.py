@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
-from distqtrl import reading, schema
-from distqtrl.config import Environment, UserError
+from distqtrl.config.stages import Environment
+from distqtrl.errors import UserError, shortened
+from distqtrl.files import reading, schema
+from distqtrl.files.schema import Names, Record, Sha256, Word
 from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program
-from distqtrl.schema import Names, Record, Sha256, Word
 
 FORMAT = "distqtrl export 1"
 REMEDY = "export the policy again"
@@ -90,7 +91,7 @@ def read(folder: Path) -> tuple[Program, Ints, Ints]:
             raise ValueError("it is empty")
         rows = np.loadtxt(io.StringIO(texts[1]), np.int64, delimiter=",", ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
-        raise UserError(f"cannot read {paths[1]} ({reading.shortened(str(error))}): {REMEDY}") from None
+        raise UserError(f"cannot read {paths[1]} ({shortened(str(error))}): {REMEDY}") from None
     width = len(x.low_N)
     if rows.shape[1] != width + len(y.low_N):
         raise UserError(f"{paths[1]} has {rows.shape[1]} columns, not the program's: {REMEDY}")

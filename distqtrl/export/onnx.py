@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
 
 OPSET, IR_VERSION = 18, 10  # the newest that runtimes of the last two years read

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from distqtrl.export.targets import EQUAL, PROOFS, Check
+from distqtrl.export.check import EQUAL, Check
+from distqtrl.export.targets import PROOFS
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Program
 

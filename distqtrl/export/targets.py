@@ -1,76 +1,30 @@
 """What every target of an export does beside the interpreter, vector by vector, without tolerance."""
 
 import ctypes
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from distqtrl.export import cuda, loader, simulate, synthesis, tools
+from distqtrl.export import cuda, loader, tools
+from distqtrl.export.check import (
+    BUILT,
+    DIFFERENT,
+    EQUAL,
+    NOT_CHECKED,
+    Check,
+    Comparison,
+    Different,
+    Question,
+    equal,
+    parts,
+)
 from distqtrl.export.tools import Missing, Unchecked
-from distqtrl.quantize.program import Ints, Program
+from distqtrl.export.verilog import simulate
+from distqtrl.export.verilog.checks import CORES, _icarus, _verilog
 
-EQUAL, BUILT, DIFFERENT, NOT_CHECKED = "equal", "built", "DIFFERENT", "not checked"
-NETLIST_VECTORS = 100  # of a synthesized netlist, whose every change of a net is counted
-ICARUS_VECTORS = 1000
-PART = 65_536  # vectors that are taken at once
 CORTEX_M = ["-mcpu=cortex-m4", "-mthumb", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections"]
 CORTEX_M += ["-fstack-usage", "-nostdlib", "-Wl,--gc-sections", "-Wl,-e,policy_step"]
-
-
-class Different(Exception):
-    """A target computed something else than the interpreter; says the first difference."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one target did (equal, built but not run, DIFFERENT, not checked), over how many vectors, what there is to
-    say, and what was counted on the way."""
-
-    target: str
-    status: str
-    vectors: int = 0
-    detail: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A place that holds a target's files and nothing else, the program, observations (B, O) with its actions (B, A),
-    the recorded observations, and how many of them a core takes per beat."""
-
-    place: Path
-    program: Program
-    x_BO: Ints
-    y_BA: Ints
-    seen_BO: Ints
-    per_beat: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Files of the folder that are needed, and what compares them; raises Different and Unchecked."""
-
-    files: tuple[str, ...]
-    run: Callable[[str, Question], Check]
-
-
-def parts(x: np.ndarray, most: int = PART) -> list[np.ndarray]:
-    """Vectors in order, in parts of no more than so many."""
-    return np.array_split(x, -(-len(x) // most))
-
-
-def equal(y_BA: np.ndarray, expected_BA: Ints) -> None:
-    """Raises Different, with the first difference."""
-    wrong = (y_BA != expected_BA).any(-1)
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise Different(
-            f"{wrong.sum():,} of {len(wrong):,} vectors; number {first}: {y_BA[first].tolist()}, "
-            f"not {expected_BA[first].tolist()}"
-        )
 
 
 def library(place: Path) -> loader.Policy:
@@ -148,48 +102,6 @@ def _torch(name: str, q: Question) -> Check:
     return Check(name, EQUAL, len(q.x_BO), f"torch on {device}")
 
 
-def _verilog(core: str) -> Comparison:
-    def run(name: str, q: Question) -> Check:
-        lanes = q.per_beat[core]
-        simulator = simulate.build((q.place / f"policy_{core}.v").read_text(), f"policy_{core}", q.place)
-        found, clocks = simulate.run(simulator, q.program, q.x_BO, lanes)
-        equal(found, q.y_BA)
-        few_x, few_y = _few(q.x_BO, q.y_BA)
-        equal(simulate.run(simulator, q.program, few_x, lanes, stall=3)[0], few_y)
-        words = f"Verilator, {clocks} clocks from observation to action"
-        return Check(name, EQUAL, len(q.x_BO), words, {"clocks": clocks})
-
-    return Comparison((f"policy_{core}.v",), run)
-
-
-def _icarus(core: str) -> Comparison:
-    def run(name: str, q: Question) -> Check:
-        x, y = _few(q.x_BO, q.y_BA)
-        text = (q.place / f"policy_{core}.v").read_text()
-        equal(simulate.icarus(text, f"policy_{core}", q.place, q.program, x, q.per_beat[core]), y)
-        return Check(name, EQUAL, len(x), "Icarus")
-
-    return Comparison((f"policy_{core}.v",), run)
-
-
-def _netlist(core: str) -> Comparison:
-    def run(name: str, q: Question) -> Check:
-        top, x = f"policy_{core}", q.seen_BO[:NETLIST_VECTORS]
-        netlist = synthesis.netlist((q.place / f"{top}.v").read_text(), top)
-        simulator = simulate.build(netlist, top, q.place, tools.cells())
-        equal(simulate.run(simulator, q.program, x, q.per_beat[core])[0], q.program.run(x))
-        toggles = simulate.toggles(simulator) / len(x)
-        return Check(name, EQUAL, len(x), f"7 series, {toggles:,.0f} toggles per action", {"toggles": toggles})
-
-    return Comparison((f"policy_{core}.v",), run)
-
-
-def _few(x: Ints, y: Ints) -> tuple[Ints, Ints]:
-    """No more than ICARUS_VECTORS of them, evenly spread."""
-    step = -(-len(x) // ICARUS_VECTORS)
-    return x[::step], y[::step]
-
-
 def _first(error: Exception) -> str:
     """The first line of an exception, or its name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -207,7 +119,6 @@ def checked(name: str, comparison: Comparison, question: Question) -> Check:
         return Check(name, NOT_CHECKED, 0, f"{type(error).__name__}: {_first(error)}")
 
 
-CORES = ("folded", "unrolled")
 C = ("policy.h", "policy.c")
 TARGETS: dict[str, dict[str, Comparison]] = {
     "c": {"c": Comparison(C, _c), "c cortex-m": Comparison(C, _cortex_m)},
@@ -216,7 +127,6 @@ TARGETS: dict[str, dict[str, Comparison]] = {
     "verilog": {f"verilog {core}": _verilog(core) for core in CORES}
     | {f"icarus {core}": _icarus(core) for core in CORES},
 }
-NETLISTS = {f"netlist {core}": _netlist(core) for core in CORES}
 FILES: dict[str, tuple[str, ...]] = {  # of every target
     "c": (*C, "policy.py"),
     "onnx": ("policy.onnx",),

@@ -11,28 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from distqtrl.config import Environment, UserError
+from distqtrl.config.stages import Environment
 from distqtrl.environment import permission
+from distqtrl.errors import UserError
 from distqtrl.export import episodes, tools
 from distqtrl.export import manifest as manifests
+from distqtrl.export.check import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check, Comparison, Question, parts
 from distqtrl.export.manifest import read
-from distqtrl.export.targets import (
-    BUILT,
-    DIFFERENT,
-    EQUAL,
-    FILES,
-    NETLISTS,
-    NOT_CHECKED,
-    PROOFS,
-    TARGETS,
-    Check,
-    Comparison,
-    Question,
-    checked,
-    library,
-    parts,
-)
+from distqtrl.export.targets import FILES, PROOFS, TARGETS, checked, library
 from distqtrl.export.tools import Unchecked
+from distqtrl.export.verilog.checks import NETLISTS
 from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program, Scale

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distqtrl.config import MappingModel, UserError
+from distqtrl.config.stages import MappingModel
+from distqtrl.errors import UserError
 from distqtrl.mapping import graph, mlp
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "none": nn.Identity}
@@ -85,6 +86,6 @@ def _network(config: MappingModel, n: int) -> nn.Module:
     activation = ACTIVATIONS[config.activation]()
     if config.kind == "mlp":
         return mlp.network(n, config.hidden, config.chunk, activation)
-    from distqtrl.mapping import gnn  # torch-geometric takes a second to import: only when it is asked for
+    from distqtrl.mapping import gnn
 
     return gnn.GraphNetwork(n, config.hidden, config.chunk, activation)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from distqtrl.config import UserError, nearest
+from distqtrl.errors import UserError, nearest
 
 LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear,

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from distqtrl.config import Circuit, Config, MappingModel, Qpu, UserError
+from distqtrl.config.run import Config
+from distqtrl.config.stages import Circuit, MappingModel, Qpu
+from distqtrl.errors import UserError
 from distqtrl.nn import choose, sources
 
 Net = TypeVar("Net", bound=nn.Module)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distqtrl.config import Environment, UserError
+from distqtrl.config.stages import Environment
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces
+from distqtrl.errors import UserError
 from distqtrl.nn.sources import configured
 from distqtrl.policy import network
 from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian

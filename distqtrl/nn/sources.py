@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.circuit import qpu
-from distqtrl.config import Config, Stage, UserError, validated
-from distqtrl.generator import Generator
+from distqtrl.config.run import Config, validated
+from distqtrl.config.stages import Stage
+from distqtrl.errors import UserError
+from distqtrl.generator.generator import Generator
 from distqtrl.mapping.model import Mapping as Mapping
 
 WHERE = "distqtrl.nn.generate"

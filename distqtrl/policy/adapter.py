@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distqtrl.config import Adapter as Settings
-from distqtrl.config import UserError
+from distqtrl.config.stages import Adapter as Settings
+from distqtrl.errors import UserError
 from distqtrl.policy import behaviour, network, policy_file
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture

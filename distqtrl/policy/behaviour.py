@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.config import Rollout, UserError
+from distqtrl.config.stages import Rollout
+from distqtrl.errors import UserError
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture, Layer
 from distqtrl.quantize import blocks, noise

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from distqtrl.config import Quantize, UserError
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
 from distqtrl.policy.distribution import Bounded, Categorical, Factored, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.quantize import integers

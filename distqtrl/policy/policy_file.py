@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from distqtrl import reading, schema, tensorfile
-from distqtrl.config import Environment, Quantize, UserError
+from distqtrl.config.stages import Environment, Quantize
+from distqtrl.errors import UserError, shortened
+from distqtrl.files import schema
+from distqtrl.files import tensors as tensorfile
+from distqtrl.files.schema import Names, Record, Several, Word
 from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import (
     Array,
@@ -37,7 +40,6 @@ from distqtrl.quantize import integers
 from distqtrl.quantize.aware import Trained
 from distqtrl.quantize.calibrate import Network, QuantizedNetwork
 from distqtrl.quantize.program import Program
-from distqtrl.schema import Names, Record, Several, Word
 
 FORMAT = "distqtrl policy 1"
 REMEDY = "give a run's policy.safetensors, or train it again"
@@ -209,11 +211,11 @@ def _head(values: Mapping[str, Any]) -> Head:
     """The head of its table; raises ValueError."""
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in HEADS:
-        raise ValueError(f"head.kind = {reading.shortened(kind)}: known are {', '.join(HEADS)}")
+        raise ValueError(f"head.kind = {shortened(kind)}: known are {', '.join(HEADS)}")
     rest = {key: value for key, value in values.items() if key != "kind"}
     wanted = {f.name for f in fields(HEADS[kind])}
     for key in sorted((rest.keys() - wanted) | (wanted - rest.keys() - {"masked"})):  # written where it is so
-        raise ValueError(f"head: {'lacks the key' if key in wanted else 'unknown key'} {reading.shortened(key)}")
+        raise ValueError(f"head: {'lacks the key' if key in wanted else 'unknown key'} {shortened(key)}")
     head = schema.checked(HEADS[kind], rest)
     if isinstance(head, Bounded) and not (
         len(head.low) == len(head.high) and all(a <= b for a, b in zip(head.low, head.high, strict=True))

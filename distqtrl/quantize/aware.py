@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distqtrl.config import Diverged, Quantize, UserError
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import Diverged, UserError
 from distqtrl.quantize import calibrate, integers
 from distqtrl.quantize.calibrate import CHANNEL, CLIPPED, QuantizedLayer, QuantizedNetwork
 from distqtrl.quantize.formats import Array, Grid, resolved

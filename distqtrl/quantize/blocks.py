@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, resolved, spanning, weights
 
 CHANNEL = "channel"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

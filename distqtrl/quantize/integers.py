@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.calibrate import QuantizedNetwork
 from distqtrl.quantize.formats import Array, Grid
 from distqtrl.quantize.program import Ints, Lookup, Matmul, Op, Program, Scale

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 KINDS = ("none", "exponential", "linear", "cosine", "constant")
 Layer = tuple[Tensor, Tensor]

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from distqtrl import reading
-from distqtrl.config import UserError
-from distqtrl.schema import Record
+from distqtrl.errors import UserError
+from distqtrl.files import reading
+from distqtrl.files.schema import Record
 
 Ints = npt.NDArray[np.int64]
 FORMAT = "distqtrl program 1"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distqtrl import config as configuration
-from distqtrl import tensorfile
-from distqtrl.config import UserError
+from distqtrl.config import stages as configuration
 from distqtrl.environment.pictures import Picture
 from distqtrl.environment.rollout import bound, play
 from distqtrl.environment.vector import Environments, Role
+from distqtrl.errors import UserError
+from distqtrl.files.replace import replace
 
 WIDTH = 480  # pixels; what is wider is made smaller
 FPS = 10  # where the environment does not say
@@ -50,7 +50,7 @@ def record(
             most = bound(environments, max_steps)
             returns_B, _ = play(environments, environments.acting(acts), most)
             fps = environments.envs[0].metadata.get("render_fps") or FPS
-    tensorfile.replace(path, gif(frames, fps))
+    replace(path, gif(frames, fps))
     return float(returns_B.mean())
 
 

@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from distqtrl import demand, generator, roles
 from distqtrl.algorithm.sac import Critics
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Algorithm, Config
+from distqtrl.config.run import Config
+from distqtrl.config.stages import Algorithm
 from distqtrl.environment.vector import Environments, make
-from distqtrl.learner import value_network
+from distqtrl.generator import generator
 from distqtrl.policy import adapter
 from distqtrl.policy.distribution import Gaussian, Head
 from distqtrl.policy.network import Architecture
+from distqtrl.training import demand, roles
+from distqtrl.training.policy_gradient.learner import value_network
 
 
 def describe(config: Config) -> dict[str, Any]:

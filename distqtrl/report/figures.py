@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distqtrl import config as configuration
-from distqtrl import record, tensorfile
-from distqtrl.config import UserError
+from distqtrl.config.sources import load
+from distqtrl.errors import UserError
+from distqtrl.files.replace import replace
+from distqtrl.record import history
 from distqtrl.report.statistics import interval, iqm, iqm_T
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ def stacks(axes: "Axes", cases: Mapping[str, Mapping[str, float]]) -> None:
 
 def learning_curve(run: Path) -> Path:
     """Draw RUN/learning_curve.png (return against environment steps over all ranks) from RUN/metrics.jsonl."""
-    rows, problem = record.rows(run / "metrics.jsonl")
+    rows, problem = history.rows(run / "metrics.jsonl")
     if problem:
         raise UserError(f"{run}: {problem}: its learning curve cannot be drawn")
-    config = configuration.load(run / "config.json").model_dump()
+    config = load(run / "config.json").model_dump()
     with styled():
         figure, (axes,) = panels(1)
         trained = _points(rows, "return_mean")
@@ -152,7 +153,7 @@ def learning_curve(run: Path) -> Path:
         axes.legend(frameon=False, ncols=1 + len(axes.lines) // 8)
         path, picture = run / "learning_curve.png", io.BytesIO()
         figure.savefig(picture, format="png", dpi=150)
-    tensorfile.replace(path, picture.getvalue())
+    replace(path, picture.getvalue())
     return path
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from distqtrl import __version__, tensorfile
-from distqtrl.config import UserError, differences
+from distqtrl import __version__
+from distqtrl.config.run import differences
+from distqtrl.errors import UserError
+from distqtrl.files.replace import replace
 from distqtrl.report import figures
 from distqtrl.report.describe import describe
 from distqtrl.report.marl_eval import raw
@@ -58,7 +60,7 @@ def report(folders: Sequence[Path], page: Path, marl_eval: Path | None = None) -
     text = _page(groups, shown, {name: svg for name, (_, svg) in drawn.items()})  # all that can be refused is before
     for path, content in {page: text, **more}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensorfile.replace(path, content.encode())
+        replace(path, content.encode())
     with figures.styled():
         saved = [figures.save(f, page.with_name(f"{page.stem}-{name}")) for name, (f, _) in drawn.items()]
     return [page, *(path for paths in saved for path in paths), *more]

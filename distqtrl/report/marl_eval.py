@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from distqtrl.config import UserError
 from distqtrl.environment.parallel import is_parallel
+from distqtrl.errors import UserError
 from distqtrl.report.runs import Array, Group, Run
 from distqtrl.report.statistics import on_grid
 

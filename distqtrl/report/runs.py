@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl import config as configuration
-from distqtrl import record, run_directory
-from distqtrl.config import Config, UserError
+from distqtrl.config.run import Config
+from distqtrl.config.sources import load
+from distqtrl.errors import UserError
+from distqtrl.record import directory as run_directory
+from distqtrl.record import history
 from distqtrl.report.statistics import smoothed
 
 Array = npt.NDArray[np.float64]
@@ -101,7 +103,7 @@ def read(directory: Path) -> Run:
     """A run directory; raises UserError when it is none, and notes as ``problem`` what is missing or cut off."""
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is no run directory (it has no config.json): give folders that train has made")
-    config = configuration.load(directory / "config.json")
+    config = load(directory / "config.json")
     result = run_directory.complete(directory) or {}
     rows, problem = _metrics(directory / "metrics.jsonl")
     if not problem and not result:
@@ -130,7 +132,7 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
     """The updates that can be read, and what is wrong with the file."""
     if not path.exists():
         return [], "metrics.jsonl is missing"
-    rows, problem = record.rows(path)
+    rows, problem = history.rows(path)
     if rows and rows[0]["update"]:
         return [], "metrics.jsonl: line 1 is not update 0"
     return rows, problem

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 
 
 def iqm(scores: np.ndarray) -> float:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl.config import UserError
-from distqtrl.export import c, episodes, folded, simulate, synthesis, targets, tools, unrolled
+from distqtrl.errors import UserError
+from distqtrl.export import c, episodes, targets, tools
+from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
+from distqtrl.export.verilog.checks import NETLIST_VECTORS
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.program import Program
@@ -84,7 +86,7 @@ def _core(program: Program, core: str) -> tuple[str, int]:
 def _seen(policy: Policy) -> np.ndarray:
     """Observations of an episode, evenly spread, as many as an export simulates netlists with."""
     obs_BO = episodes.observations(policy, (), 1)
-    return obs_BO[np.linspace(0, len(obs_BO) - 1, min(targets.NETLIST_VECTORS, len(obs_BO))).astype(int)]
+    return obs_BO[np.linspace(0, len(obs_BO) - 1, min(NETLIST_VECTORS, len(obs_BO))).astype(int)]
 
 
 def _memory(program: Program) -> float:

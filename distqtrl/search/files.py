@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from distqtrl import run_directory, schema
-from distqtrl.config import UserError
-from distqtrl.schema import Count, Record, Word
+from distqtrl.errors import UserError
+from distqtrl.files import schema
+from distqtrl.files.schema import Count, Record, Word
+from distqtrl.record import directory as run_directory
 
 
 class Row(Record):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqtrl import config as configuration
-from distqtrl.config import Config, UserError
+from distqtrl.config.run import Config, validated
 from distqtrl.environment.vector import make
+from distqtrl.errors import UserError
 from distqtrl.export import folder
+from distqtrl.export.options import Options
 from distqtrl.search import cost
 from distqtrl.slurm import numbers
 
@@ -60,7 +61,7 @@ class Search:
     cost: str | None
     core: str  # the one that costs: folded, unrolled
     energy: tuple[float, float] | None
-    export: folder.Options
+    export: Options
 
     def settings(self) -> dict[str, Any]:
         """What a second start must agree on, as JSON has it."""
@@ -83,7 +84,7 @@ class Search:
         if candidate is not None:
             for kind in ("core_bits", "input_bits", "output_bits"):
                 values["quantize"][kind] = getattr(candidate, kind)
-        return configuration.validated(values, name(candidate))
+        return validated(values, name(candidate))
 
 
 def _listed(value: Any) -> Any:
@@ -119,7 +120,7 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
         cost=args.cost if rule else args.cost or "luts",
         core=args.core,
         energy=folder.coefficients(args.energy) if args.energy else None,
-        export=folder.Options(
+        export=Options(
             folder.targets(args.target), None, None, None, None, None, args.vectors, args.episodes, False, None,
             imports=True, limit_s=args.tool_limit,
         ),

@@ -22,16 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distqtrl import record, run_directory, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import OUTPUT, Diverged, UserError
+from distqtrl.config.run import OUTPUT
+from distqtrl.errors import Diverged, UserError
 from distqtrl.export import folder
-from distqtrl.report import search as page
+from distqtrl.files.lock import Held, locked
+from distqtrl.files.replace import replace
+from distqtrl.record import directory as run_directory
 from distqtrl.report.figures import undrawn
-from distqtrl.search import cost, files, numbers, rule
+from distqtrl.search import cost, files, page, rule
+from distqtrl.search import table as numbers
 from distqtrl.search.grid import Candidate, Search, name
-from distqtrl.stopping import EXIT_CODES
-from distqtrl.train import prepare, train
+from distqtrl.training.build import prepare
+from distqtrl.training.loop import train
+from distqtrl.training.stopping import EXIT_CODES
 
 POLL_S = 1.0
 FILE, TABLES = "search.json", "tables"  # the file of a search, the lock of all its tables
@@ -104,7 +108,7 @@ def work(worker: Worker) -> int:
                     if not task.done() and (code := task.act()):
                         return code
                 break
-            except record.Held as error:
+            except Held as error:
                 held = held or f"{task.name}, which {error.holder} is doing"
         else:
             if held != waiting:
@@ -158,7 +162,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
 
 
 def _locked(search: Search, what: str) -> Any:
-    return record.locked(search.directory / "locks" / what)
+    return locked(search.directory / "locks" / what)
 
 
 def _written(worker: Worker) -> bool:
@@ -167,7 +171,7 @@ def _written(worker: Worker) -> bool:
         with closing(_locked(worker.search, TABLES)):
             if not (worker.search.directory / FILE).exists():
                 _write(worker, "running")
-    except record.Held:
+    except Held:
         return False
     return True
 
@@ -196,7 +200,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
     """Start, or go on with, one training; returns the exit code of the signal that stopped it."""
     run, config = worker.search.run(candidate, seed), worker.search.configuration(candidate, seed)
     if run.exists():
-        record.locked(run / "lock").close()  # somebody may train it by hand
+        locked(run / "lock").close()  # somebody may train it by hand
     there = run_directory.found(run, config, Serial())
     if there is not None and there.changes.keys() - set(OUTPUT):
         raise UserError(
@@ -211,7 +215,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
         result = train(training, run, worker.pending)
     except Diverged as error:
         result = {"status": "failed", "error": str(error), "env_steps": training.counters.env_steps}
-        tensorfile.replace(run / "failed.json", (json.dumps(result, indent=2) + "\n").encode())
+        replace(run / "failed.json", (json.dumps(result, indent=2) + "\n").encode())
     finally:
         training.environments.close()
     if result["status"] == "stopped":
@@ -228,7 +232,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
         with closing(_locked(worker.search, TABLES)):
             if not complete(worker.search):
                 _write(worker, "running")
-    except record.Held:
+    except Held:
         pass  # another one writes them
     return 0
 
@@ -247,7 +251,7 @@ def _count(worker: Worker, candidate: Candidate) -> int:
     found = cost.cost(search.cost, search.run(candidate, seed) / "policy.safetensors", search.core, search.energy)
     path = _cost_file(search, candidate)
     path.parent.mkdir(exist_ok=True)
-    tensorfile.replace(path, (json.dumps({"cost": found, "kind": search.cost, "seed": seed}) + "\n").encode())
+    replace(path, (json.dumps({"cost": found, "kind": search.cost, "seed": seed}) + "\n").encode())
     return 0
 
 
@@ -272,9 +276,9 @@ def _write(worker: Worker, status: str) -> None:
     about = numbers.about(worker.search, worker.decision(), worker.result, worker.costs, status)
     text = (json.dumps(about, indent=1) + "\n").encode()
     if not (directory / FILE).exists():
-        tensorfile.replace(directory / FILE, text)  # makes the directory ours, before anything else is in it
-    tensorfile.replace(directory / "search.md", page.page(about).encode())
+        replace(directory / FILE, text)  # makes the directory ours, before anything else is in it
+    replace(directory / "search.md", page.page(about).encode())
     drawn = io.BytesIO()
     page.figure(about, drawn)
-    tensorfile.replace(directory / "search.png", drawn.getvalue())
-    tensorfile.replace(directory / FILE, text)
+    replace(directory / "search.png", drawn.getvalue())
+    replace(directory / FILE, text)

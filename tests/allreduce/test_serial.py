@@ -5,17 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from distqtrl.allreduce.communicator import (
-    REDUCTIONS,
-    Refused,
-    Serial,
-    agreed,
-    allgather_bytes,
-    announced,
-    check_equal,
-    connect,
-)
-from distqtrl.config import UserError
+from distqtrl.allreduce.agreement import Refused, agreed, check_equal
+from distqtrl.allreduce.communicator import Serial
+from distqtrl.allreduce.connect import announced, connect
+from distqtrl.allreduce.reductions import REDUCTIONS, allgather_bytes
+from distqtrl.errors import UserError
 
 
 @pytest.fixture(autouse=True)

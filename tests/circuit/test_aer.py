@@ -13,7 +13,8 @@ from distqtrl.circuit import ansatz
 from distqtrl.circuit.aer import Aer
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import UserError
 
 DEPOLARIZING = {"depolarizing": {"one_qubit": 0.02, "two_qubit": 0.1}}
 READOUT = {"readout": {"0to1": 0.05, "1to0": 0.2}}

@@ -2,7 +2,8 @@ import pytest
 
 from distqtrl.circuit import ansatz
 from distqtrl.circuit.ansatz import Gate
-from distqtrl.config import Circuit, UserError
+from distqtrl.config.stages import Circuit
+from distqtrl.errors import UserError
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])

@@ -8,7 +8,8 @@ from strategies import circuits, seeds
 from distqtrl.circuit import ansatz, batched, qpu, shift, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.batched import Batched
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import UserError
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 WHERE = ["cpu", pytest.param("cuda", marks=cuda)]

@@ -4,7 +4,7 @@ import pytest
 from distqtrl.circuit import ansatz, decomposition
 from distqtrl.circuit.ansatz import KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
-from distqtrl.config import Circuit, Qpu
+from distqtrl.config.stages import Circuit, Qpu
 
 
 def value_and_gradient(program, theta_P, v_S):

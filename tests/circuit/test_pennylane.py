@@ -10,7 +10,8 @@ from strategies import circuits, seeds
 from distqtrl.circuit import ansatz, pennylane, qpu, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.pennylane import PennyLane
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import UserError
 
 lightning = pytest.mark.skipif(
     "lightning.qubit" not in qml.plugin_devices, reason="there is no lightning.qubit: pip install pennylane-lightning"

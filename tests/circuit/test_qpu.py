@@ -8,7 +8,8 @@ from distqtrl.circuit import ansatz, qpu, shift
 from distqtrl.circuit.ansatz import KINDS, Gate
 from distqtrl.circuit.shift import Ranks
 from distqtrl.circuit.statevector import StateVector
-from distqtrl.config import Circuit, Diverged, Qpu, UserError
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import Diverged, UserError
 
 
 def device(num_qubits=3, ansatz="u3_cu3_ring", ranks=None, **settings):

@@ -8,7 +8,8 @@ from strategies import circuits, seeds
 from distqtrl.circuit import ansatz, plan, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
-from distqtrl.config import Circuit, Qpu, UserError
+from distqtrl.config.stages import Circuit, Qpu
+from distqtrl.errors import UserError
 
 PENNYLANE = {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ, "phase": qml.PhaseShift, "u3": qml.U3}
 PENNYLANE |= {"h": qml.Hadamard, "x": qml.PauliX, "y": qml.PauliY, "z": qml.PauliZ}

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from needs import need, soon
 
-from distqtrl import tensorfile
-from distqtrl.checkpoint import FORMAT
+from distqtrl.files import tensors as tensorfile
+from distqtrl.record.checkpoint import FORMAT
 
 pytestmark = pytest.mark.xdist_group("cluster")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from needs import need, soon
 
-from distqtrl import cli
+from distqtrl.cli import main as cli
 from distqtrl.slurm import Job, Launcher, script
 
 pytestmark = pytest.mark.xdist_group("cluster")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple, flatten
 
-from distqtrl import config
-from distqtrl.config import Foreign, UserError
+from distqtrl.config import stages as config
 from distqtrl.environment.border import number, taker
 from distqtrl.environment.parallel import is_parallel
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments, make
+from distqtrl.errors import Foreign, UserError
 
 GIVEN = "distqtrl/Given-v0"
 UNVERSIONED = "distqtrl/Plain"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from choices import ACTIONS
 
-from distqtrl import config
-from distqtrl.config import UserError
+from distqtrl.config import stages as config
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments, make
+from distqtrl.errors import UserError
 from distqtrl.policy.distribution import Categorical, Factored
 
 

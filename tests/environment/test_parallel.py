@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from games import Game
 
-from distqtrl import config
-from distqtrl.config import Foreign, UserError
+from distqtrl.config import stages as config
 from distqtrl.environment.parallel import Parallel
 from distqtrl.environment.rollout import collect, play
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments, make
+from distqtrl.errors import Foreign, UserError
 from distqtrl.policy.distribution import Categorical, Gaussian
 
 COIN = "distqtrl.environment.coin_game/parallel_env"

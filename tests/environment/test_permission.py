@@ -7,10 +7,11 @@ import gymnasium
 import pytest
 import torch
 
-from distqtrl import cli
-from distqtrl.config import UserError, presets
-from distqtrl.config import preset as preset_of
+from distqtrl.cli import main as cli
+from distqtrl.config.sources import preset as preset_of
+from distqtrl.config.sources import presets
 from distqtrl.environment import permission
+from distqtrl.errors import UserError
 from distqtrl.policy.distribution import Categorical
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl import config
+from distqtrl.config import stages as config
 from distqtrl.environment.rollout import AT_LEAST, AT_ONCE, BLOCK, collect, evaluation, play, summary
 from distqtrl.environment.vector import Environments
+from distqtrl.errors import Foreign
 
 UNTIL = "distqtrl/Until-v0"
 
@@ -179,7 +180,7 @@ def test_an_evaluation_opens_some_environments_at_a_time_and_closes_them_all():
     np.testing.assert_array_equal(found.length_E, length_E)
     assert len(set(length_E)) > 10
     assert not found.cut_E.any()
-    with pytest.raises(config.Foreign, match="AssertionError: a broken environment"):
+    with pytest.raises(Foreign, match="AssertionError: a broken environment"):
         held(3, broken=True)
     assert Held.now == 0
     assert held(0).returns_EG.shape == (0, 1)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Sequence, Text
 
-from distqtrl import config
-from distqtrl.config import UserError
+from distqtrl.config import stages as config
+from distqtrl.config.sources import preset
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces, spaces
 from distqtrl.environment.vector import Environments
+from distqtrl.errors import UserError
 
 NAMES = ["CartPole-v1", "FrozenLake-v1", "Acrobot-v1", "Pendulum-v1"]
 TOY = "distqtrl/Toy-v0"
@@ -202,7 +203,7 @@ def test_what_cannot_be_used_is_named_in_one_line(name, kwargs, message):
 
 def test_minigrid_shows_its_image_and_takes_the_first_actions():
     pytest.importorskip("minigrid")
-    cfg = config.preset("qtrl-minigrid").environment
+    cfg = preset("qtrl-minigrid").environment
     env = Single(cfg)
     assert env.spaces == (Spaces(147, 3, 0, (), ()),)
     obs, _ = env.reset(seed=0)
@@ -231,7 +232,7 @@ def test_parts_that_are_not_there_are_named(changes, message):
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "minigrid", None)
     with pytest.raises(UserError, match=r"minigrid.*pip install 'distqtrl\[minigrid\]'"):
-        Single(config.preset("qtrl-minigrid").environment)
+        Single(preset("qtrl-minigrid").environment)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl.cli import main
-from distqtrl.config import Quantize
+from distqtrl.cli.main import main
+from distqtrl.config.stages import Quantize
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture

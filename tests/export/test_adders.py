@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqtrl.export import adders
+from distqtrl.export.verilog import adders
 
 
 def computed(graph, x):

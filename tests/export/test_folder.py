@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from distqtrl.cli import main
-from distqtrl.export import synthesis, targets, tools, verify
-from distqtrl.export.targets import CORES
+from distqtrl.cli.main import main
+from distqtrl.export import targets, tools, verify
+from distqtrl.export.check import Question
+from distqtrl.export.verilog import synthesis
+from distqtrl.export.verilog.checks import CORES
 from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 
@@ -139,7 +141,7 @@ def checked(folder, check):
     program, seen_BO, _ = verify.read(folder)
     x_BO = verify.vectors(program, seen_BO, 1000, seed=0)
     per_beat = {core: facts["observations_per_beat"] for core, facts in verify.manifest(folder)["verilog"].items()}
-    return targets.checked("core", check, targets.Question(folder, program, x_BO, program.run(x_BO), seen_BO, per_beat))
+    return targets.checked("core", check, Question(folder, program, x_BO, program.run(x_BO), seen_BO, per_beat))
 
 
 @pytest.mark.xdist_group("cores")

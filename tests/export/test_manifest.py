@@ -7,8 +7,8 @@ import pytest
 from fuzzing import MANIFEST
 from quantize.programs import program
 
-from distqtrl import cli
-from distqtrl.config import UserError
+from distqtrl.cli import main as cli
+from distqtrl.errors import UserError
 from distqtrl.export import manifest
 from distqtrl.quantize import program as programs
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from quantize.programs import observations, program, programs
 
-from distqtrl.export import c, cuda, folded, loader, onnx, simulate, synthesis, tools, unrolled, verify
-from distqtrl.export.folded import Folding
+from distqtrl.export import c, cuda, loader, onnx, tools, verify
+from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
+from distqtrl.export.verilog.folded import Folding
 from distqtrl.quantize.program import Argmax, Program, Scale
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]

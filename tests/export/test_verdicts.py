@@ -15,9 +15,10 @@ import psutil
 import pytest
 from needs import soon
 
-from distqtrl import cli
-from distqtrl.export import loader, readme, synthesis, tools, verify
-from distqtrl.export.targets import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check
+from distqtrl.cli import main as cli
+from distqtrl.export import loader, readme, tools, verify
+from distqtrl.export.check import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check
+from distqtrl.export.verilog import synthesis
 
 QUICK = ["--vectors", "300", "--episodes", "1"]
 REAL = os.environ["PATH"]
@@ -245,7 +246,7 @@ def test_a_core_that_says_nothing_differs(unproven, tmp_path):
     program, x_BO, _ = verify.read(unproven)
     text = (unproven / "policy_unrolled.v").read_text()
     silent = re.sub(r"assign out_valid = [^;]+;", "assign out_valid = 0;", text)
-    from distqtrl.export import simulate
+    from distqtrl.export.verilog import simulate
 
     with pytest.raises(simulate.Stuck, match="no action"):
         simulate.icarus(silent, "policy_unrolled", tmp_path, program, x_BO[:5], len(program.input_fraction_O))

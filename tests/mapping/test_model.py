@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl.config import MappingModel
+from distqtrl.config.stages import MappingModel
 from distqtrl.mapping.model import Mapping
 
 LAYERS = [(40, 4), (33, 10)]  # a 4-8-3 policy, and 73 weights: not a multiple of 4, 16 or 64

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl import tensorfile
-from distqtrl.checkpoint import FORMAT
+from distqtrl.files import tensors as tensorfile
+from distqtrl.record.checkpoint import FORMAT
 
 PROGRAM = Path(__file__).parent / "programs" / "gradients.py"
 TINY = {

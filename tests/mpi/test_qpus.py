@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distqtrl import tensorfile
-from distqtrl.checkpoint import FORMAT
+from distqtrl.files import tensors as tensorfile
+from distqtrl.record.checkpoint import FORMAT
 
 PROGRAMS = Path(__file__).parent / "programs"
 TINY = """--mapping.kind mlp --mapping.chunk 8 --policy.hidden 4 --circuit.layers 1 --algorithm.value_hidden 8

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import tensorfile
-from distqtrl.checkpoint import FORMAT
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
+from distqtrl.record.checkpoint import FORMAT
 
 PROGRAM = Path(__file__).parent / "programs" / "several.py"
 STEPS = 16

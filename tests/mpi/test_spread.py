@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distqtrl import cli
+from distqtrl.cli import main as cli
 from distqtrl.policy import policy_file
 
 PROGRAM = Path(__file__).parent / "programs" / "several.py"

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from distqtrl import nn as generated
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.nn import choose
 
 MAPPING = {"kind": "mlp", "hidden": [6], "chunk": 64}

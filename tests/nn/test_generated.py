@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from distqtrl import nn as generated
-from distqtrl.config import Config
-from distqtrl.generator import Generator
+from distqtrl.config.run import Config
+from distqtrl.generator.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
 

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.export import folder, verify
+from distqtrl.export.options import Options
 from distqtrl.nn import generate, policy
 from distqtrl.policy import policy_file
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 
 RNG = np.random.default_rng(0)
-OPTIONS = folder.Options(("c",), None, None, None, None, None, 500, 5, False, None)
+OPTIONS = Options(("c",), None, None, None, None, None, 500, 5, False, None)
 
 
 def actor(*more, inputs=4, outputs=2):

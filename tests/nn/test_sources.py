@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from distqtrl.config import Config, UserError
+from distqtrl.config.run import Config
+from distqtrl.errors import UserError
 from distqtrl.nn import generate, generators
 
 MAPPING = {"kind": "mlp", "hidden": [6]}

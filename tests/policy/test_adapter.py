@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl.config import Adapter as Settings
-from distqtrl.config import Quantize, UserError
+from distqtrl.config.stages import Adapter as Settings
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
 from distqtrl.policy import adapter, network
 from distqtrl.policy.distribution import Categorical
 from distqtrl.policy.network import Architecture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl.config import Rollout, UserError
+from distqtrl.config.stages import Rollout
+from distqtrl.errors import UserError
 from distqtrl.policy import behaviour, network
 from distqtrl.policy.network import Architecture
 from distqtrl.quantize import blocks

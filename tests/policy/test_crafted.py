@@ -8,8 +8,9 @@ import pytest
 import torch
 from fuzzing import policies, put
 
-from distqtrl import cli, tensorfile
-from distqtrl.config import UserError
+from distqtrl.cli import main as cli
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
 
 DEEP = "[" * 200_000 + "]" * 200_000

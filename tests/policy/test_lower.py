@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize.programs import observations, programs
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Factored, Gaussian, SquashedGaussian
 from distqtrl.quantize import integers

@@ -9,15 +9,18 @@ import pytest
 import safetensors.numpy
 import torch
 
-from distqtrl import checkpoint, tensorfile
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.config import Config, Quantize, UserError
+from distqtrl.config.run import Config
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
+from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import lower, network, policy_file
 from distqtrl.policy.distribution import Categorical, Factored, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.aware import Trained
+from distqtrl.record import checkpoint
 
 HEADS = [
     Categorical(2, start=1),

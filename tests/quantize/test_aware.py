@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqtrl.config import Quantize, UserError
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.quantize import calibrate, integers

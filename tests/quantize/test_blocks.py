@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.blocks import (
     BLOCK_FORMATS,
     CASTS,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.calibrate import CLIPPED, LOGITS, SQUASHED, Network, checked, quantized
 from distqtrl.quantize.formats import Bits
 

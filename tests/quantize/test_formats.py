@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.formats import Bits, bits, positive, spanning, weights
 
 number = st.integers(1, 8)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqtrl.config import Quantize, UserError
+from distqtrl.config.stages import Quantize
+from distqtrl.errors import UserError
 from distqtrl.quantize.aware import Quantizer
 from distqtrl.quantize.calibrate import LOGITS
 from distqtrl.quantize.formats import Grid

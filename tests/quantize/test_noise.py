@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.policy.network import Architecture, outputs, unpack
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.quantize.noise import KINDS, changed, deviation, scaled

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize.programs import observations, programs
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale, dumps, loads
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import cli
+from distqtrl.cli import main as cli
 
 TINY = "--train.updates 20 --evaluate.episodes 2 --environment.max_episode_steps 15 --train.directory"
 COINS = """--train.updates 9 --train.steps none --algorithm.rollout_steps 3 --algorithm.minibatches 1

@@ -8,10 +8,10 @@ import pytest
 from drawn import SHADE
 from PIL import Image, ImageSequence
 
-from distqtrl import config
-from distqtrl.config import UserError
+from distqtrl.config import stages as config
 from distqtrl.environment.rollout import play
 from distqtrl.environment.vector import Environments
+from distqtrl.errors import UserError
 from distqtrl.report import animation
 
 PACES = {"CartPole-v1": 20, "mpe2/simple_spread_v3": 100, "distqtrl.environment.coin_game/parallel_env": 250}  # ms

@@ -1,6 +1,7 @@
 import pytest
 
-from distqtrl.config import Config, UserError
+from distqtrl.config.run import Config
+from distqtrl.errors import UserError
 from distqtrl.report.describe import describe
 
 MLP = {"kind": "mlp", "hidden": (10, 10, 10), "activation": "none", "output": "raw"}

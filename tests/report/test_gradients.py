@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distqtrl import cli
-from distqtrl.report import gradients
+from distqtrl.cli import main as cli
+from distqtrl.doctor import gradients
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distqtrl import cli
-from distqtrl.record import versions
+from distqtrl.cli import main as cli
+from distqtrl.versions import versions
 
 FILES = ["page.html", *(f"page-{name}.{kind}" for name in ("curves", "scores", "time") for kind in ("png", "pdf"))]
 GROUPS = {"circuit": (0, 1, 2), "direct": (1, 2), "frozen_random": (0,)}  # seeds

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from distqtrl import cli
-from distqtrl.config import UserError
+from distqtrl.cli import main as cli
+from distqtrl.errors import UserError
 from distqtrl.report.marl_eval import raw
 from distqtrl.report.runs import grouped, read
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from distqtrl.config import UserError
+from distqtrl.errors import UserError
 from distqtrl.report.statistics import (
     first_reached,
     interval,

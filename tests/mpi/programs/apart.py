@@ -5,7 +5,7 @@ import numpy as np
 from games import Game
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl.allreduce.communicator import announced
+from distqtrl.allreduce.connect import announced
 
 RANK = announced("rank", without=0)
 

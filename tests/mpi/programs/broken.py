@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from distqtrl.allreduce.communicator import announced
+from distqtrl.allreduce.connect import announced
 
 CHOSEN = announced("size", without=1) == 1 or announced("rank", without=0) == 1
 

@@ -8,16 +8,10 @@ import traceback
 
 import numpy as np
 
-from distqtrl.allreduce.communicator import (
-    Refused,
-    agreed,
-    allgather_bytes,
-    check_equal,
-    connect,
-    ordered_sum,
-    tree_sum,
-)
-from distqtrl.config import UserError
+from distqtrl.allreduce.agreement import Refused, agreed, check_equal
+from distqtrl.allreduce.connect import connect
+from distqtrl.allreduce.reductions import allgather_bytes, ordered_sum, tree_sum
+from distqtrl.errors import UserError
 
 
 def vectors(comm):

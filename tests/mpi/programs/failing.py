@@ -3,9 +3,9 @@
 import itertools
 import sys
 
-from distqtrl import cli
-from distqtrl.allreduce.communicator import announced
+from distqtrl.allreduce.connect import announced
 from distqtrl.circuit.aer import Aer
+from distqtrl.cli import main as cli
 
 CALLS = itertools.count()
 working = Aer.probabilities

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl import checkpoint, train
-from distqtrl.allreduce.communicator import connect
-from distqtrl.config import Config, with_flags
+from distqtrl.allreduce.connect import connect
+from distqtrl.config.run import Config
+from distqtrl.config.sources import with_flags
+from distqtrl.record import checkpoint
+from distqtrl.training import loop as train
+from distqtrl.training.build import prepare
 
 GLOBAL_ENVIRONMENTS = 8
 
@@ -26,11 +29,11 @@ def parameters(run):
 def case(comm, directory, updates, flags):
     local_num = {"environment.local_num": str(GLOBAL_ENVIRONMENTS // comm.size)}
     config = with_flags(Config(), {**flags, **local_num})
-    run = train.prepare(config, comm)
+    run = prepare(config, comm)
     result = {"before": [], "stepped": [], "agreed": [], "norm": []}
     for _ in range(updates):
         result["before"].append(parameters(run))
-        metrics, _ = train._update(run, [])
+        metrics, _ = updates.update(run, [])
         result["stepped"].append(parameters(run))
         result["norm"].append(metrics["gradient_norm"])
         train._synchronise(run)

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 
-from distqtrl import cli, sampling
+from distqtrl.cli import main as cli
+from distqtrl.training.policy_gradient import update as sampling
 
 LAST = json.loads(sys.argv[1]).get(os.environ["OMPI_COMM_WORLD_RANK"])
 working = sampling.step

@@ -17,17 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from distqtrl import cli
-from distqtrl.allreduce.communicator import announced
+from distqtrl.allreduce.connect import announced
 from distqtrl.circuit import statevector
 from distqtrl.circuit.ansatz import program
-from distqtrl.config import Qpu
+from distqtrl.cli import main as cli
+from distqtrl.cli import train
+from distqtrl.config.stages import Qpu
+from distqtrl.training import metrics as updates
 
 RANK = announced("rank", without=0)
 
 
 def wrapped(original, spec):
-    """train._update, with what spec wants done around it."""
+    """update, with what spec wants done around it."""
 
     def update(run, pending):
         number = run.counters.update
@@ -55,12 +57,10 @@ def limit_files(size):
 
 
 def main():
-    from distqtrl import train
-
-    codes, original = [], train._update
-    cli._draw = lambda directory: None  # a second of imports that nothing here looks at
+    codes, original = [], updates.update
+    train._draw = lambda directory: None  # a second of imports that nothing here looks at
     for spec in json.loads(sys.argv[1]):
-        train._update = wrapped(original, spec)
+        updates.update = wrapped(original, spec)
         if "limit" in spec:
             limit_files(spec["limit"])
         os.chdir(spec.get("folder", ".").replace("{rank}", str(RANK)))

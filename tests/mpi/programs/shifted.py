@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 
-from distqtrl.allreduce.communicator import connect, ordered_sum
+from distqtrl.allreduce.connect import connect
+from distqtrl.allreduce.reductions import ordered_sum
 from distqtrl.circuit import qpu
 from distqtrl.circuit.shift import Ranks
-from distqtrl.config import Circuit, Qpu
+from distqtrl.config.stages import Circuit, Qpu
 
 CASES = {"exact": {}, "shots": {"shots": 300}, "torch": {"backend": "torch"}}
 N = 4

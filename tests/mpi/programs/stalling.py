@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 
+from distqtrl.allreduce import connect as connect_module
+
 
 def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -20,17 +22,17 @@ def main(rank, when, *argv):
         timer = threading.Timer(float(when), stop)
         timer.daemon = True
         timer.start()
-    from distqtrl import __main__, cli
-    from distqtrl.allreduce import communicator
+    from distqtrl import __main__
+    from distqtrl.cli import main as cli
 
     if when == "leaving":
         if mine:
             atexit.register(stop)  # runs after what connect registers
-        communicator.connect(2.0)
+        connect_module.connect(2.0)
         return 0
 
     def connect(timeout_s):
-        comm = communicator.connect(timeout_s)
+        comm = connect_module.connect(timeout_s)
         if mine:
             stop()
         return comm

@@ -1,0 +1,56 @@
+"""Sums over ranks, in an order that is the same with any MPI."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from distqtrl.allreduce.communicator import Array, Communicator
+
+
+def ordered_sum(comm: Communicator, x_N: Array) -> Array:
+    """Sum over ranks in rank order, float64: bitwise the same on any MPI for a given number of ranks."""
+    x_RN = comm.allgather(x_N)
+    total = x_RN[0].copy()
+    for row in x_RN[1:]:
+        total += row
+    return total
+
+
+def tree_sum(comm: Communicator, x_N: Array) -> Array:
+    """Sum over ranks along a binary tree, float64: as reproducible as ``ordered_sum``, in about log2(R) messages.
+
+    Recursive doubling: partners add the same two numbers, so all ranks hold the same bits after every round. Ranks
+    beyond the largest power of two hand their part to a partner below it first, and take the sum from it at the end.
+    """
+    power = 1 << (comm.size.bit_length() - 1)
+    below, fold = comm.rank < power, comm.rank ^ power
+    fold = fold if fold < comm.size else comm.rank
+    total = x_N.copy()
+    if power < comm.size:
+        other = comm.exchange(total, fold)
+        total = total + other if fold != comm.rank else total
+    distance = 1
+    while distance < power:
+        other = comm.exchange(total, comm.rank ^ distance if below else comm.rank)
+        total = total + other if below else total
+        distance *= 2
+    if power < comm.size:
+        other = comm.exchange(total, fold)
+        total = total if below else other
+    return total
+
+
+REDUCTIONS: dict[str, Callable[[Communicator, Array], Array]] = {
+    "ordered": ordered_sum,
+    "tree": tree_sum,
+    "fast": lambda comm, x_N: comm.allreduce_sum(x_N),
+}
+
+
+def allgather_bytes(comm: Communicator, data: bytes) -> list[bytes]:
+    """Every rank's bytes, in rank order."""
+    length_R = comm.allgather(np.array([len(data)], dtype=np.int64))[:, 0]
+    padded = np.zeros(max(1, int(length_R.max())), dtype=np.uint8)
+    padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    rows = comm.allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(rows, length_R, strict=True)]

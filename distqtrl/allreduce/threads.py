@@ -1,0 +1,106 @@
+"""Several replicas in one process: K threads, each with a communicator, make ranks r K to r K + K - 1 of R K.
+
+A replica's program is that of a rank. What makes them worth hosting together is a device that runs K circuits as
+one batch (``circuit.shared``); Python's part of their work takes turns.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.allreduce.rendezvous import Rendezvous
+
+Array = npt.NDArray[np.float64]
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+class Member:
+    """The communicator of one replica of this process."""
+
+    survives = False
+
+    def __init__(self, process: Communicator, meet: Rendezvous, number: int) -> None:
+        self._process, self._meet, self._number = process, meet, number
+        self.rank, self.size = process.rank * meet.num + number, process.size * meet.num
+        self.ranks: Sequence[int] = range(self.size)
+
+    @property
+    def received(self) -> int:
+        """Bytes that this process was sent by others."""
+        return self._process.received
+
+    def allgather(self, x: np.ndarray) -> np.ndarray:
+        def together(parts: list[np.ndarray]) -> list[np.ndarray]:
+            return [self._process.allgather(np.stack(parts)).reshape(self.size, *x.shape)] * len(parts)
+
+        gathered: np.ndarray = self._meet(self._number, x, together)
+        return gathered
+
+    def allreduce_sum(self, x_N: Array) -> Array:
+        def together(parts: list[Array]) -> list[Array]:
+            return [self._process.allreduce_sum(np.sum(parts, axis=0))] * len(parts)
+
+        total: Array = self._meet(self._number, x_N, together)
+        return total
+
+    def exchange(self, x_N: Array, partner: int) -> Array:
+        part: Array = self.allgather(x_N)[partner]
+        return part
+
+    def among(self, ranks: Sequence[int]) -> Communicator:
+        raise NotImplementedError("replicas of one process all speak with each other")
+
+    def limit(self, timeout_s: float | None) -> None:
+        self._process.limit(timeout_s)
+
+    def shrink(self) -> list[int]:
+        raise NotImplementedError("a process that is lost takes all its replicas along")
+
+    def abort(self, code: int) -> NoReturn:
+        self._process.abort(code)
+
+    def finish(self, code: int) -> None:
+        self._process.finish(code)
+
+    def describe(self) -> dict[str, str]:
+        return self._process.describe()
+
+
+def members(process: Communicator, meet: Rendezvous) -> Sequence[Communicator]:
+    """The communicators of this process's replicas; of one replica, the process's own."""
+    if meet.num == 1:
+        return [process]
+    return [Member(process, meet, number) for number in range(meet.num)]
+
+
+def each(replicas: Sequence[T], body: Callable[[T], Result], meetings: Sequence[Rendezvous]) -> list[Result]:
+    """body(replica) of all of them, in threads of their own; raises what the first one that failed raised.
+
+    meetings: where the others would wait for one that failed.
+    """
+    if len(replicas) == 1:
+        return [body(replicas[0])]
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            results[number] = body(replicas[number])
+        except BaseException as error:
+            errors.append(error)
+            for meet in meetings:
+                meet.leave()
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(replicas))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
+    return [results[number] for number in range(len(replicas))]

@@ -1,0 +1,43 @@
+"""distqtrl doctor."""
+
+import argparse
+import json
+
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.allreduce.reductions import allgather_bytes
+
+
+def _doctor(args: argparse.Namespace, comm: Communicator) -> int:
+    if args.gradients:
+        return _gradients(args.json)
+    from distqtrl.doctor.ranks import rank_facts
+    from distqtrl.versions import versions
+
+    mine = json.dumps({"rank": comm.rank, **comm.describe(), **rank_facts()}).encode()
+    ranks = [json.loads(part) for part in allgather_bytes(comm, mine)]
+    if comm.rank == 0:
+        if args.json:
+            print(json.dumps({"versions": versions(), "ranks": ranks}))
+        else:
+            for name, version in versions().items():
+                print(f"{name:<18} {version}")
+            for r in ranks:
+                print(
+                    f"rank {r['rank']} of {comm.size}: host {r['host']} with {r['on_host']}, pid {r['pid']}, "
+                    f"cores {r['cores']}, threads {r['threads']}, waits {r['waits']}, {r['mpi']}"
+                )
+    return 0
+
+
+def _gradients(as_json: bool) -> int:
+    from distqtrl.doctor import gradients
+
+    found = []
+    for row in gradients.rows():
+        found.append(row)
+        if not as_json and row.status in ("agrees", "differs"):
+            unit = "standard errors" if row.sampled else "absolute"
+            name = " ".join(part for part in (row.backend, row.device, row.result, row.method) if part)
+            print(f"{name}: {row.status}, {row.error:.2g} ({unit}), up to n = {row.qubits}", flush=True)
+    print(json.dumps(gradients.as_json(found)) if as_json else f"\n{gradients.table(found)}")
+    return int(any(row.status == "differs" for row in found))

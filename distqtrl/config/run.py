@@ -1,0 +1,193 @@
+"""The whole configuration: every stage, and what must hold between them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from distqtrl.config.stages import (
+    Adapter,
+    Agents,
+    Algorithm,
+    Allreduce,
+    Circuit,
+    Environment,
+    Evaluate,
+    Generator,
+    MappingModel,
+    Policy,
+    Qpu,
+    Quantize,
+    Rollout,
+    Stage,
+    Train,
+)
+from distqtrl.errors import UserError, nearest, shortened
+
+BUDGET = ("train.steps", "train.updates", "train.target")
+
+
+OUTPUT = ("train.checkpoint_every", "train.keep_checkpoints", "train.directory")
+
+
+class Config(BaseModel):
+    """A whole run, one field per stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: Train = Train()
+    circuit: Circuit = Circuit()
+    qpu: Qpu = Qpu()
+    generator: Generator = Generator()
+    mapping: MappingModel = MappingModel()
+    policy: Policy = Policy()
+    quantize: Quantize = Quantize()
+    rollout: Rollout = Rollout()
+    adapter: Adapter = Adapter()
+    environment: Environment = Environment()
+    agents: Agents = Agents()
+    algorithm: Algorithm = Algorithm()
+    allreduce: Allreduce = Allreduce()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        a = self.algorithm
+        if a.rollout == "steps" and a.name == "reinforce" and not a.baseline:
+            raise ValueError(
+                "algorithm.baseline false needs algorithm.rollout episodes: a rollout cut inside an episode "
+                "is bootstrapped by the value network"
+            )
+        if a.name == "ppo" and a.rollout == "steps" and a.minibatches > a.rollout_steps:
+            raise ValueError(
+                f"algorithm.minibatches = {a.minibatches} leaves minibatches empty: every environment's "
+                f"{a.rollout_steps} steps (algorithm.rollout_steps) are dealt out over them: lower it"
+            )
+        if a.name == "sac":
+            self._fits_sac()
+        if a.target_kl is not None and self.allreduce.aggregation == "average":
+            raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
+        if a.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
+            raise ValueError(
+                "rollout.precision and rollout.noise need algorithm.name ppo or sac: REINFORCE has no importance ratio "
+                "for samples of another policy"
+            )
+        if self.quantize.aware and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
+            raise ValueError(
+                "quantize.aware true acts on integers already, which would round noise away: set rollout.precision and "
+                "rollout.noise to none"
+            )
+        if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
+            raise ValueError(
+                "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"
+            )
+        if self.qpu.replicas > 1 and self.qpu.shift == "distributed":
+            raise ValueError("qpu.shift distributed shares one gradient's circuits over ranks: use qpu.replicas 1")
+        if self.qpu.replicas > 1 and self.allreduce.lost_rank == "shrink":
+            raise ValueError(
+                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its own"
+            )
+        if a.normalize_over == "episode" and a.rollout == "steps":
+            raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")
+        self._fits_agents()
+        if self.train.steps is None and self.train.updates is None:
+            raise ValueError("train.steps none needs train.updates: a run has a budget in steps, in updates or in both")
+        if self.evaluate.target is not None and self.evaluate.every is None:
+            raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
+        return self
+
+    def _fits_agents(self) -> None:
+        if self.agents.placement == "all":
+            return
+        if self.agents.sharing != "independent":
+            raise ValueError(
+                f"agents.placement spread needs agents.sharing independent, not {self.agents.sharing}: all ranks need "
+                "what agents share"
+            )
+        wanted = {"allreduce.aggregation": "mean", "allreduce.lost_rank": "abort", "qpu.replicas": 1}
+        for key, value in (wanted | {"quantize.aware": False, "qpu.shift": "local"}).items():
+            stage, _, field = key.partition(".")
+            if getattr(getattr(self, stage), field) != value:
+                raise ValueError(f"agents.placement spread needs {key} {str(value).lower()}")
+
+    def _fits_sac(self) -> None:
+        a = self.algorithm
+        if a.rollout != "steps" or a.rollout_steps % a.train_every:
+            raise ValueError(
+                "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
+                f"algorithm.train_every ({a.rollout_steps} is not a multiple of {a.train_every})"
+            )
+        if a.rollout_steps * a.gradient_steps % a.policy_every:
+            raise ValueError(
+                f"algorithm.policy_every = {a.policy_every} must divide an update's gradient steps, "
+                f"algorithm.rollout_steps x algorithm.gradient_steps = {a.rollout_steps * a.gradient_steps}"
+            )
+        if self.allreduce.aggregation != "mean":
+            raise ValueError("algorithm.name sac needs allreduce.aggregation mean: its ranks share every gradient step")
+        if self.allreduce.lost_rank == "shrink":
+            raise ValueError(
+                "algorithm.name sac needs allreduce.lost_rank abort: the replay of a lost rank is lost; resume instead"
+            )
+        if self.train.steps is not None and a.learning_starts >= self.train.steps:
+            raise ValueError(
+                f"algorithm.learning_starts = {a.learning_starts} leaves nothing of train.steps = {self.train.steps} "
+                f"to learn in: lower it, or train longer"
+            )
+
+
+def field_names() -> list[str]:
+    """Every key of a configuration, as ``stage.field``."""
+    return [f"{stage}.{field}" for stage, model in stages().items() for field in model.model_fields]
+
+
+def stages() -> dict[str, type[Stage]]:
+    """The stages' names and models."""
+    return {name: field.annotation for name, field in Config.model_fields.items()}  # type: ignore[misc]
+
+
+def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Config:
+    """The configuration made of nested values; raises UserError that names the key, the value and the remedy.
+
+    text: numbers and truths may be words, as flags are.
+    """
+    try:
+        return Config.model_validate(values, strict=not text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:2])
+        if first["type"] == "extra_forbidden":
+            known = field_names() if "." in key else Config.model_fields
+            raise UserError(f"{origin}: unknown key {shortened(key)}: {nearest(key, known)}") from None
+        given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+        value = "" if not key else f"{key} = {shortened(given)}: "
+        raise UserError(f"{origin}: {value}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """``stage.field`` -> (in a, in b) of every field that differs.
+
+    >>> differences(Config(), with_flags(Config(), {"circuit.layers": "5"}))
+    {'circuit.layers': (3, 5)}
+    """
+    old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
+    pairs = ((f"{stage}.{field}", old[stage][field], x) for stage in new for field, x in new[stage].items())
+    return {key: (x, y) for key, x, y in pairs if x != y}
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this field: its budget, targets, evaluations and output."""
+    return key.startswith("evaluate.") or key in (*BUDGET, *OUTPUT)
+
+
+def save(config: Config) -> str:
+    """The configuration as the text of ``config.json``."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+
+
+def refuse(qpu: Qpu, backend: str, fields: Iterable[str]) -> None:
+    """Raise UserError for a field that was set although this backend has no use for it."""
+    default = Qpu()
+    for name in fields:
+        if getattr(qpu, name) != getattr(default, name):
+            raise UserError(f"qpu.{name} = {getattr(qpu, name)!r} has no meaning for qpu.backend {backend}: remove it")

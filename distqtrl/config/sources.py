@@ -1,0 +1,98 @@
+"""Where a configuration comes from: presets, files, flags."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from distqtrl.config.run import Config, field_names, validated
+from distqtrl.errors import UserError, lookup, nearest, shortened
+from distqtrl.files import reading
+
+
+def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
+    """The configuration with single fields replaced by flags ``stage.field`` given as text.
+
+    >>> with_flags(Config(), {"circuit.layers": "5", "policy.hidden": ["32", "16"]}).policy.hidden
+    (32, 16)
+    """
+    values = config.model_dump()
+    for key, text in flags.items():
+        stage, _, field = key.partition(".")
+        if stage not in values or field not in values[stage]:
+            raise UserError(f"unknown key '{key}': {nearest(key, field_names())}")
+        values[stage][field] = _parsed(key, text, values[stage][field])
+    return validated(values, "flags", text=True)
+
+
+def _parsed(key: str, text: str | list[str], current: Any) -> Any:
+    if key in ("circuit.gates", "qpu.per_rank"):  # lists of lists or tables
+        return _json(key, text, '[["ry", 0], ["x", 1, 0]]' if key == "circuit.gates" else '[{"shots": 1024}, {}]')
+    if isinstance(current, tuple):
+        words = [text] if isinstance(text, str) else text
+        return [word for part in words for word in part.replace(",", " ").split() if word != "none"]
+    if isinstance(text, list):
+        if len(text) != 1:
+            raise UserError(f"flags: {key} takes one value, got {len(text)}: {' '.join(text)}")
+        text = text[0]
+    if isinstance(current, dict):
+        return _json(key, text, '{"name": 1}')
+    return text
+
+
+def _json(key: str, text: str | list[str], example: str) -> Any:
+    text = text if isinstance(text, str) else " ".join(text)
+    try:
+        return reading.parsed(text)
+    except ValueError as error:
+        cause = str(error).removeprefix("it is not JSON: ")
+        raise UserError(f"flags: {key} = {shortened(text)} is not JSON ({cause}); write --{key} '{example}'") from None
+
+
+def presets() -> dict[str, str]:
+    """Names of the presets that are shipped, each with the first line of its file."""
+    folder = resources.files("distqtrl") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def preset(name: str) -> Config:
+    """A shipped preset; raises UserError that names the nearest one."""
+    return validated(_extended(_preset_values(name)), f"preset {name}")
+
+
+def parent(name: str) -> str | None:
+    """The preset that a preset extends."""
+    return _preset_values(name).get("extends")
+
+
+def _preset_values(name: str) -> dict[str, Any]:
+    lookup("preset", name, presets())
+    return reading.toml((resources.files("distqtrl") / "presets" / f"{name}.toml").read_text())
+
+
+def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with those of the preset named by ``extends`` below them."""
+    own = {key: value for key, value in values.items() if key != "extends"}
+    if "extends" not in values:
+        return own
+    below = _extended(_preset_values(str(values["extends"])))
+    for stage, fields in own.items():
+        below[stage] = {**below.get(stage, {}), **fields} if isinstance(fields, dict) else fields
+    return below
+
+
+def load(path: Path) -> Config:
+    """A configuration file, TOML or JSON; raises UserError when it cannot be read or is not valid."""
+    try:
+        text = reading.text(path)
+        values = reading.parsed(text) if path.suffix.lower() == ".json" else reading.toml(text)
+    except ValueError as error:
+        raise UserError(f"cannot read configuration {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"cannot read configuration {path}: it holds no table of stages")
+    try:
+        values = _extended(values)
+    except UserError as error:
+        raise UserError(f"{path}: extends: {error}") from None
+    return validated(values, str(path))

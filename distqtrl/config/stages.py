@@ -1,0 +1,381 @@
+"""One frozen, validated model per stage: field = flag = JSON key; an unknown key is an error.
+
+A configuration comes from a preset, a TOML or JSON file, or a run directory's ``config.json``, and
+flags ``--stage.field value`` replace single fields. Whatever its origin it is validated once, here.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from distqtrl.files import reading
+
+MOST_WEIGHTS = 2**27  # between two layers: half a GiB
+
+
+def _whole(value: Any) -> Any:
+    """TOML's 1e6 is a whole number, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
+    for a, b in pairwise(widths):
+        if a * b > MOST_WEIGHTS:
+            raise ValueError(f"layers of {a:,} and {b:,} have more than {MOST_WEIGHTS:,} weights between them")
+    return widths
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
+Budget = Annotated[Whole, Field(ge=1, le=10**15)]  # exact in floating point
+Width = Annotated[Whole, Field(ge=1, le=2**16)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=100), AfterValidator(_affordable)]
+Few = Annotated[Whole, Field(ge=1, le=4096)]
+Shots = Annotated[Whole, Field(ge=1, le=10**7)]
+Many = Annotated[Whole, Field(ge=1, le=10**6)]
+Wire = Annotated[Whole, Field(ge=0, le=1000)]
+Rate = Annotated[float, Field(gt=0)]
+BitWidth = Annotated[Whole, Field(ge=1, le=8)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Stage(BaseModel):
+    """Base of the stages' models: frozen, unknown fields refused, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, values: Any) -> Any:
+        """ "none" stands for nothing where a field may be left empty (TOML has no word for it)."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields.items()
+        empty = {name for name, field in fields if type(None) in get_args(field.annotation)}
+        lists = {name for name, field in fields if get_origin(field.annotation) is tuple}
+        values = {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        return {name: _tuple(value) if name in lists else value for name, value in values.items()}
+
+
+def _tuple(value: Any) -> Any:
+    """Files have lists where fields are tuples."""
+    return tuple(_tuple(x) for x in value) if isinstance(value, list) else value
+
+
+class Circuit(Stage):
+    """theta_P -> p_S: the parameterized circuit (arXiv 2407.06103)."""
+
+    ansatz: Text = Field(
+        "u3_cu3_ring", description="gate layout of one layer, by name; gates = the list in circuit.gates"
+    )
+    layers: Many = Field(3, description="L, how often the layout is repeated")
+    gates: tuple[tuple[Text, Wire] | tuple[Text, Wire, Wire], ...] = Field(
+        (),
+        max_length=10_000,
+        description='one layer of your own as JSON, kind, target, control: [["ry", 0], ["x", 1, 0]]',
+    )
+
+
+class Qpu(Stage):
+    """The device that runs the circuit on every rank."""
+
+    backend: Text = Field("statevector", description="device family: statevector (ours), torch, pennylane, aer")
+    device: Text | None = Field(None, description="pennylane: a device's name; torch: cpu, cuda; aer: a method")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
+    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch)")
+    shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
+    noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
+    gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(
+        "auto", description="auto = the device's exact method, parameter-shift with shots or noise"
+    )
+    shift: Literal["local", "distributed"] = Field(
+        "local", description="parameter-shift circuits: every rank runs all of its own, or ranks share one gradient's"
+    )
+    spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
+    spsa_samples: Many = Field(1, description="SPSA: random directions averaged in one gradient")
+    shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
+    replicas: Few = Field(
+        1,
+        description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
+        "torch their circuits run as one batch",
+    )
+    per_rank: tuple[dict[str, Any], ...] = Field(
+        (),
+        max_length=10_000,
+        description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length",
+    )
+
+    def of_rank(self, rank: int) -> "Qpu":
+        """The fields as they are on one rank."""
+        own = self.per_rank[rank % len(self.per_rank)] if self.per_rank else {}
+        return Qpu.model_validate({**self.model_dump(exclude={"per_rank"}), **own}, strict=True)
+
+    @model_validator(mode="after")
+    def _ranks_are_valid(self) -> "Qpu":
+        for rank, own in enumerate(self.per_rank):
+            odd = sorted({"per_rank", "shift", "replicas"} & own.keys())
+            if odd:
+                raise ValueError(f"entry {rank}: {odd[0]} is the same on every rank")
+            try:
+                self.of_rank(rank)
+            except ValidationError as error:
+                raise ValueError(f"entry {rank}: {reading.reason(error)}") from None
+        return self
+
+
+class Generator(Stage):
+    """circuit + mapping as one module, and the controls that replace parts of it."""
+
+    source: Literal["circuit", "frozen_circuit", "frozen_random", "free_vector", "uniform", "direct", "equal_mlp"] = (
+        Field(
+            "circuit",
+            description="where the probabilities (direct: the weights themselves) come from; equal_mlp = direct, in a "
+            "policy with one hidden layer and as many weights as the circuit source trains numbers",
+        )
+    )
+
+
+class MappingModel(Stage):
+    """p_S -> w_M: the model from basis states and probabilities to policy weights."""
+
+    kind: Literal["gnn", "mlp"] = Field("gnn", description="graph network on the hypercube, or the papers' MLP")
+    hidden: Widths = Field((8, 8), description="widths of the hidden layers")
+    activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
+    chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
+    output: Literal["fan_in", "raw"] = Field(
+        "fan_in", description="fan_in starts like a freshly initialised policy; raw is the papers' w - mean(w)"
+    )
+    gamma: Rate = Field(0.1, description="feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
+    beta: Rate = Field(1.0, description="see gamma")
+    alpha: Rate = Field(1.0, description="see gamma")
+
+
+class Policy(Stage):
+    """w_M, observation -> action: the classical network that acts."""
+
+    hidden: Widths = Field((64,), description="widths of the hidden layers; none = linear policy")
+    activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
+    normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
+    log_std: float = Field(
+        -0.5, ge=-50, le=50, description="initial log deviation of a Gaussian head, in units of half the range"
+    )
+
+
+class Quantize(Stage):
+    """Training with the quantization of the exported policy (arXiv 2511.07046)."""
+
+    aware: bool = Field(False, description="train the policy on integers; false = quantize after training, at export")
+    input_bits: BitWidth = Field(8, description="of observations")
+    core_bits: tuple[BitWidth, ...] = Field(
+        (4,),
+        min_length=1,
+        max_length=101,
+        description="of weights and the activation they write: one number, or one per layer",
+    )
+    output_bits: BitWidth = Field(8, description="of what the head reads")
+    per: Literal["tensor", "channel"] = Field("tensor", description="scales of weights, hidden activations and inputs")
+    narrow: bool = Field(True, description="weights symmetric, so 2 bits = -1, 0, 1; false = one more negative weight")
+    percentile: float = Field(99.999, gt=0, le=100, description="of absolute values, what activation scales start at")
+    warmup: Whole = Field(
+        300, ge=0, le=10**9, description="optimizer steps until activation scales are learned by gradient"
+    )
+
+
+class Rollout(Stage):
+    """The policy that acts while it is learned (QeRL, arXiv 2510.11696)."""
+
+    precision: Text = Field(
+        "none",
+        description="actors' weights: nvfp4, mxfp4, int8, bfloat16, ...; learner and policy file stay as they are",
+    )
+    pad: bool = Field(False, description="fill a layer's inputs up with zeros to whole blocks of the format")
+    noise: Literal["none", "exponential", "linear", "cosine", "constant"] = Field(
+        "none", description="schedule of the noise on what every layer of the actors' policy reads"
+    )
+    noise_start: Rate = Field(1e-2, description="deviation of the factors around 1, in the second stage")
+    noise_end: Rate = Field(1e-4, description="deviation in the last stage")
+    noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; the first is silent")
+
+
+class Adapter(Stage):
+    """A frozen policy plus an update of low rank, whose factors the generator makes."""
+
+    base: Text | None = Field(
+        None, description="policy file of the frozen policy; none = weights are made, not adapted"
+    )
+    rank: Width = Field(4, description="of the factors of every layer's update")
+    precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
+    pad: bool = Field(False, description="as rollout.pad")
+
+
+class Environment(Stage):
+    """Any Gymnasium or PettingZoo (parallel) environment: observations of fixed length, chosen or 1-D Box actions."""
+
+    id: Text = Field(
+        "CartPole-v1",
+        description="Gymnasium's id, or package.module/environment_v0 of PettingZoo (mpe2/simple_spread_v3)",
+    )
+    local_num: Many = Field(4, description="B, environment copies on each rank")
+    max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
+    observation: Text | None = Field(
+        None,
+        description="the part of a Dict observation that the policy sees, such as robot.position; none = all of it",
+    )
+    image: tuple[Width, ...] = Field(
+        (),
+        max_length=100,
+        description="rows and columns to which an image is averaged, in grey; none = pixels as they are",
+    )
+    frames: Few = Field(1, description="how many of the last observations the policy sees at once")
+    num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
+
+    @model_validator(mode="after")
+    def _image_has_two_sides(self) -> "Environment":
+        if len(self.image) not in (0, 2):
+            raise ValueError(f"environment.image takes rows and columns, such as 14 24, not {len(self.image)} numbers")
+        return self
+
+
+class Agents(Stage):
+    """Several agents in one environment (PettingZoo): who shares what."""
+
+    sharing: Literal["shared", "independent", "shared_circuit"] = Field(
+        "shared",
+        description="shared = one generated policy, which reads the agent's index; independent = a circuit and policy "
+        "per agent; shared_circuit = one circuit, a mapping and a policy per agent or group",
+    )
+    heads: Literal["agent", "group"] = Field(
+        "agent", description="shared_circuit: a mapping per agent, or per group of agents with equal spaces"
+    )
+    critic: Literal["independent", "centralised"] = Field(
+        "independent",
+        description="what the value network sees: the agent's observation, or the environment's state (MAPPO)",
+    )
+    reward: Literal["own", "team"] = Field(
+        "own", description="what an agent learns from: its own reward, or the mean over all agents (0 for who has left)"
+    )
+    placement: Literal["all", "spread"] = Field(
+        "all",
+        description="independent: every rank hosts the QPUs of all agents, or of some, and learns those from its own "
+        "environments",
+    )
+
+
+class Algorithm(Stage):
+    """The loss, its rollout and its optimizer."""
+
+    name: Literal["ppo", "reinforce", "sac"] = Field(
+        "ppo", description="PPO-clip (1707.06347), REINFORCE, or soft actor-critic (1812.05905; bounded Box actions)"
+    )
+    rollout: Literal["steps", "episodes"] = Field(
+        "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
+    )
+    loss: Literal["mean", "sum"] = Field(
+        "mean", description="over an update's samples; sum = over each environment's, then the mean over environments"
+    )
+    rollout_steps: Many = Field(128, description="T, steps of every environment in one update")
+    gamma: Fraction = Field(0.99, description="discount per step")
+    gae_lambda: Fraction = Field(0.95, description="PPO's generalised advantage (1506.02438); REINFORCE uses 1")
+    baseline: bool = Field(True, description="REINFORCE: subtract a value network (false: returns as they are)")
+    normalize_advantages: bool = Field(True, description="zero mean, unit deviation")
+    normalize_over: Literal["update", "episode"] = Field(
+        "update", description="all ranks' samples of an update, or every episode by itself (n - 1 in the deviation)"
+    )
+    normalize_epsilon: Rate = Field(1e-8, description="added to the deviation")
+    epochs: Positive = Field(4, description="PPO: passes over the rollout")
+    minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
+    clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
+    target_kl: Rate | None = Field(
+        None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
+    )
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    value_weight: Rate = Field(0.5, description="weight of the value loss")
+    value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
+    learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
+    value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
+    anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
+    adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")
+    batch_size: Many = Field(256, description="SAC: samples of all ranks in one gradient step")
+    replay: Annotated[Whole, Field(ge=1, le=10**8)] = Field(
+        1_000_000, description="SAC: transitions that are kept, of all ranks"
+    )
+    learning_starts: Whole = Field(
+        5000, ge=0, le=10**15, description="SAC: steps of all ranks with uniform actions before the first gradient step"
+    )
+    train_every: Positive = Field(
+        1, description="SAC: steps of every environment between two rounds of gradient steps (divides rollout_steps)"
+    )
+    gradient_steps: Positive = Field(1, description="SAC: gradient steps per step of every environment")
+    policy_every: Positive = Field(
+        2, description="SAC: steps of the critics between two rounds of as many of the policy"
+    )
+    tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
+    deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
+    target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
+    max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
+
+    @property
+    def uses_values(self) -> bool:
+        """Whether there is a value network."""
+        return self.name == "ppo" or self.baseline
+
+
+class Allreduce(Stage):
+    """How ranks agree."""
+
+    reduction: Literal["ordered", "tree", "fast"] = Field(
+        "ordered",
+        description="sum in rank order, or along a fixed tree for hundreds of ranks (both bitwise on any MPI), or the "
+        "MPI's own Allreduce",
+    )
+    aggregation: Literal["mean", "sum", "average"] = Field(
+        "mean", description="of gradients: mean or sum over ranks; average = parameters, every average_every updates"
+    )
+    average_every: Positive = Field(1, description="updates between two parameter averages")
+    check_every: Positive = Field(10, description="updates between two comparisons of the replicas' hashes")
+    timeout_s: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        1800.0, description="a rank that waits longer than this for the others ends the job; none = it waits for ever"
+    )
+    lost_rank: Literal["abort", "shrink"] = Field(
+        "abort", description="shrink = the others go on without it (Open MPI 5: mpirun --with-ft ulfm)"
+    )
+
+
+class Evaluate(Stage):
+    """Greedy episodes in separate environments."""
+
+    every: Positive | None = Field(None, description="updates between two validations while training; none = never")
+    validation_episodes: Many = Field(40, description="episodes of a validation (own seeds)")
+    target: float | None = Field(None, description="stop when a validation's mean return reaches this")
+    episodes: Many = Field(100, description="episodes of the final evaluation (own seeds)")
+    max_steps: Positive | None = Field(
+        None,
+        description="steps after which a greedy episode is cut; none = the environment's time limit, where it has none "
+        "4 times the longest episode of training and at least 1000",
+    )
+
+
+class Train(Stage):
+    """Budget, seed, files."""
+
+    steps: Budget | None = Field(100_000, description="budget in environment steps over all ranks; none = no limit")
+    updates: Budget | None = Field(None, description="budget in updates; none = no limit")
+    target: float | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
+    smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
+    seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything")
+    precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
+    threads: Few = Field(1, description="CPU threads per rank")
+    checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
+    keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
+    directory: Text = Field("runs", description="where run directories are made")

@@ -1,0 +1,1 @@
+"""What this installation and its ranks can do."""

@@ -1,0 +1,69 @@
+"""What goes wrong in the user's hands, said in one line, and the nearest name that is known."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from distqtrl import errors
+
+SHOWN = 60  # characters of a value
+
+
+def shortened(value: Any) -> str:
+    """A value in a message: one line of no more than SHOWN characters."""
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
+        shown = f"a {type(value).__name__}"
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
+
+
+Item = TypeVar("Item")
+
+
+MANY = 20
+
+
+class UserError(Exception):
+    """Bad input: its text is one line that names the thing, the value and the remedy."""
+
+    exit_code = 2
+    trace = ""  # where the user's own code raised, to be shown below that line
+
+
+class Foreign(UserError):
+    """Code that is not ours raised: its text is one line, ``trace`` the frames of that code."""
+
+    exit_code = 1
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace
+
+
+class Diverged(UserError):
+    """A training cannot go on: its numbers are no numbers any more, or no integers can hold them."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy part of a message about an unknown name.
+
+    >>> nearest("cartpol", ["acrobot", "cartpole"])
+    "did you mean 'cartpole'?"
+    >>> nearest("zzz", ["acrobot", "cartpole"])
+    'known: acrobot, cartpole'
+    """
+    names = sorted(known)
+    if not names:
+        return "there is none to choose from"
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(names)}" if len(names) <= MANY else "none of the known names is near; see --help"
+
+
+def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:
+    """table[name]; raises UserError that names the nearest entry."""
+    if name not in table:
+        raise UserError(f"unknown {kind} {errors.shortened(name)}: {nearest(name, table)}")
+    return table[name]

@@ -1,0 +1,231 @@
+"""The program as a folded Verilog core: lanes * columns multiply-accumulates per clock, weights in ROM.
+
+Every clock reads one word of ``columns`` levels and one of lanes * columns weights, for ``lanes`` neurons at a time.
+Finished sums drain, ``columns`` per clock, through the units of multiplier, offset, shift and clip that also quantize
+the observations, into the words of the next layer. A layer starts as soon as the first word it reads is there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+
+from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
+
+
+@dataclass(frozen=True)
+class Folding:
+    """lanes is a multiple of columns; lanes * columns products are made per clock."""
+
+    lanes: int
+    columns: int
+
+
+def usual(program: Program) -> Folding:
+    """4 columns, and the fewest lanes up to 32 that come within a tenth of the fewest clocks."""
+    tried = [Folding(lanes, 4) for lanes in (4, 8, 16, 32)]
+    clocks = [schedule(program, folding).clocks for folding in tried]
+    return next(folding for folding, used in zip(tried, clocks, strict=True) if used <= 1.1 * min(clocks))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What goes through the scaling units together: the observations, a layer's sums, or a Gaussian head's levels."""
+
+    scale: Scale
+    reads: Range
+    weights_NK: Ints | None
+    table: Ints | None = None
+
+    @property
+    def top(self) -> int:
+        """The highest level it writes."""
+        return int(self.scale.high if self.table is None else self.table.max())
+
+
+def stages(program: Program) -> list[Stage]:
+    """The program's operations, grouped; an Argmax is none."""
+    out: list[Stage] = []
+    weights_NK = None
+    for op, x, _ in program.steps():
+        if isinstance(op, Matmul):
+            weights_NK = op.weights_NK
+        elif isinstance(op, Scale):
+            out.append(Stage(op, x, weights_NK))
+            weights_NK = None
+        elif isinstance(op, Lookup):
+            out[-1] = Stage(out[-1].scale, out[-1].reads, out[-1].weights_NK, op.table)
+    return out
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Per layer: steps and clocks of a tile, tiles, and words a tile drains; words of every producer, input first."""
+
+    steps: list[int]
+    periods: list[int]
+    tiles: list[int]
+    drains: list[int]
+    words: list[int]
+
+    @property
+    def clocks(self) -> int:
+        """Of all layers, without the pipeline's filling."""
+        return sum(p * t for p, t in zip(self.periods, self.tiles, strict=True))
+
+
+def schedule(program: Program, folding: Folding) -> Schedule:
+    shapes = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
+    steps = [-(-k // folding.columns) for _, k in shapes]
+    tiles = [-(-n // folding.lanes) for n, _ in shapes]
+    drains = [-(-min(n, folding.lanes) // folding.columns) for n, _ in shapes]
+    periods = [max(pair) for pair in zip(steps, drains, strict=True)]
+    words = [-(-len(program.input_fraction_O) // folding.columns)]
+    return Schedule(steps, periods, tiles, drains, words + [t * d for t, d in zip(tiles, drains, strict=True)])
+
+
+def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> str:
+    """The core's text."""
+    every, plan = stages(program), schedule(program, folding)
+    gaussian = not isinstance(program.ops[-1], Argmax)
+    words = plan.words + plan.words[-1:] * gaussian
+    weights_NK = [s.weights_NK for s in every if s.weights_NK is not None]
+    shapes = zip(weights_NK, plan.tiles, plan.steps, strict=True)
+    weights = np.concatenate([_weight_words(w, tiles, steps, folding) for w, tiles, steps in shapes])
+    params = [_params(s.scale, w * folding.columns) for s, w in zip(every, words, strict=True)]
+    multipliers, offsets = (np.concatenate(part).reshape(-1, folding.columns) for part in zip(*params, strict=True))
+    numbers = _widths(program, every, weights, multipliers, offsets)
+    largest = max(*plan.periods, *plan.tiles, *words, len(weights_NK[-1]), folding.lanes)
+    numbers |= {
+        "LANES": folding.lanes,
+        "COLUMNS": folding.columns,
+        "ACTIONS": len(program.outputs.low_N),
+        "LOGITS": len(weights_NK[-1]),
+        "LAYERS": len(weights_NK),
+        "SB": largest.bit_length() + 1,
+        "WA": max(1, (len(weights) - 1).bit_length()),
+        "PA": max(1, (len(multipliers) - 1).bit_length()),
+        "DEPTH": 1 << max(max(plan.words[:-1]) - 1, 1).bit_length(),
+        "WORDS": words[-1],
+        "STEPS": len(weights),
+        "PARAMS": len(multipliers),
+        "GAUSSIAN": int(gaussian),
+    }
+    factors = [f for op in program.ops if isinstance(op, Argmax) for f in op.factors(numbers["LOGITS"])]
+    counts = {
+        "steps": plan.steps,
+        "period": plan.periods,
+        "tiles": plan.tiles,
+        "drains": [0, *plan.drains],
+        "words": words,
+    }
+    limits = {"low_of": [s.scale.low for s in every], "high_of": [s.scale.high for s in every]}
+    texts = {
+        "NAME": name,
+        "COUNTS": "\n".join(_function(f"{key}_of", numbers["SB"], values) for key, values in counts.items()),
+        "LIMITS": "\n".join(_function(key, numbers["PB"], values, signed=True) for key, values in limits.items()),
+        "SHIFTS": _shifts([s.scale.shift for s in every]),
+        "TABLES": _tables(every),
+        "FACTORS": _factors(factors or [(0, 1, 0)], numbers),
+        "WEIGHTS": _rom("weights", weights, numbers["WB"]),
+        "MULTIPLIERS": _rom("multipliers", multipliers, numbers["MB"]),
+        "OFFSETS": _rom("offsets", offsets, numbers["FB"]),
+    }
+    text = resources.files("distqtrl.export.verilog").joinpath("folded.v").read_text()
+    for key, value in (texts | numbers).items():
+        text = text.replace(f"@{key}@", str(value))
+    return text
+
+
+def _widths(program: Program, every: list[Stage], weights: Ints, multipliers: Ints, offsets: Ints) -> dict[str, int]:
+    """Bits of everything, as small as the ranges allow."""
+    layers = [stage for stage in every if stage.weights_NK is not None]
+    scaled = [r for s in every for r in (s.scale.product(s.reads), s.scale.shifted(s.reads))]
+    out = {
+        "XB": program.inputs.bits,
+        "WB": max(2, Range(weights, weights).bits),
+        "AB": max(1, *(s.top.bit_length() for s in every[: len(layers)])),
+        "LB": max(1, layers[-1].top.bit_length()),
+        "MB": Range(multipliers, multipliers).bits,
+        "FB": Range(offsets, offsets).bits,
+        "PB": max(r.bits for r in (*scaled, Range(offsets, offsets))) + 1,
+        "YB": program.outputs.bits,
+    }
+    out["CB"] = max(*(s.reads.bits for s in layers), out["AB"] + out["WB"] + 1)
+    out["OB"] = max(out["XB"], out["CB"], out["LB"] + 1)
+    return out
+
+
+def _weight_words(weights_NK: Ints, tiles: int, steps: int, folding: Folding) -> Ints:
+    """(tiles * steps, lanes * columns): what every clock reads, lane by lane."""
+    whole = np.zeros((tiles * folding.lanes, steps * folding.columns), np.int64)
+    whole[: weights_NK.shape[0], : weights_NK.shape[1]] = weights_NK
+    cut = whole.reshape(tiles, folding.lanes, steps, folding.columns).transpose(0, 2, 1, 3)
+    return cut.reshape(tiles * steps, -1)
+
+
+def _params(scale: Scale, length: int) -> tuple[Ints, Ints]:
+    """Multipliers and offsets with zeros behind them."""
+    out = np.zeros((2, length), np.int64)
+    out[:, : len(scale.multiplier_N)] = scale.multiplier_N, scale.offset_N
+    return out[0], out[1]
+
+
+def _rom(name: str, words: Ints, bits: int) -> str:
+    """Initial contents; the first number of a word is in its lowest bits."""
+    mask = (1 << bits) - 1
+    width = words.shape[1] * bits
+    lines = []
+    for address, word in enumerate(words.tolist()):
+        value = sum((number & mask) << (i * bits) for i, number in enumerate(word))
+        lines.append(f"        {name}[{address}] = {width}'h{value:x};")
+    return "\n".join(lines)
+
+
+def _function(name: str, width: object, values: Sequence[int], signed: bool = False) -> str:
+    """A constant of every layer or producer."""
+    sign, mark = (" signed", "s") if signed else ("", "")
+    literal = [f"{'-' * (v < 0)}{width}'{mark}d{abs(v)}" for v in values]
+    cases = [f"            {i}: {name} = {v};" for i, v in enumerate(literal[:-1])]
+    cases += [f"            default: {name} = {literal[-1]};"]
+    head = f"    function{sign} [{width}-1:0] {name}(input [3:0] i);\n        case (i)\n"
+    return head + "\n".join(cases) + "\n        endcase\n    endfunction"
+
+
+def _shifts(shifts: list[int]) -> str:
+    """The shift of every producer."""
+    cases = "\n".join(f"            {i}: shifted = v >>> {s};" for i, s in enumerate(shifts[:-1]))
+    return (
+        "    function signed [PB-1:0] shifted(input [3:0] i, input signed [PB-1:0] v);\n        case (i)\n"
+        f"{cases}\n            default: shifted = v >>> {shifts[-1]};\n        endcase\n    endfunction"
+    )
+
+
+def _factors(factors: list[tuple[int, int, int]], numbers: dict[str, int]) -> str:
+    """While so many logits are left: whether the next one is a factor's first, and the number of the one after it."""
+    sb, yb = numbers["SB"], numbers["YB"]
+    left = [numbers["LOGITS"] - first for first, _, _ in factors]
+    begins = " | ".join(f"left == {sb}'d{number}" for number in left)
+    after = [0, *(number + 1 for number in left[1:])]
+    cases = "\n".join(
+        f"            {sb}'d{number}: following = {'-' * (start < 0)}{yb}'sd{abs(start)};"
+        for number, (_, _, start) in zip(after, factors, strict=True)
+    )
+    return (
+        f"    function begins(input [{sb}-1:0] left);\n        begins = {begins};\n    endfunction\n\n"
+        f"    function [{yb}-1:0] following(input [{sb}-1:0] left, input [{yb}-1:0] index);\n        case (left)\n"
+        f"{cases}\n            default: following = index + 1'b1;\n        endcase\n    endfunction"
+    )
+
+
+def _tables(every: list[Stage]) -> str:
+    """What a level becomes: itself, or an entry of its layer's table."""
+    lines = ["    function [PB-1:0] looked_up(input [3:0] i, input [PB-1:0] v);", "        looked_up = v;"]
+    lines.append("        case (i)")
+    for number, stage in enumerate(every):
+        if stage.table is not None:
+            lines.append(f"            {number}: case (v)")
+            lines += [f"                {v}: looked_up = {t};" for v, t in enumerate(stage.table.tolist())]
+            lines += ["                default: looked_up = 0;", "            endcase"]
+    return "\n".join([*lines, "            default: ;", "        endcase", "    endfunction"])

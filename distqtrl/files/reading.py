@@ -1,0 +1,142 @@
+"""Files that others may have written: regular, of a bounded size, well formed; and what is wrong with them, in a line.
+
+Everything here raises ValueError whose text is the reason; who reads adds the file and the remedy.
+"""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from distqtrl.errors import SHOWN, shortened
+
+MOST_BYTES = 1 << 28  # of a text
+DEPTH = 50  # of lists and tables in each other
+DIGITS = 300  # of an integer, so that floating point can hold it
+_LONG = re.compile(rf"\d{{{DIGITS}}}")
+_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
+
+
+def regular(path: Path) -> None:
+    """Raises ValueError unless path is a regular file: a pipe may wait for ever, and a device never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    except ValueError:  # a name that no file can have
+        raise ValueError("no file can have that name") from None
+    if stat.S_ISDIR(mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is no regular file")
+
+
+def content(path: Path) -> bytes:
+    """Of a regular file of no more than MOST_BYTES; raises ValueError."""
+    regular(path)
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+    return data
+
+
+def text(path: Path) -> str:
+    """Of a file in UTF-8, with or without a byte order mark; raises ValueError."""
+    try:
+        return content(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not text in UTF-8") from None
+
+
+def parsed(text: str, infinite: bool = False) -> Any:
+    """The value of a JSON text; raises ValueError where it is none, names a key twice, or is nested beyond DEPTH.
+
+    infinite: NaN and Infinity count as numbers, which JSON does not know and Python writes.
+    """
+    _check_depth(text)
+    try:
+        found = json.loads(
+            text,
+            object_pairs_hook=_once,
+            parse_constant=None if infinite else _no_number,
+            parse_float=_finite,
+            parse_int=_integer if _LONG.search(text) else None,
+        )
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text in it is half a character") from None
+    return found
+
+
+def toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text; raises ValueError where it is none."""
+    if text.count("[") + text.count("{") > 10_000:
+        raise ValueError("it holds too many lists and tables")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"it is not TOML: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"it is not TOML: {shortened(str(error))}") from None
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= DEPTH:
+        return
+    depth = 0
+    for token in _STRINGS_AND_BRACKETS.finditer(text):
+        first = token[0][0]
+        depth += (first in "[{") - (first in "]}")
+        if depth > DEPTH:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it names the key {shortened(twice)} twice")
+    return out
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _integer(word: str) -> int:
+    if len(word) > DIGITS:
+        raise ValueError(f"{shortened(word)} is too large a number")
+    return int(word)
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{shortened(word)} is too large a number")
+    return value
+
+
+def reason(error: ValidationError) -> str:
+    """The first thing that a model refuses: key path, value, and what it should be."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")[: 4 * SHOWN]
+    key = ".".join(part if len(part) <= SHOWN else shortened(part) for part in map(str, first["loc"]))
+    if first["type"] in ("extra_forbidden", "missing"):
+        word = {"extra_forbidden": "unknown key", "missing": "lacks the key"}[first["type"]]
+        return f"{word} '{key}'"
+    return f"{key} = {shortened(first['input'])}: {message}" if key else message

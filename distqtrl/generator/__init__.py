@@ -1,0 +1,1 @@
+"""circuit and mapping as one module: () -> w_M, and the controls."""

@@ -1,0 +1,1 @@
+"""The loop on every rank: rollout, optimizer steps, agreement, records."""

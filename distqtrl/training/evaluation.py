@@ -1,0 +1,36 @@
+"""Greedy episodes of the policies, spread over the ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.allreduce.reductions import allgather_bytes
+from distqtrl.config.run import Config
+from distqtrl.environment.rollout import evaluation
+from distqtrl.policy.policy_file import Policy
+
+
+@dataclass
+class Greedy:
+    """Returns of greedy episodes (means over agents), the agents' (G, num), all steps, and how many were cut."""
+
+    returns: np.ndarray
+    returns_GE: np.ndarray
+    steps: int
+    cut: int
+
+
+def greedy_episodes(
+    config: Config, comm: Communicator, policies: Sequence[Policy], purpose: str, episode: int, num: int
+) -> Greedy:
+    """num greedy episodes in environments of their own, spread over the ranks; cut where the policies' origin says."""
+    acts, played_by = [policy.act for policy in policies], [policy.agents for policy in policies]
+    indices, most = range(comm.rank, num, comm.size), policies[0].origin.get("max_steps")
+    own = evaluation(config.environment, indices, 0, purpose, acts, played_by, episode, most)
+    played = np.concatenate([own.returns_EG.T, own.length_E[np.newaxis], own.cut_E[np.newaxis]])
+    gathered = np.empty((len(played), num))
+    for rank, part in enumerate(allgather_bytes(comm, played.tobytes())):
+        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(len(played), -1)
+    return Greedy(gathered[:-2].mean(0), gathered[:-2], int(gathered[-2].sum()), int(gathered[-1].sum()))

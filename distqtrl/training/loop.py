@@ -1,0 +1,238 @@
+"""The loop: rollout, advantages, optimizer steps, agreement, records; the same program on every rank.
+
+One update = one rollout of every environment of every rank, and the optimizer steps on it. Ranks decide
+(stop, validate, save) from reduced numbers alone, so they always decide alike.
+"""
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distqtrl.allreduce.agreement import agreed, check_equal
+from distqtrl.allreduce.communicator import RankLost
+from distqtrl.environment.rollout import bound, cut, summary
+from distqtrl.files.replace import replace
+from distqtrl.policy import policy_file
+from distqtrl.policy.policy_file import Policy
+from distqtrl.record import checkpoint
+from distqtrl.record.checkpoint import State
+from distqtrl.record.recorder import Recorder
+from distqtrl.training import evaluation
+from distqtrl.training import metrics as updates
+from distqtrl.training.build import _built
+from distqtrl.training.run import Run
+from distqtrl.training.stopping import EXIT_CODES
+from distqtrl.training.weights import DeviceLost
+from distqtrl.versions import versions
+
+
+def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
+    """Train until the target, the budget or a pending signal; returns (and, unless stopped, writes) the result.
+
+    The policy is written before anything that can fail: before its evaluation and before TensorBoard's last events.
+
+    The run directory gets metrics, events, checkpoints, policy file and ``result.json``, which marks a run as
+    complete. Raises Refused on every rank for divergence and for a directory that another job writes, DeviceLost for
+    a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
+    """
+    before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
+    recorder = None
+    try:
+        while True:
+            try:
+                if run.config.allreduce.lost_rank == "shrink":
+                    before.append(_copy(_state(run)))
+                if recorder is None:
+                    recorder = agreed(run.comm, lambda: _recorder(run, directory))
+                    clock = _Clock(run)
+                    if run.lost:
+                        recorder.say(_loss(run))
+                if run.finished or run.reached:
+                    return _conclude(run, directory, recorder)
+                stop = _cycle(run, directory, recorder, clock, pending)
+                if stop:
+                    stopped = {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop]}
+                    return {**stopped, **asdict(run.counters)}
+            except RankLost:
+                if recorder is not None:
+                    recorder.close()
+                _recover(run, before)
+                recorder = None
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorder(run: Run, directory: Path) -> Recorder:
+    return Recorder(directory, run.comm.rank, run.counters.update, run.counters.env_steps)
+
+
+def _loss(run: Run) -> str:
+    return (
+        f"lost rank {', '.join(map(str, run.lost))}: {run.comm.size} ranks and {run.num_environments} environments "
+        f"go on from update {run.counters.update}"
+    )
+
+
+def _cycle(
+    run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
+) -> signal.Signals | None:
+    """One update with everything around it; returns the signal to stop on."""
+    config, profile = run.config, run.team.profile
+    with _saved_when_a_device_fails(run, directory):
+        metrics, stop = updates.update(run, pending)
+        _synchronise(run)
+        run.counters.validation_return = None
+        if _due(run, config.evaluate.every):
+            metrics |= _validation(run, recorder)
+    elapsed_s = clock.lap_s()
+    run.counters.train_s += elapsed_s
+    metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
+    metrics["profile_s"] = profile.take()
+    with profile("write"):
+        recorder.write(metrics, run.done)
+        if stop or run.reached or _due(run, config.train.checkpoint_every):
+            recorder.sync()
+            checkpoint.save(directory, config, run.comm, _state(run))
+    return stop
+
+
+def _recover(run: Run, before: Sequence[State]) -> None:
+    """Go on without the ranks that are lost: back to the newest update that the others all have seen the start of.
+
+    No rank is more than one reduction ahead of another, so that start is among the last two of every rank.
+    """
+    while True:
+        run.lost = sorted([*run.lost, *run.comm.shrink()])
+        try:
+            own = np.array([before[-1].counters["update"], run.environments.num])
+            update_R, num_R = run.comm.allgather(own).T
+            break
+        except RankLost:
+            continue
+    state = next(state for state in before if state.counters["update"] == update_R.min())
+    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
+    run.environments.close()
+    run.team, run.environments, run.counters = again.team, again.environments, again.counters
+    run.replay = again.replay
+    run.num_environments, run.restarted = again.num_environments, again.restarted
+
+
+class _Clock:
+    """Seconds of training since the last lap, writing included."""
+
+    def __init__(self, run: Run) -> None:
+        self._last = time.perf_counter()
+        run.team.profile.busy_s()  # what came before is setup
+
+    def lap_s(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+@contextmanager
+def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
+    """When a device that is not our own fails inside, what was before becomes a checkpoint."""
+    if not run.learner.external:
+        yield
+        return
+    before = _copy(_state(run))
+    try:
+        yield
+    except DeviceLost as error:
+        checkpoint.save(directory, run.config, run.comm, before)
+        raise DeviceLost(
+            f"{error}; {before.counters['update']} updates are saved, go on with: distqtrl train --resume {directory} "
+            f"on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
+        ) from None
+
+
+def _synchronise(run: Run) -> None:
+    """Average the parameters when they are due (always before they are looked at), or compare the replicas."""
+    a, update = run.config.allreduce, run.counters.update
+    if a.aggregation == "average":
+        if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
+            for learner in run.team.learners:
+                learner.average()
+    elif update % a.check_every == 0 or run.finished:
+        remedy = "these results cannot be trusted; resume the run from its last checkpoint"
+        with run.team.profile("allreduce"):
+            check_equal(run.learner.comm, run.team.fingerprint(), f"parameters after update {update}", remedy)
+
+
+def _due(run: Run, every: int | None) -> bool:
+    """Whether something done every so many updates, and at the end of the budget, is due."""
+    return every is not None and (run.counters.update % every == 0 or run.finished)
+
+
+def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
+    """Metrics of greedy episodes."""
+    num, counters = run.config.evaluate.validation_episodes, run.counters
+    policies = _policies(run)
+    with run.team.profile("evaluate"):
+        found = evaluation.greedy_episodes(run.config, run.comm, policies, "validation", counters.update, num)
+    counters.validation_steps += found.steps
+    counters.validation_return = float(found.returns.mean())
+    if found.cut and not run.told:
+        run.told = True
+        recorder.say(f"validation: {cut(found.cut, num, policies[0].origin['max_steps'])}")
+    return {"validation_return": counters.validation_return, **({"validation_cut": found.cut} if found.cut else {})}
+
+
+def _policies(run: Run) -> list[Policy]:
+    """All policies as they are deployed; their origin says where their evaluations cut an episode without an end."""
+    policies, config = run.team.policies(run.counters.env_steps), run.config
+    most = bound(run.environments, config.evaluate.max_steps, run.counters.longest_episode)
+    if most is not None:
+        for policy in policies:
+            policy.origin = {**policy.origin, "max_steps": most}
+    return policies
+
+
+def _state(run: Run) -> State:
+    """What a checkpoint holds of this rank; tensors may change with the run."""
+    learner = {
+        f"policy{role}/{name}": t.numpy()
+        for role, own in zip(run.team.held, run.team.learners, strict=True)
+        for name, t in own.tensors().items()
+    }
+    replay = {} if run.replay is None else run.replay.state()
+    return State(asdict(run.counters), learner, run.environments.state() | replay, run.team.generated.ledger())
+
+
+def _copy(state: State) -> State:
+    return State(state.counters, {n: t.copy() for n, t in state.learner.items()}, state.environments, state.ledger)
+
+
+def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
+    """Write the policies, then evaluate them, and mark the run as complete."""
+    policies, num = _policies(run), run.config.evaluate.episodes
+    if run.comm.rank == 0:
+        for file, policy in zip(policy_file.names(run.team.names), policies, strict=True):
+            policy.save(directory / file)
+    recorder.end()
+    found = evaluation.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
+    agents = run.environments.agents
+    result = {
+        "status": "complete",
+        "target_reached": run.reached,
+        "evaluation": {**summary(found.returns), "cut": found.cut, "max_steps": policies[0].origin.get("max_steps")},
+        **({"agents": dict(zip(agents, found.returns_GE.mean(1).tolist(), strict=True))} if len(agents) > 1 else {}),
+        "ranks": run.comm.size,
+        "lost_ranks": run.lost,
+        "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
+        "setup_s": run.setup_s,
+        "versions": versions(),
+        **asdict(run.counters),
+    }
+    if run.comm.rank == 0:
+        replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    return result

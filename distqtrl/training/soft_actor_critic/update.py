@@ -1,0 +1,122 @@
+"""An update of SAC: steps of every environment into the replay, and gradient steps on samples of it in between."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from distqtrl import seeding
+from distqtrl.algorithm.replay import Replay
+from distqtrl.environment.rollout import collect
+from distqtrl.environment.vector import Environments
+from distqtrl.training.soft_actor_critic.learner import CRITIC, POLICY, SoftActorCritic
+
+Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
+
+
+def update(
+    learner: SoftActorCritic, environments: Environments, replay: Replay, number: int, env_steps: int, totals: Totals
+) -> dict[str, float | None]:
+    """One update, the number-th, after env_steps steps of all ranks; returns metrics, None where nothing was learned.
+
+    Until ``algorithm.learning_starts`` actions are uniform and nothing is learned, in whole updates.
+    ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
+    """
+    a, learning = learner.config.algorithm, env_steps >= learner.config.algorithm.learning_starts
+    act, noise = _acting(learner, environments, number, uniform=not learning)
+    draws = _Draws(learner, environments, number) if learning else None
+    for begin in range(0, a.rollout_steps, a.train_every):
+        with learner.profile("rollout"):
+            chunk = collect(environments, act(), _from(noise, begin), a.train_every)
+            replay.add(chunk.obs_TBO, chunk.actions, chunk.rewards_TB, chunk.terminated_TB, chunk.next_obs_TBO)
+        if draws is not None:
+            for _ in range(a.train_every * a.gradient_steps):
+                draws.step(replay)
+    seen_NO, normalizer = replay.last(a.rollout_steps), learner.normalizer
+    normalizes = learner.config.policy.normalize_observations
+    total = totals({"steps": [len(seen_NO)], "obs": normalizer.sums(seen_NO) if normalizes else []})
+    if normalizes:
+        normalizer.merge(float(total["steps"][0]), total["obs"])
+    return draws.metrics() if draws is not None else dict.fromkeys((*CRITIC, *POLICY, "gradient_norm"))
+
+
+def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
+    """The noise from a step on, so many steps at each call."""
+    left = noise_TBA[begin:]
+
+    def following(steps: int) -> np.ndarray:
+        nonlocal left
+        given, left = left[:steps], left[steps:]
+        return given
+
+    return following
+
+
+def _acting(
+    learner: SoftActorCritic, environments: Environments, number: int, uniform: bool
+) -> tuple[Callable[[], Callable], np.ndarray]:
+    """What makes the function that acts until the parameters change again, and the noise of every step, (T, B, A)."""
+    head, steps = learner.head, learner.config.algorithm.rollout_steps
+    seed, dtype = learner.config.train.seed, learner.deviation_M.detach().numpy().dtype
+    streams = [seeding.stream(seed, "action", index, number) for index in environments.indices]
+    shape = (steps, head.num_outputs)
+    drawn = [s.uniform(-1, 1, shape) if uniform else s.standard_normal(shape) for s in streams]
+    noise_TBA = np.stack(drawn, axis=1).astype(dtype)
+    kept: tuple[int, Callable] = (-1, lambda: None)
+
+    def fresh() -> Callable:
+        if uniform:
+            return lambda obs_BO, noise_BA: (noise_BA, head.to_environment(noise_BA))
+        mean, deviation = learner.acting(learner.acting_weights(number)), learner.deviation()
+
+        def act(obs_BO: np.ndarray, noise_BA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            normal_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)
+            actions_BA = head.sample(mean(obs_BO, normal_BO), noise_BA, deviation(normal_BO))
+            return actions_BA, head.to_environment(actions_BA)
+
+        return act
+
+    def made() -> Callable:
+        nonlocal kept
+        if kept[0] != learner.num_steps:
+            kept = (learner.num_steps, fresh())
+        return kept[1]
+
+    return made, noise_TBA
+
+
+class _Draws:
+    """The gradient steps of one update: which samples, with which noise, and what came out.
+
+    Every environment has a stream of its own, and its share of ``algorithm.batch_size``.
+    """
+
+    def __init__(self, learner: SoftActorCritic, environments: Environments, number: int) -> None:
+        self.learner, self.number, self.done = learner, number, 0
+        a, num = learner.config.algorithm, learner.num_environments
+        self.streams = [seeding.stream(learner.config.train.seed, "replay", i, number) for i in environments.indices]
+        self.shares = [a.batch_size // num + (i < a.batch_size % num) for i in environments.indices]
+        self.judged, self.improved, self.norms = [], [], []  # type: ignore[var-annotated]
+
+    def step(self, replay: Replay) -> None:
+        """One step of the critics; after every ``policy_every`` of them as many of the policy."""
+        a, learner = self.learner.config.algorithm, self.learner
+        where = f"update {self.number}, gradient step {self.done}"
+        batch = replay.sample([s.random(n) for s, n in zip(self.streams, self.shares, strict=True)])
+        self.judged.append(learner.judge(batch, self._noise(), a.batch_size, where))
+        self.done += 1
+        if self.done % a.policy_every == 0:
+            for _ in range(a.policy_every):
+                means, norm = learner.improve(batch, self._noise(), a.batch_size, where)
+                self.improved.append(means)
+                self.norms.append(norm)
+
+    def metrics(self) -> dict[str, float | None]:
+        """Means over the update."""
+        found = [*np.mean(self.judged, axis=0), *np.mean(self.improved, axis=0), np.mean(self.norms)]
+        return {name: float(x) for name, x in zip((*CRITIC, *POLICY, "gradient_norm"), found, strict=True)}
+
+    def _noise(self) -> torch.Tensor:
+        num_actions = self.learner.head.num_outputs
+        drawn = [s.standard_normal((n, num_actions)) for s, n in zip(self.streams, self.shares, strict=True)]
+        return torch.from_numpy(np.concatenate(drawn)).to(self.learner.dtype)
