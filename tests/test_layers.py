@@ -55,7 +55,7 @@ def test_a_hidden_sideways_import_is_seen(tmp_path):
     package = tmp_path / "distqtrl"
     (package / "circuit").mkdir(parents=True)
     (package / "circuit" / "ansatz.py").write_text("def f():\n    from distqtrl import mapping\n")
-    (package / "config.py").write_text("import distqtrl.train\n")
+    (package / "config.py").write_text("import distqtrl.training\n")
     assert len(violations(package)) == 2
 
 
