@@ -280,7 +280,8 @@ class Lines:
         data = b"\n".join(lines) + b"\n"
         self.path.write_bytes(data)
         run = runs.read(self.folder)
-        keep_updates(self.path, 2)
+        if lacking := keep_updates(self.path, 2):
+            raise UserError(lacking)  # said, and what is whole goes on
         kept = [json.loads(line) for line in self.path.read_bytes().splitlines()]
         if run.problem:
             return len(kept) == 2

@@ -85,7 +85,7 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert "factored" in called(capfd, "describe", "cartpole", *command(game))["policy"]
     trained = called(capfd, "train", "cartpole", "--run", str(whole), *command(game, {"train.checkpoint_every": "2"}))
-    found = called(capfd, "evaluate", str(whole), "--episodes", "3")
+    found = called(capfd, "evaluate", str(whole), "--episodes", "3", "--import-environment")
     assert found["mean"] == pytest.approx(trained["evaluation"]["mean"])
     state = {"train.checkpoint_every": "2"}
     called(capfd, "train", "cartpole", "--run", str(part), *command(game, state))
@@ -100,12 +100,21 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     assert list(policy.head.sizes) == about
     made = tmp_path / "made"
     quick = ["--vectors", "2000", "--episodes", "2"]
-    words = ["export", str(whole / "policy.safetensors"), "-o", str(made), "--target", "c,onnx", *quick]
+    words = [
+        "export",
+        str(whole / "policy.safetensors"),
+        "-o",
+        str(made),
+        "--target",
+        "c,onnx",
+        *quick,
+        "--import-environment",
+    ]
     assert cli.main(words) == 0, capfd.readouterr()
     checks = {check["target"]: check["status"] for check in json.loads((made / "manifest.json").read_text())["checks"]}
     assert {checks[name] for name in ("c", "onnx", "closed loop", "interpreter")} == {"equal"}
     assert f"one number per factor, {len(about)} in all" in (made / "README.md").read_text()
-    assert cli.main(["verify", str(made), *quick]) == 0
+    assert cli.main(["verify", str(made), *quick, "--import-environment"]) == 0
 
 
 @pytest.mark.parametrize("sharing", ["independent", "shared_circuit"])
@@ -194,7 +203,10 @@ def test_agents_honour_their_masks(tmp_path, sharing, critic):
 def test_a_masked_policy_is_evaluated_and_not_exported(tmp_path, capfd):
     run = tmp_path / "run"
     trained = called(capfd, "train", "cartpole", "--run", str(run), *command(DOORS))
-    assert called(capfd, "evaluate", str(run), "--episodes", "3")["mean"] == trained["evaluation"]["mean"]
+    assert (
+        called(capfd, "evaluate", str(run), "--episodes", "3", "--import-environment")["mean"]
+        == trained["evaluation"]["mean"]
+    )
     assert cli.main(["export", str(run / "policy.safetensors"), "-o", str(tmp_path / "x")]) == 2
     said = capfd.readouterr().err
     assert "this policy needs its environment's action_mask, which an exported program does not read: use it" in said

@@ -12,6 +12,7 @@ from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.cli.arguments import Flags, resolve
 from distqtrl.cli.terminal import say as _say
+from distqtrl.config import sources
 from distqtrl.config.run import Config, save
 from distqtrl.environment.vector import Environments
 from distqtrl.record import directory as run_directory
@@ -146,6 +147,7 @@ def _draw(directory: Path) -> None:
 
 
 def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
+    from distqtrl.environment import permission
     from distqtrl.environment.rollout import cut
     from distqtrl.policy import policy_file
 
@@ -176,6 +178,8 @@ def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) 
         for name in names:
             if (directory / name).exists():
                 print(f"  {what:<12} {directory / name}")
-    print(f"  {'play':<12} distqtrl evaluate {shlex.quote(str(directory))}")
     one = directory if len(policies) == 1 else policies[0]
-    print(f"  {'export':<12} distqtrl export {shlex.quote(str(one))} -o {shlex.quote(str(directory / 'exported'))}")
+    play, export = (shlex.quote(str(path)) for path in (directory, one))
+    asked = permission.asked(sources.load(directory / "config.json").environment.id)
+    print(f"  {'play':<12} distqtrl evaluate {play}{asked}")
+    print(f"  {'export':<12} distqtrl export {export} -o {shlex.quote(str(directory / 'exported'))}{asked}")

@@ -23,9 +23,19 @@ def module(name: str) -> str | None:
     return name.rpartition("/")[0].replace("/", ".") if is_parallel(name) else None
 
 
+def asked(name: str) -> str:
+    """What a command line needs for a file with this environment.id: the flag, after a blank, or nothing.
+
+    >>> asked("lab:Plain-v0"), asked("CartPole-v1")
+    (' --import-environment', '')
+    """
+    return f" {FLAG}" if module(name) is not None and not KNOWN.fullmatch(name) else ""
+
+
 def check(name: str, file: object, allowed: bool) -> None:
     """Raise UserError where a file's environment.id would import a module that nobody named."""
-    if not allowed and (found := module(name)) is not None and not KNOWN.fullmatch(name):
+    if not allowed and asked(name):
+        found = module(name)
         raise UserError(
             f"{file} says environment.id = '{name}', which imports and runs the module {found!r}: "
             f"if you trust it, add {FLAG}"

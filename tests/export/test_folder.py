@@ -255,16 +255,16 @@ def test_a_damaged_policy_and_no_export_at_all(policies, tmp_path, capfd):
     assert main(["export", str(damaged), "-o", str(tmp_path / "out")]) == 2
     assert "damaged.safetensors" in capfd.readouterr().err
     assert main(["verify", str(tmp_path)]) == 2
-    assert "no exported policy" in capfd.readouterr().err
+    assert "give a folder made by distqtrl export" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("manifest.json", "{}", "no exported policy"),
-        ("manifest.json", '{"format": "other"}', "not a 'distqtrl export 1'"),
+        ("manifest.json", "{}", "no manifest of an export (lacks the key 'format'): give a folder made by"),
+        ("manifest.json", '{"format": "other"}', "format = 'other': Input should be 'distqtrl export 1'"),
         ("program.json", None, "cannot read"),
-        ("program.json", '{"format": "distqtrl program 1"}', "cannot read the program"),
+        ("program.json", '{"format": "distqtrl program 1"}', "program.json (lacks the key"),
         ("vectors.csv", "1,2\n3\n", "cannot read"),
         ("vectors.csv", "1,2\n3,4\n", "2 columns"),
     ],
