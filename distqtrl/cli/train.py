@@ -1,4 +1,4 @@
-"""distqtrl train."""
+"""distqtrl train: a run, started or gone on with."""
 
 import argparse
 import json
@@ -10,15 +10,31 @@ from typing import Any
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.rendezvous import Rendezvous
-from distqtrl.cli.arguments import Flags, resolve
-from distqtrl.cli.terminal import say as _say
+from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, resolve
+from distqtrl.cli.output import say as _say
 from distqtrl.config.run import Config, save
+from distqtrl.config.sources import presets
 from distqtrl.environment.vector import Environments
 from distqtrl.record import directory as run_directory
 from distqtrl.training import stopping
 
+TEXT = "Train a preset or a configuration file; every field is a flag."
+SHARED = True
 
-def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    add_configuration(command, preset="; ".join(f"{name}: {text}" for name, text in presets().items()))
+    text = "go on with a run directory; a new budget, target or evaluation may be given"
+    command.add_argument("--resume", type=Path, metavar="RUN", help=text)
+    text = "use this run directory: start it where it is new, else go on with it (for jobs that are requeued)"
+    command.add_argument("--run", type=Path, metavar="RUN", help=text)
+    add_alone(command, "--print-config", "print the resolved configuration and exit")
+    add_fields(command)
+
+
+def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
+    """Train, or only report where the run is complete; returns the exit code."""
     config = agreed(comm, lambda: resolve(args, flags))
     text = save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
@@ -31,16 +47,16 @@ def _train(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     if there is None or there.goes_on:
         directory, result = _trained(args, config, comm, directory, there)
         if comm.rank == 0:
-            _draw(directory)
+            draw(directory)
     else:
         assert there.result is not None
         result = there.result
         if there.changes:
             _extend(directory, config, there, comm)
         if comm.rank == 0 and not (directory / "learning_curve.png").exists():  # killed just before its end
-            _draw(directory)
+            draw(directory)
     if comm.rank == 0:
-        _report(directory, result, comm.size, args.json)
+        report(directory, result, comm.size, args.json)
     agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
     return int(result.get("exit_code", 0))
 
@@ -119,11 +135,12 @@ def _close(environments: "Environments") -> None:
 
 
 def _name(args: argparse.Namespace, config: Config) -> str:
+    """The name of a new run directory."""
     return f"{args.preset or args.config.stem}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:
-    """What rank 0's QPU is, and what all ranks' will be asked for."""
+    """What rank 0's QPU is, and what will be asked of all ranks' QPUs."""
     if qpu is None:
         return "no QPU"
     facts = qpu.facts()
@@ -134,18 +151,20 @@ def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:
         shots = f", {x['shots']:,} shots, {x['qpu_s']:,.1f} s of QPU time" if x["shots"] else ""
         return f"{x['circuits']:,} circuits{shots}"
 
-    run = f"; {amount(asked['run'])} in the whole budget of {asked['updates']:,} updates" if asked["run"] else ""
-    return f"QPU {name}, {how}, gradient {facts['gradient']}: {amount(asked['update'])} per update{run}"
+    total = f"; {amount(asked['run'])} in the whole budget of {asked['updates']:,} updates" if asked["run"] else ""
+    return f"QPU {name}, {how}, gradient {facts['gradient']}: {amount(asked['update'])} per update{total}"
 
 
-def _draw(directory: Path) -> None:
+def draw(directory: Path) -> None:
+    """Draw the learning curve, or say why it cannot be drawn."""
     from distqtrl.report.figures import undrawn
 
     if problem := undrawn(directory):
         _say(f"distqtrl: {problem}")
 
 
-def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
+def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
+    """Print the result of a run, its files, and how to go on."""
     from distqtrl.environment.rollout import cut
     from distqtrl.policy import policy_file
 
@@ -164,18 +183,18 @@ def _report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) 
     if e.get("cut"):
         print(cut(e["cut"], e["episodes"], e["max_steps"]))
     policies = policy_file.files(directory)
-    files = {
-        "policy": [path.name for path in policies],
-        "curve": ["learning_curve.png"],
-        "metrics": ["metrics.jsonl"],
-        "events": ["tensorboard"],
-        "checkpoints": ["checkpoints"],
-        "result": ["result.json"],
-    }
-    for what, names in files.items():
-        for name in names:
-            if (directory / name).exists():
-                print(f"  {what:<12} {directory / name}")
-    print(f"  {'play':<12} distqtrl evaluate {shlex.quote(str(directory))}")
+    files = [
+        *(("policy", path.name) for path in policies),
+        ("curve", "learning_curve.png"),
+        ("metrics", "metrics.jsonl"),
+        ("events", "tensorboard"),
+        ("checkpoints", "checkpoints"),
+        ("result", "result.json"),
+    ]
     one = directory if len(policies) == 1 else policies[0]
-    print(f"  {'export':<12} distqtrl export {shlex.quote(str(one))} -o {shlex.quote(str(directory / 'exported'))}")
+    exported = shlex.quote(str(directory / "exported"))
+    lines = [(what, str(directory / name)) for what, name in files if (directory / name).exists()]
+    lines += [("play", f"distqtrl evaluate {shlex.quote(str(directory))}")]
+    lines += [("export", f"distqtrl export {shlex.quote(str(one))} -o {exported}")]
+    for what, text in lines:
+        print(f"  {what:<12} {text}")

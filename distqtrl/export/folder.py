@@ -1,7 +1,6 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,68 +10,25 @@ from typing import Any
 import numpy as np
 
 from distqtrl.environment import permission
-from distqtrl.errors import UserError, nearest
+from distqtrl.errors import UserError
 from distqtrl.export import c, cuda, episodes, manifest, readme, tools, verify
 from distqtrl.export.check import DIFFERENT, Check
 from distqtrl.export.measured import errors, formats, returns
 from distqtrl.export.options import BITS, PER, Options
-from distqtrl.export.targets import TARGETS
-from distqtrl.export.verilog import folded, synthesis, unrolled
+from distqtrl.export.verilog import folded, unrolled
 from distqtrl.export.verilog.checks import CORES
 from distqtrl.export.verilog.figures import _count, _figures
-from distqtrl.export.verilog.folded import Folding
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.calibrate import QuantizedNetwork
-from distqtrl.quantize.formats import Bits, bits
+from distqtrl.quantize.formats import Bits
 from distqtrl.quantize.program import Program
 from distqtrl.versions import versions
 
 RECORDED = 1000  # test vectors in the folder
 CALIBRATION_EPISODES = 20
-
-
-def options(args: Any) -> Options:
-    """The options of a command line (``distqtrl export --help``); raises UserError."""
-    folding = None
-    if args.parallel is not None:
-        match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", args.parallel)
-        if match is None or int(match[1]) % int(match[2]):
-            raise UserError(
-                f"--parallel {args.parallel}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4"
-            )
-        folding = Folding(int(match[1]), int(match[2]))
-    if args.part is not None and args.part not in synthesis.PARTS:
-        raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
-    if args.energy and not args.implement:
-        raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
-    return Options(
-        targets(args.target), None if args.bits is None else bits(args.bits), args.per, args.calibration, folding,
-        args.part, args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
-        args.import_environment, args.tool_limit,
-    )  # fmt: skip
-
-
-def coefficients(text: str) -> tuple[float, float]:
-    """Static watts and joules per toggle of a text such as 0.06,2e-13; raises UserError."""
-    try:
-        watts, joules = map(float, text.split(","))
-    except ValueError:
-        watts = joules = -1.0
-    if not (0 <= watts < np.inf and 0 <= joules < np.inf):
-        raise UserError(f"--energy {text}: write WATTS,JOULES: static power and energy per toggle, such as 0.06,2e-13")
-    return watts, joules
-
-
-def targets(text: str) -> tuple[str, ...]:
-    """The targets of a list; raises UserError."""
-    words = tuple(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
-    return words
 
 
 def export(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
