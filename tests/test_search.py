@@ -172,8 +172,8 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--train.seed", "1"], "--train.seed: the search sets it itself: remove it, and give --seeds"),
         (["--quantize.core_bits", "3"], "remove it, and give --core-bits"),
         (["--policy.hidden", "none"], "policy.hidden is empty"),
-        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search has one replica"),
-        (["--environment.id", "Blackjack-v1"], "Blackjack-v1: observation space Tuple"),
+        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search runs in one thread"),
+        (["--environment.id", "minigrid:MiniGrid-Empty-5x5-v0"], "observation space MissionSpace"),
         (["--core-bit", "3"], "unknown key 'core-bit'"),
     ],
 )

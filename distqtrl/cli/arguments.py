@@ -97,7 +97,7 @@ def numbers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"'{text[:60]}' is not a list of numbers: write one such as 0-9 or 1,2,4")
+            raise UserError(f"'{text[:60]}' is not a list of numbers: write for example 0-9 or 1,2,4")
         first, last = int(match[1]), int(match[2] or match[1])
         if len(found) + last - first >= MOST_LISTED:
             raise UserError(f"'{text[:60]}' has more than {MOST_LISTED:,} numbers: write fewer")

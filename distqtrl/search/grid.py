@@ -93,7 +93,7 @@ def check(config: Config) -> None:
             f"agents.sharing = {config.agents.sharing}: a search chooses the bits of one policy: use shared"
         )
     if config.qpu.replicas > 1:
-        raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search has one replica: use 1")
+        raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search runs in one thread: use 1")
     world = make(config.environment)
     masked = any(spaces.masked for spaces in world.spaces)
     world.close()

@@ -53,7 +53,7 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
     dummy.SHARED = True
     assert command("hello") == (3, "hello  {} 1\n", "")
     assert "Say hello." in command("--help")[1]
-    assert command("hello", "--time", 2)[2] == "distqtrl: unknown key 'time': did you mean 'json'?\n"
+    assert command("hello", "--time", 2)[2] == "distqtrl: unknown key 'time': known: help, json\n"
     parser.parser.cache_clear()
 
 
@@ -66,7 +66,7 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
         (["train", "cartpole", "surplus"], "unexpected argument 'surplus'"),
         (["train", "cartpole", "--circuit.layer", "3"], "unknown key 'circuit.layer': did you mean 'circuit.layers'?"),
         (["train", "cartpole", "--environment.id", "CartPol-v1"], "unknown environment 'CartPol-v1': did you mean"),
-        (["train", "cartpole", "--environment.id", "Blackjack-v1"], "Blackjack-v1: observation space Tuple"),
+        (["train", "cartpole", "--environment.id", "minigrid:MiniGrid-Empty-5x5-v0"], "observation space MissionSpace"),
         (["train", "cartpole", "--environment.kwargs", '{"no": 1}'], "environment.id = 'CartPole-v1'"),
         (["train", "cartpole", "--qpu.backend", "statevectr"], "unknown qpu.backend 'statevectr': did you mean"),
         (["train", "cartpole", "--circuit.ansatz", "ry_cnt"], "unknown ansatz 'ry_cnt': did you mean 'ry_cnot'?"),
