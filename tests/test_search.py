@@ -338,7 +338,8 @@ def test_floating_point_has_the_largest_width():
 LOSING = """
 import sys
 from distqtrl.cli import main as cli
-from distqtrl.allreduce.communicator import Refused, announced
+from distqtrl.allreduce.agreement import Refused
+from distqtrl.allreduce.connect import announced
 from distqtrl.search import workers
 
 def train(*_):
