@@ -51,7 +51,7 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    """What a program of the user's calls; loaded when it is first asked for, so that the import of the package is cheap."""
+    """What a program of the user's calls is loaded when it is first asked for: the package itself costs nothing."""
     if name in ("nn", "export"):
         return importlib.import_module(f"distqtrl.{name}")
     if name not in __all__:

@@ -110,9 +110,10 @@ def rank() -> int:
 
 
 def load(path: Place) -> "Policy | dict[str, Policy]":
-    """The policy of a file or of a run; of a run with several policies, a dict from every agent to the one that plays it.
+    """The policy of a file or of a run: ``policy.act(obs_BO)`` returns the greedy actions, (B,) or (B, A).
 
-    Neither the environment nor anything quantum is loaded. Raises UserError where a file is missing or damaged.
+    A run with several policies is a dict from every agent to the policy that plays it. Neither the environment nor
+    anything quantum is loaded. Raises UserError where a file is missing or damaged.
     """
     from distqtrl.policy import policy_file
 
@@ -199,9 +200,7 @@ def verify(
     named = exporting.targets(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
     with tools.orderly(tool_limit):
-        return list(
-            verifying.checks(Path(folder), *numbers, named, netlists=netlists, imports=import_environment)
-        )
+        return list(verifying.checks(Path(folder), *numbers, named, netlists=netlists, imports=import_environment))
 
 
 def describe(config: Config | str) -> dict[str, Any]:

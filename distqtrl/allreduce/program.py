@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from distqtrl.allreduce.agreement import Refused
@@ -35,7 +35,10 @@ class Ranks:
         error = getattr(sys, "last_value", None)  # that ended the program
         alone = self.failed or (error is not None and error is not self.shared)
         if alone:
-            self.comm.abort(getattr(error, "exit_code", 1))
+            code = getattr(error, "exit_code", 1)
+            with suppress(SystemExit):
+                self.comm.abort(code)
+            os._exit(code)  # the launcher ends the others, and MPI's own end would wait for them
         self.comm.finish(0 if error is None else 1)
 
 

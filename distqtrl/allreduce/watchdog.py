@@ -54,9 +54,7 @@ class Watchdog:
             os._exit(1)
 
 
-def keeper(
-    rank: int, limit_s: float | None, doing: str, meaning: str = MEANING, note: str = ""
-) -> Callable[[], None]:
+def keeper(rank: int, limit_s: float | None, doing: str, meaning: str = MEANING, note: str = "") -> Callable[[], None]:
     """Ends this process unless the function that is returned is called, or the process has ended, within the limit.
 
     For what holds the interpreter while it waits, so that no thread could: MPI's start and its end. A child process

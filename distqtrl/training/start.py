@@ -60,7 +60,7 @@ class Outcome:
 
 
 def start(request: Request, comm: Communicator, *, began: Callable[[Beginning], None], say: Say) -> Outcome:
-    """Train, go on with an unfinished run, extend a complete one, or return the result of one that is complete as asked.
+    """Train, go on with an unfinished run, extend a complete one, or return the result of one that is complete.
 
     All ranks call this with the same request. Nothing is written before every rank has made its environments: a try
     that cannot run owns no directory. ``began`` is called on rank 0 when a training begins, ``say`` with lines for

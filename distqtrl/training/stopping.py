@@ -60,7 +60,8 @@ def collected() -> Iterator[list[signal.Signals]]:
 
 
 def _restore(number: signal.Signals, handler: Any) -> None:
-    signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python, which cannot either
+    """Give a signal back; one that was not handled by Python (None) cannot be, and gets the default."""
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _note(number: int, _: FrameType | None) -> None:
