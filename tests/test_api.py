@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from needs import soon
 
 import distqtrl
 from distqtrl.cli import main as cli
@@ -215,25 +216,24 @@ def test_the_process_stays_the_users(tmp_path):
             signal.signal(s, handler)
 
 
-def sent(signal_number, run):
-    """Send this process a signal as soon as the run has metrics."""
+def sent(signal_number):
+    """Send this process a signal as soon as a training has begun to listen for it."""
+    before = signal.getsignal(signal_number)
 
     def send():
-        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-            pass
-        os.kill(os.getpid(), signal_number)
+        if soon(lambda: signal.getsignal(signal_number) is not before, 60):
+            os.kill(os.getpid(), signal_number)
 
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
+    threading.Thread(target=send, daemon=True).start()
 
 
 def test_signals_save_the_run(tmp_path):
     run = tmp_path / "run"
-    sent(signal.SIGINT, run)
+    sent(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"saved after .* go on with {run}"):
         distqtrl.train(config(LONG), run)
     (first,) = (run / "checkpoints").iterdir()
-    sent(signal.SIGTERM, run)
+    sent(signal.SIGTERM)
     result = distqtrl.train(config(LONG), run, resume=True)
     assert (result["status"], result["signal"], result["exit_code"]) == ("stopped", "SIGTERM", 143)
     assert len(list((run / "checkpoints").iterdir())) == 2
@@ -244,34 +244,36 @@ PROGRAM = f"""
 import sys, distqtrl
 case, folder = sys.argv[1:]
 rank, first = distqtrl.rank(), distqtrl.rank() == 0
+log = open(f"{{folder}}/log-{{rank}}", "w")
 def config(**changes):
-    return distqtrl.preset("cartpole", {{**{TINY}, "allreduce.timeout_s": 2.0, **changes}})
+    return distqtrl.preset("cartpole", {{**{TINY}, "allreduce.timeout_s": 60.0, **changes}})
+soon = config(**{{"allreduce.timeout_s": 2.0}})
 def refused(*args, **keywords):
     try:
         distqtrl.train(*args, **keywords)
     except distqtrl.UserError as error:
-        print(rank, "refused:", error, flush=True)
+        print("refused:", error, file=log, flush=True)
 if case == "several":
     refused(config(**{{"train.seed": rank}}), folder + "/differs")
     refused(config(), f"{{folder}}/{{rank}}")
     refused("cartpole" if rank else config(), folder + "/run")
     for steps in (64, 128):
         result = distqtrl.train(config(**{{"train.steps": steps}}), folder + "/run")
-        print(rank, result["update"], result["ranks"], len(distqtrl.load(folder + "/run").w_M), flush=True)
+        print(result["update"], result["ranks"], len(distqtrl.load(folder + "/run").w_M), file=log, flush=True)
 elif case == "never":
-    first and distqtrl.train(config(), folder + "/run")
+    first and distqtrl.train(soon, folder + "/run")
 elif case == "once":
     distqtrl.train(config(), folder + "/run")
-    first and distqtrl.train(config(), folder + "/again")
+    first and distqtrl.train(soon, folder + "/again")
 elif case == "caught":
     distqtrl.train(config(), folder + "/run")
-    first and refused(config(), folder + "/again")
+    first and refused(soon, folder + "/again")
     first and refused(config(), folder + "/again")
 elif case == "raises":
     distqtrl.train(config(), folder + "/run")
     if not first:
         raise RuntimeError("on rank 1 alone")
-    distqtrl.train(config(**{{"allreduce.timeout_s": 60.0}}), folder + "/again")
+    distqtrl.train(config(), folder + "/again")
 """
 
 
@@ -282,17 +284,16 @@ def program(mpirun, folder, case):
 
 @pytest.mark.xdist_group("ranks")
 def test_ranks_train_several_times_and_are_told_what_differs(mpirun, tmp_path):
-    code, out, err = program(mpirun, tmp_path, "several")
+    code, _, err = program(mpirun, tmp_path, "several")
     assert code == 0, err
     alike = "on rank 1 of 2: give every rank the same"
-    lines = out.splitlines()
-    for rank in "01":
-        own = [line[2:] for line in lines if line.startswith(rank)]
+    for rank in range(2):
+        own = (tmp_path / f"log-{rank}").read_text().splitlines()
         assert own[0] == f"refused: configurations differ {alike} one, seed included"
         assert own[1] == f"refused: directory or resume differ {alike} ones"
         assert own[2].startswith("refused: rank 1: train takes a configuration, not 'cartpole'")
         assert [line.split()[:2] for line in own[3:]] == [["1", "2"], ["2", "2"]]
-    assert {path.name for path in tmp_path.iterdir()} == {"program.py", "run"}
+    assert {path.name for path in tmp_path.iterdir()} == {"program.py", "run", "log-0", "log-1"}
 
 
 @pytest.mark.xdist_group("ranks")
@@ -304,13 +305,14 @@ def test_a_rank_that_does_not_call_is_noticed(mpirun, tmp_path):
         "distqtrl: rank 0: no word from the other ranks for 2 s (allreduce.timeout_s): not all ranks "
     )
     missing = "not all ranks called distqtrl.train: rank 0 waited 2 s for them (allreduce.timeout_s)"
-    code, out, err = program(mpirun, tmp_path, "once")
+    code, _, err = program(mpirun, tmp_path, "once")
     assert code != 0
     assert f"UserError: {missing}" in err
-    code, out, _ = program(mpirun, tmp_path, "caught")
+    code, _, _ = program(mpirun, tmp_path, "caught")
     assert code != 0
-    assert out.splitlines()[0].startswith(f"0 refused: {missing}")
-    assert "0 refused: an earlier distqtrl.train failed on rank 0 alone" in out
+    first, second = (tmp_path / "log-0").read_text().splitlines()
+    assert first.startswith(f"refused: {missing}")
+    assert second.startswith("refused: an earlier distqtrl.train failed on rank 0 alone")
     assert not (tmp_path / "again").exists()
 
 
