@@ -5,18 +5,17 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, resolve
-from distqtrl.cli.output import say as _say
+from distqtrl.cli.output import say
 from distqtrl.config.run import Config, save
 from distqtrl.config.sources import presets
-from distqtrl.environment.vector import Environments
-from distqtrl.record import directory as run_directory
-from distqtrl.training import stopping
+
+if TYPE_CHECKING:
+    from distqtrl.training.start import Beginning
 
 TEXT = "Train a preset or a configuration file; every field is a flag."
 SHARED = True
@@ -38,100 +37,38 @@ def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     config = agreed(comm, lambda: resolve(args, flags))
     text = save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
-    comm.limit(config.allreduce.timeout_s)
     if args.print_config:
         print(text, end="")
         return 0
-    directory = args.resume or args.run
-    there = run_directory.found(directory, config, comm) if directory else None
-    if there is None or there.goes_on:
-        directory, result = _trained(args, config, comm, directory, there)
-        if comm.rank == 0:
-            draw(directory)
-    else:
-        assert there.result is not None
-        result = there.result
-        if there.changes:
-            _extend(directory, config, there, comm)
-        if comm.rank == 0 and not (directory / "learning_curve.png").exists():  # killed just before its end
-            draw(directory)
+    directory, result, trained = _trained(args, config, comm)
+    if comm.rank == 0 and (trained or not (directory / "learning_curve.png").exists()):  # killed just before its end
+        draw(directory)
     if comm.rank == 0:
         report(directory, result, comm.size, args.json)
     agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
     return int(result.get("exit_code", 0))
 
 
-def _trained(
-    args: argparse.Namespace,
-    config: Config,
-    comm: Communicator,
-    directory: Path | None,
-    there: run_directory.Found | None,
-) -> tuple[Path, dict[str, Any]]:
-    """The run directory and the result of the training that this process takes part in, with all its replicas.
+def _trained(args: argparse.Namespace, config: Config, comm: Communicator) -> tuple[Path, dict[str, Any], bool]:
+    """The run directory, the result of the run, and whether there was anything left to do."""
+    from distqtrl.training.start import Request, start
 
-    Nothing is written before every rank has made its environments: a try that cannot run owns no directory.
-    """
-    from distqtrl.allreduce import threads as replicas
+    name = "" if args.resume or args.run else _name(args, config)
+    request = Request(config, args.resume or args.run, name, resume=args.resume is not None)
+    outcome = start(request, comm, began=lambda beginning: None if args.json else _print_begin(beginning), say=say)
+    return outcome.directory, outcome.result, outcome.trained
+
+
+def _print_begin(b: "Beginning") -> None:
+    """Print where the run is, and what it will ask of the QPUs."""
     from distqtrl.circuit import compiled
-    from distqtrl.training import shared_qpu as shared
-    from distqtrl.training.build import compare, prepare
-    from distqtrl.training.loop import train
-    from distqtrl.training.metrics import prediction
-    from distqtrl.training.run import Run
 
-    meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
-    members, limit_s = replicas.members(comm, meet), config.allreduce.timeout_s
-    resume = directory if args.resume or (there is not None and there.saved) else None
-    with stopping.collected() as pending:
-        if limit_s is not None and not compiled.ready(config.qpu.precision):
-            comm.limit(limit_s + compiled.WAIT_S)  # some may have nothing to compile, and wait for those that do
-        runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
-        comm.limit(limit_s)
-        compare(comm, runs[0])
-        if directory is None:
-            directory = run_directory.create(config, _name(args, config), comm)
-        elif there is None:
-            run_directory.claim(directory, config, comm)
-        elif there.changes:
-            _extend(directory, config, there, comm)
-        made = directory
-        qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
-        batched = len(qpus) > 1 and shared.share(qpus, circuits)
-
-        def trained(run: Run) -> dict[str, Any]:
-            if run.restarted:
-                _say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
-            asked = prediction(run)
-            if run.comm.rank == 0 and not args.json:
-                print(f"run directory {made}, {comm.size} rank{'s' if comm.size > 1 else ''}")
-                if len(runs) > 1:
-                    print(f"{len(runs)} replicas per rank, circuits {'as one batch' if batched else 'one by one'}")
-                if line := compiled.told():
-                    print(line)
-                print(_qpu_line(run.learner.generator.qpu, asked), flush=True)
-            return train(run, made, pending)
-
-        result = replicas.each(runs, trained, [meet, circuits])[0]
-        for run in runs:
-            _close(run.environments)
-        return directory, result
-
-
-def _extend(directory: Path, config: Config, there: run_directory.Found, comm: Communicator) -> None:
-    run_directory.extend(directory, config, there, comm)
-    for key, (old, new) in there.changes.items() if comm.rank == 0 else ():
-        _say(f"distqtrl: {directory} goes on with {key} {old} -> {new}")
-
-
-def _close(environments: "Environments") -> None:
-    """Give an environment's resources back; its last words cannot undo what was done."""
-    try:
-        environments.close()
-    except Exception as error:
-        _say(
-            f"distqtrl: warning: an environment did not close ({type(error).__name__}: {' '.join(str(error).split())})"
-        )
+    print(f"run directory {b.directory}, {b.ranks} rank{'s' if b.ranks > 1 else ''}")
+    if b.replicas > 1:
+        print(f"{b.replicas} replicas per rank, circuits {'as one batch' if b.batched else 'one by one'}")
+    if line := compiled.told():
+        print(line)
+    print(_qpu_line(b.qpu, b.asked), flush=True)
 
 
 def _name(args: argparse.Namespace, config: Config) -> str:
@@ -160,7 +97,7 @@ def draw(directory: Path) -> None:
     from distqtrl.report.figures import undrawn
 
     if problem := undrawn(directory):
-        _say(f"distqtrl: {problem}")
+        say(f"distqtrl: {problem}")
 
 
 def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -> None:
