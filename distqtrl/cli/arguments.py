@@ -10,8 +10,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from distqtrl.config.run import Config, stages
 from distqtrl.config.sources import load, preset, presets, with_flags
 from distqtrl.errors import UserError
+from distqtrl.export import targets
 
-TARGETS = "c,onnx,cuda,verilog"
+TARGETS = ",".join(targets.TARGETS)
 NUMBER = re.compile(r"-(\.?\d|inf|nan)")  # how a negative number starts; argparse's own pattern knows no exponent
 MANY = 10**9  # episodes, vectors, seconds: what nobody waits for, and memory still holds the returns of
 Flags = dict[str, list[str]]

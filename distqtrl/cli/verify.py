@@ -9,10 +9,10 @@ from distqtrl.cli.output import _aside
 
 
 def _verify(args: argparse.Namespace, flags: Flags) -> int:
-    from distqtrl.export import folder, readme, tools, verify
+    from distqtrl.export import readme, targets, tools, verify
 
     say, found = _aside(args.json), []
-    named = folder.targets(args.target) if args.target is not None else ()
+    named = targets.named(args.target) if args.target is not None else ()
     more = {"netlists": args.implement, "imports": args.import_environment}
     with tools.orderly(args.tool_limit):
         for check in verify.checks(args.folder, args.vectors, args.episodes, named, **more):

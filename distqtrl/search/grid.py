@@ -11,6 +11,7 @@ from distqtrl.environment.vector import make
 from distqtrl.errors import UserError
 from distqtrl.export import folder
 from distqtrl.export.options import Options
+from distqtrl.export.targets import named
 from distqtrl.search import cost
 from distqtrl.slurm import numbers
 
@@ -121,10 +122,13 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
         core=args.core,
         energy=folder.coefficients(args.energy) if args.energy else None,
         export=Options(
-            folder.targets(args.target), None, None, None, None, None, args.vectors, args.episodes, False, None,
-            imports=True, limit_s=args.tool_limit,
+            targets=named(args.target),
+            vectors=args.vectors,
+            episodes=args.episodes,
+            imports=True,
+            limit_s=args.tool_limit,
         ),
-    )  # fmt: skip
+    )
     _check_rule(args, made) if rule else _check_pareto(args, made)
     _check_masks(config)
     return made

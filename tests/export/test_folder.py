@@ -11,10 +11,9 @@ import onnx
 import pytest
 
 from distqtrl.cli.main import main
-from distqtrl.export import targets, tools, verify
-from distqtrl.export.check import Question
+from distqtrl.export import check, manifest, targets, tools, verify
 from distqtrl.export.verilog import synthesis
-from distqtrl.export.verilog.checks import CORES
+from distqtrl.export.verilog.cores import CORES
 from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 
@@ -54,7 +53,7 @@ def test_every_target_takes_squashed_heads_and_trained_integers(policies, tmp_pa
         return
     assert "Quantized while training. Bits: core 2, input 4, output 5, per tensor." in page
     assert about["returns"]["difference"] == 0 == about["returns"]["float"] - about["returns"]["integer"]
-    assert about["program"] == programs.digest(policy_file.load(policies[name])._program)
+    assert about["program"] == programs.digest(policy_file.load(policies[name]).program())
     assert "recorded_max" not in about["errors"][0]
 
 
@@ -116,15 +115,15 @@ def test_a_folder_counts_its_cores(cores):
 def test_a_mutation_of_a_core_is_seen(cores, tmp_path, core, pattern, change):
     """By Icarus, which takes a second where Verilator takes ten."""
     mutate(cores, tmp_path / "mutated", core, pattern, change)
-    assert checked(tmp_path / "mutated", targets.TARGETS["verilog"][f"icarus {core}"]).status == "DIFFERENT"
+    assert checked(tmp_path / "mutated", targets.TARGETS["verilog"].checks[f"icarus {core}"]).status == "DIFFERENT"
 
 
 @pytest.mark.xdist_group("cores")
 def test_a_mutation_of_a_core_is_seen_by_verilator(cores, tmp_path):
     folder = mutate(cores, tmp_path / "mutated", "unrolled", r"assign out_data = ()", lambda text: "~")
-    check = checked(folder, targets.TARGETS["verilog"]["verilog unrolled"])
-    assert check.status == "DIFFERENT"
-    assert check.detail.startswith("1,000 of 1,000 vectors")
+    found = checked(folder, targets.TARGETS["verilog"].checks["verilog unrolled"])
+    assert found.status == "DIFFERENT"
+    assert found.detail.startswith("1,000 of 1,000 vectors")
 
 
 def mutate(source, folder, core, pattern, change):
@@ -137,11 +136,12 @@ def mutate(source, folder, core, pattern, change):
     return folder
 
 
-def checked(folder, check):
-    program, seen_BO, _ = verify.read(folder)
+def checked(folder, comparison):
+    program, seen_BO, _ = manifest.read(folder)
     x_BO = verify.vectors(program, seen_BO, 1000, seed=0)
-    per_beat = {core: facts["observations_per_beat"] for core, facts in verify.manifest(folder)["verilog"].items()}
-    return targets.checked("core", check, Question(folder, program, x_BO, program.run(x_BO), seen_BO, per_beat))
+    facts = manifest.manifest(folder / "manifest.json")["verilog"]
+    question = check.Question(folder, program, x_BO, program.run(x_BO), seen_BO, facts)
+    return check.checked("core", comparison, question)
 
 
 @pytest.mark.xdist_group("cores")
@@ -195,7 +195,7 @@ def test_a_mutation_is_seen(exported, tmp_path, file, pattern, by, capfd):
     about = json.loads((folder / "manifest.json").read_text())
     about["files"][file] = verify.digest(folder / file)  # not by its hash
     if file == "program.json":
-        about["program"] = programs.digest(verify.read(folder)[0])
+        about["program"] = programs.digest(manifest.read(folder)[0])
     (folder / "manifest.json").write_text(json.dumps(about))
     assert main(["verify", str(folder), *FAST]) == 1
     lines = capfd.readouterr().out.splitlines()

@@ -21,7 +21,7 @@ COMPILERS = ("gcc", "clang")
 def library(program, folder, flags=()):
     """The program's C policy, built in a folder with these flags."""
     folder.mkdir(parents=True, exist_ok=True)
-    c.write(program, folder)
+    c.write(folder, program)
     words = [*STRICT, "-O1", "-shared", "-fPIC", *flags]
     subprocess.run(["cc", *words, "-o", "policy.so", "policy.c"], cwd=folder, check=True)
     return loader.Policy(library=folder / "policy.so")
@@ -65,7 +65,7 @@ def test_c_is_clean(tmp_path, compiler):
     for seed in range(8):
         made, folder = program(seed, factored=seed > 5), tmp_path / str(seed)
         folder.mkdir()
-        c.write(made, folder)
+        c.write(folder, made)
         width = len(made.input_fraction_O)
         rows = observations(made, 50)
         (folder / "main.c").write_text(
@@ -199,6 +199,6 @@ def test_cuda_compiles(tmp_path):
         nvcc = tools.nvcc()
     except tools.Missing as error:
         pytest.skip(str(error))
-    c.write(program(5), tmp_path)
+    c.write(tmp_path, program(5))
     (tmp_path / "policy.cu").write_text(cuda.SOURCE)
     tools.run(nvcc, ["-c", "-o", "policy.o", "policy.cu"], tmp_path)

@@ -16,7 +16,7 @@ import pytest
 from needs import soon
 
 from distqtrl.cli import main as cli
-from distqtrl.export import loader, readme, tools, verify
+from distqtrl.export import loader, manifest, readme, tools, verify
 from distqtrl.export.check import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check
 from distqtrl.export.verilog import synthesis
 
@@ -243,7 +243,7 @@ def test_verilator_needs_no_python_on_path(unproven, tmp_path):
 def test_a_core_that_says_nothing_differs(unproven, tmp_path):
     if not shutil.which("iverilog"):
         pytest.skip("no iverilog: install the Debian package iverilog")
-    program, x_BO, _ = verify.read(unproven)
+    program, x_BO, _ = manifest.read(unproven)
     text = (unproven / "policy_unrolled.v").read_text()
     silent = re.sub(r"assign out_valid = [^;]+;", "assign out_valid = 0;", text)
     from distqtrl.export.verilog import simulate

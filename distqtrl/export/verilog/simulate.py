@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distqtrl.export import tools
+from distqtrl.export.check import Different
 from distqtrl.quantize.program import Ints, Program
 
 HARNESS = r"""
@@ -96,8 +97,8 @@ int main(int argc, char **argv)
 """
 
 
-class Stuck(Exception):
-    """A simulated core computed for a long time and said nothing, or what is no number."""
+class Stuck(Different):
+    """A simulated core gave no action for a long time, or one that is not a number."""
 
 
 def build(text: str, name: str, folder: Path, library: Path | None = None) -> Path:
