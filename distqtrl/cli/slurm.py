@@ -10,8 +10,10 @@ from distqtrl.cli.arguments import Flags, _add_fields, _number, resolve
 
 def _slurm(args: argparse.Namespace, flags: Flags) -> int:
     from distqtrl import slurm
+    from distqtrl.generator import names
 
     config = resolve(args, flags)
+    names.check(config)
     named = {"partition": args.partition, "nodelist": args.nodelist}
     job = slurm.checked(
         slurm.Job(
