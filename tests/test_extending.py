@@ -21,11 +21,12 @@ from distqtrl.quantize import blocks
 from distqtrl.quantize import program as programs
 
 ROOT = Path(__file__).parents[1]
-TINY = """cartpole --policy.hidden 4 --mapping.chunk 4 --circuit.layers 1 --algorithm.value_hidden 4
-    --algorithm.rollout_steps 8 --environment.local_num 2 --train.updates 2 --train.steps none --evaluate.episodes 2
-    --evaluate.every none --evaluate.target none""".split()
+TINY = {"policy.hidden": 4, "mapping.chunk": 4, "circuit.layers": 1, "algorithm.value_hidden": 4}
+TINY |= {"algorithm.rollout_steps": 8, "environment.local_num": 2, "train.updates": 2, "train.steps": "none"}
+TINY |= {"evaluate.episodes": 2, "evaluate.every": "none", "evaluate.target": "none"}
 QUICK = ["--vectors", "200", "--episodes", "1"]
 NAMES = {"circuit.ansatz": "ladder", "qpu.backend": "counted", "mapping.kind": "affine", "rollout.precision": "tenths"}
+TINY_RUN = ["cartpole", *(word for key, value in TINY.items() for word in (f"--{key}", str(value)))]
 NAMED = [word for key, value in NAMES.items() for word in (f"--{key}", value)]
 
 
@@ -101,7 +102,7 @@ def tables():
 def trained(tables, tmp_path_factory):
     """A run that trains with a new ansatz, backend, mapping and number format."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", *TINY, *NAMED, "--run", str(run)]) == 0
+    assert main(["train", *TINY_RUN, *NAMED, "--run", str(run)]) == 0
     return run
 
 
@@ -119,7 +120,7 @@ def test_a_run_is_trained_and_described(trained, capfd):
     assert facts["circuit"] == "ladder, L = 1"
     assert facts["circuit_parameters"] == 2 * n - 1
     assert facts["mapping_parameters"] == (n + 1) * 4 + 4
-    assert main(["slurm", *TINY, *NAMED, "--dry-run", "--launcher", "srun"]) == 0
+    assert main(["slurm", *TINY_RUN, *NAMED, "--dry-run", "--launcher", "srun"]) == 0
     assert "--circuit.ansatz ladder" in capfd.readouterr().out
 
 
@@ -160,7 +161,7 @@ def test_names_that_no_table_holds_are_refused_alike(command, tmp_path, monkeypa
     kept |= {"rollout.precision": "mxfp", "adapter.precision": "int77"}
     for key, name in kept.items():
         for source in ("circuit", "direct"):
-            words = [command[0], *TINY, *command[1:], f"--{key}", name, "--generator.source", source]
+            words = [command[0], *TINY_RUN, *command[1:], f"--{key}", name, "--generator.source", source]
             assert main(words) == 2, words
             (line,) = capfd.readouterr().err.splitlines()
             assert f"'{name}': did you mean" in line
