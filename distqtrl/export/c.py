@@ -77,7 +77,7 @@ def library(place: Path) -> loader.Policy:
 def compared(name: str, q: Question) -> Check:
     """The check of the library that this machine's compiler makes."""
     equal(library(q.place).batch(q.x_BO), q.y_BA)
-    return Check(name, EQUAL, len(q.x_BO), tools.compiler().name)
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail=tools.compiler().name)
 
 
 def cortex_m(place: Path) -> dict[str, float]:
@@ -99,7 +99,7 @@ def linked(name: str, q: Question) -> Check:
     """The check that a microcontroller's compiler takes the sources, and what they need there."""
     f = cortex_m(q.place)
     detail = f"Cortex-M4: {f['flash']:,} bytes of flash, {f['memory']:,} of memory, at most {f['stack']:,} of stack"
-    return Check(name, BUILT, 0, detail, f)
+    return Check(name, BUILT, detail=detail, figures=f)
 
 
 def sources(program: Program) -> dict[str, str]:

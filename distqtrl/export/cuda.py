@@ -70,9 +70,9 @@ def compared(name: str, q: Question) -> Check:
     except OSError as error:
         raise Unchecked(f"nvcc wrote a library that does not load ({error}): {nvcc.remedy}") from None
     if code := call(*pointers, ctypes.c_int32(len(rows))):
-        return Check(name, BUILT, 0, f"by nvcc, and not run: no GPU here (CUDA error {code})")
+        return Check(name, BUILT, detail=f"by nvcc, and not run: no GPU here (CUDA error {code})")
     equal(out, q.y_BA)
-    return Check(name, EQUAL, len(q.x_BO), "on the GPU")
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail="on the GPU")
 
 
 def compared_in_torch(name: str, q: Question) -> Check:
@@ -82,7 +82,7 @@ def compared_in_torch(name: str, q: Question) -> Check:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = [run(q.program, torch.from_numpy(part).to(device)) for part in parts(q.x_BO)]
     equal(torch.cat(found).cpu().numpy(), q.y_BA)
-    return Check(name, EQUAL, len(q.x_BO), f"torch on {device}")
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail=f"torch on {device}")
 
 
 def run(program: Program, x_BO: "torch.Tensor") -> "torch.Tensor":

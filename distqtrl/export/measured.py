@@ -80,7 +80,7 @@ def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: i
     """
     environment = Environment(**policy.environment)
     both = [
-        episodes.returns(environment, policy.agents, partners, act, num, "evaluation")
+        episodes.returns(environment, agents=policy.agents, partners=partners, act=act, num=num, purpose="evaluation")
         for act in (policy.act, program.act)
     ]
     difference = both[1] - both[0]

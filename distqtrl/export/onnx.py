@@ -46,7 +46,7 @@ def compared(name: str, q: Question) -> Check:
     except Exception as error:  # it has exceptions of its own for everything
         raise Unchecked(f"onnxruntime failed: {first_line(error)}: install distqtrl[onnx] again") from None
     equal(np.concatenate(found), q.y_BA)
-    return Check(name, EQUAL, len(q.x_BO), f"onnxruntime {onnxruntime.__version__}")
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail=f"onnxruntime {onnxruntime.__version__}")
 
 
 class Graph:

@@ -59,17 +59,19 @@ def checks(
     yield _files(folder, about, program)
     if (changed := _unlike(folder, about, PROGRAM)) or programs.digest(program) != about["program"]:
         why = f"{changed or f'{PROGRAM} is not the program that was exported'}, and it says what is right"
-        yield Check("interpreter", NOT_CHECKED, 0, why)
+        yield Check("interpreter", NOT_CHECKED, detail=why)
         return
     same = bool((program.run(seen_BO) == seen_BA).all())
-    yield Check("interpreter", EQUAL if same else DIFFERENT, len(seen_BO), f"{PROGRAM} on {VECTORS}")
+    yield Check("interpreter", EQUAL if same else DIFFERENT, vectors=len(seen_BO), detail=f"{PROGRAM} on {VECTORS}")
     x_BO = vectors(program, seen_BO, num_vectors, seed=0)
     y_BA = np.concatenate([program.run(part) for part in parts(x_BO)])
     wanted = [name for name in TARGETS if name in about["targets"] and (not targets or name in targets)]
 
     def check(target: str, name: str, comparison: Comparison) -> Check:
         def question(place: Path) -> Question:
-            return Question(place, program, x_BO, y_BA, seen_BO, facts=about.get(target, {}))
+            return Question(
+                place=place, program=program, x_BO=x_BO, y_BA=y_BA, seen_BO=seen_BO, facts=about.get(target, {})
+            )
 
         return _placed(name, comparison, folder, about, question)
 
@@ -80,12 +82,15 @@ def checks(
         for future in [pool.submit(check, *each) for each in made]:
             yield future.result()
     if "c" in wanted:
-        yield _closed_loop(folder, about, program, num_episodes, imports)
+        yield _closed_loop(folder, about, program, num_episodes, imports=imports)
 
 
 def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
-    """0: everything that was asked for is equal; 1: something differs; 3: a target that was named was not checked, or
-    nothing was."""
+    """The exit code of the verify command.
+
+    OK: everything that was asked for is equal. DIFFERS: something differs. UNPROVEN: a target that was named was not
+    checked, or nothing was.
+    """
     if any(check.status == DIFFERENT for check in found):
         return DIFFERS
     proven = {check.target for check in found if check.status == EQUAL}
@@ -96,8 +101,11 @@ def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
 
 
 def vectors(program: Program, seen_BO: Ints, num: int, seed: int) -> Ints:
-    """Integer observations: every one, or one for every combination of input levels, where num is enough; and up to
-    num recorded ones, ones near them, corners, and anything."""
+    """Integer observations (num, O) to compare on.
+
+    Every possible one, or one for every combination of input levels, where num is enough; the rest are recorded ones,
+    ones near them, corners, and random ones.
+    """
     rng, every_BO = np.random.default_rng(seed), _every(program, num, seed)
     low, high = int(program.inputs.low_N[0]), int(program.inputs.high_N[0])
     width, num = len(program.input_fraction_O), num - len(every_BO)
@@ -168,7 +176,7 @@ def _files(folder: Path, about: dict[str, Any], program: Program) -> Check:
     if not wrong and programs.digest(program) != about["program"]:
         wrong = [f"{PROGRAM} is not the program that was exported"]
     words = ", ".join(wrong) or f"{len(about['files'])} files as exported"
-    return Check("files", DIFFERENT if wrong else EQUAL, 0, words)
+    return Check("files", DIFFERENT if wrong else EQUAL, detail=words)
 
 
 def _unlike(folder: Path, about: dict[str, Any], name: str) -> str:
@@ -181,7 +189,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int, imports: bool) -> Check:
+def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int, *, imports: bool) -> Check:
     """The C policy drives the environment, beside the policies of other agents; the interpreter looks on."""
     steps = wrong = 0
 
@@ -201,12 +209,15 @@ def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int
             others = sorted(name for name in about["files"] if name.startswith(PARTNER))
             partners = [policy_file.load(_take(folder, about, name, place)) for name in others]
             policy = c.library(place)
-            returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
+            returns = episodes.returns(
+                environment, agents=agents, partners=partners, act=act, num=num, purpose="evaluation"
+            )
     except Exception as error:  # an environment can fail in any way
         if wrong:
-            return Check(LOOP, DIFFERENT, steps, f"{wrong:,} actions of C, until {type(error).__name__}")
+            return Check(LOOP, DIFFERENT, vectors=steps, detail=f"{wrong:,} actions of C, until {type(error).__name__}")
         words = next(iter(str(error).splitlines()), "")
         known = isinstance(error, (Unchecked, UserError))
-        return Check(LOOP, NOT_CHECKED, 0, words if known else f"{type(error).__name__}: {words}")
+        return Check(LOOP, NOT_CHECKED, detail=words if known else f"{type(error).__name__}: {words}")
     detail = f"{num} episodes of {environment.id} driven by C, return {returns.mean():.2f}"
-    return Check(LOOP, DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})
+    figures = {"return": float(returns.mean())}
+    return Check(LOOP, DIFFERENT if wrong else EQUAL, vectors=steps, detail=detail, figures=figures)

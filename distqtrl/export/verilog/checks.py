@@ -19,7 +19,7 @@ def _verilator(core: str) -> Comparison:
         few_x, few_y = _few(q.x_BO, q.y_BA)
         equal(simulate.run(simulator, q.program, few_x, lanes, stall=3)[0], few_y)
         words = f"Verilator, {clocks} clocks from observation to action"
-        return Check(name, EQUAL, len(q.x_BO), words, {"clocks": clocks})
+        return Check(name, EQUAL, vectors=len(q.x_BO), detail=words, figures={"clocks": clocks})
 
     return Comparison((f"policy_{core}.v",), run, proves=(f"policy_{core}.v",))
 
@@ -29,7 +29,7 @@ def _icarus(core: str) -> Comparison:
         x, y = _few(q.x_BO, q.y_BA)
         text, lanes = (q.place / f"policy_{core}.v").read_text(), q.facts[core]["observations_per_beat"]
         equal(simulate.icarus(text, f"policy_{core}", q.place, q.program, x, lanes), y)
-        return Check(name, EQUAL, len(x), "Icarus")
+        return Check(name, EQUAL, vectors=len(x), detail="Icarus")
 
     return Comparison((f"policy_{core}.v",), run, proves=(f"policy_{core}.v",))
 
@@ -41,7 +41,8 @@ def _netlist(core: str) -> Comparison:
         simulator = simulate.build(netlist, top, q.place, tools.cells())
         equal(simulate.run(simulator, q.program, x, q.facts[core]["observations_per_beat"])[0], q.program.run(x))
         toggles = simulate.toggles(simulator) / len(x)
-        return Check(name, EQUAL, len(x), f"7 series, {toggles:,.0f} toggles per action", {"toggles": toggles})
+        words = f"7 series, {toggles:,.0f} toggles per action"
+        return Check(name, EQUAL, vectors=len(x), detail=words, figures={"toggles": toggles})
 
     return Comparison((f"policy_{core}.v",), run)
 

@@ -56,7 +56,8 @@ def _synthesized(folder: Path, name: str, core: Core, program: Program, options:
         out["fits"] = [part for part, room in synthesis.PARTS.items() if not synthesis.lacking(used, room)]
         if options.implement:
             lanes, outputs = core["observations_per_beat"], program.outputs
-            out["mhz"] = synthesis.clock_mhz(text, top, lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits)
+            in_bits, out_bits = lanes * program.inputs.bits, len(outputs.low_N) * outputs.bits
+            out["mhz"] = synthesis.clock_mhz(text, top, in_bits=in_bits, out_bits=out_bits)
     except tools.Unchecked as error:
         return {"missing": str(error)}
     return out
