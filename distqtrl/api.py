@@ -155,7 +155,7 @@ def export(
     from distqtrl.policy.policy_file import Policy
 
     options = Options(
-        targets=exporting.targets(targets if isinstance(targets, str) else ",".join(targets)),
+        targets=named(targets if isinstance(targets, str) else ",".join(targets)),
         bits=_bits(bits),
         per=per if per is None else lookup("per", per, {"channel": "channel", "tensor": "tensor"}),
         calibration=None if calibration is None else Path(calibration),
@@ -192,12 +192,11 @@ def verify(
     targets: these alone; else all that it has. A status is "equal", "built" (where nothing can run it), "DIFFERENT" or
     "not checked". The keywords are the flags of ``distqtrl verify``. Raises UserError for what is no exported folder.
     """
-    from distqtrl.export import folder as exporting
     from distqtrl.export import tools
     from distqtrl.export import verify as verifying
 
     text = targets if isinstance(targets, str) else ",".join(targets)
-    named = exporting.targets(text) if text else ()
+    wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
     with tools.orderly(tool_limit):
         return list(verifying.checks(Path(folder), *numbers, named, netlists=netlists, imports=import_environment))

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from distqtrl.config.run import Config, stages
 from distqtrl.config.sources import load, preset, presets, with_flags
-from distqtrl.errors import UserError, nearest
+from distqtrl.errors import UserError
 
 NEGATIVE = re.compile(r"-(\.?\d|inf|nan)")  # how a negative number starts; argparse's own pattern knows no exponent
 MOST = 10**9  # episodes, vectors, seconds: what nobody waits for, and memory still holds the returns of
@@ -105,17 +105,6 @@ def numbers(text: str) -> tuple[int, ...]:
     if len(set(found)) < len(found):
         raise UserError(f"'{text[:60]}' names a number twice")
     return tuple(found)
-
-
-def targets(text: str | None) -> tuple[str, ...]:
-    """The targets of --target, every target that there is without it; raises UserError for an unknown one."""
-    from distqtrl.export.targets import TARGETS
-
-    words = tuple(TARGETS) if text is None else tuple(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
-    return words
 
 
 def coefficients(text: str | None) -> tuple[float, float] | None:

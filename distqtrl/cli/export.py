@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients, targets
+from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
 from distqtrl.cli.output import aside
 from distqtrl.errors import UserError
 
@@ -71,6 +71,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
 def options(args: Namespace) -> "Options":
     """How to export, as the command line says; raises UserError."""
     from distqtrl.export.options import Options
+    from distqtrl.export.targets import TARGETS, named
     from distqtrl.export.verilog import synthesis
     from distqtrl.quantize.formats import bits
 
@@ -80,7 +81,7 @@ def options(args: Namespace) -> "Options":
     if args.energy is not None and not args.implement:
         raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
     return Options(
-        targets=targets(args.target),
+        targets=tuple(TARGETS) if args.target is None else named(args.target),
         bits=None if args.bits is None else bits(args.bits),
         per=args.per,
         calibration=args.calibration,

@@ -16,7 +16,6 @@ from distqtrl.cli.arguments import (
     coefficients,
     numbers,
     resolve,
-    targets,
 )
 from distqtrl.cli.output import say
 from distqtrl.errors import UserError
@@ -126,6 +125,7 @@ def _print_plan(plan: list[tuple[str, list[str], int]], as_json: bool) -> int:
 def search(args: Namespace, flags: Flags) -> "Search":
     """The search that the command line asks for; raises UserError."""
     from distqtrl.export.options import Options
+    from distqtrl.export.targets import named
     from distqtrl.search import grid
 
     config = resolve(args, flags)
@@ -147,16 +147,9 @@ def search(args: Namespace, flags: Flags) -> "Search":
         core=args.core,
         energy=coefficients(args.energy),
         export=Options(
-            targets=targets(args.target),
-            bits=None,
-            per=None,
-            calibration=None,
-            folding=None,
-            part=None,
+            targets=named(args.target),
             vectors=args.vectors,
             episodes=args.episodes,
-            implement=False,
-            energy=None,
             imports=True,
             limit_s=args.tool_limit,
         ),

@@ -41,8 +41,10 @@ def add(command: ArgumentParser) -> None:
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Submit the job, or print its script; returns the exit code."""
     from distqtrl import slurm
+    from distqtrl.generator import names
 
     config = resolve(args, flags)
+    names.check(config)
     named = {"partition": args.partition, "nodelist": args.nodelist}
     job = slurm.checked(
         slurm.Job(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_permission, add_proof, targets
+from distqtrl.cli.arguments import Flags, add_permission, add_proof
 from distqtrl.cli.output import aside
 
 TEXT = "Check an exported folder again: every target whose tool is here, vector by vector."
@@ -31,10 +31,10 @@ def add(command: ArgumentParser) -> None:
 
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Print every check as it is done; returns the exit code."""
-    from distqtrl.export import readme, tools, verify
+    from distqtrl.export import readme, targets, tools, verify
 
     say, found = aside(args.json), []
-    named = () if args.target is None else targets(args.target)
+    named = () if args.target is None else targets.named(args.target)
     more = {"netlists": args.implement, "imports": args.import_environment}
     with tools.orderly(args.tool_limit):
         for check in verify.checks(args.folder, args.vectors, args.episodes, named, **more):
