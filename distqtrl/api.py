@@ -151,6 +151,7 @@ def export(
     """
     from distqtrl.export import folder as exporting
     from distqtrl.export.options import Options
+    from distqtrl.export.targets import named
     from distqtrl.export.verilog.folded import Folding
     from distqtrl.policy.policy_file import Policy
 
@@ -194,12 +195,13 @@ def verify(
     """
     from distqtrl.export import tools
     from distqtrl.export import verify as verifying
+    from distqtrl.export.targets import named
 
     text = targets if isinstance(targets, str) else ",".join(targets)
     wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
     with tools.orderly(tool_limit):
-        return list(verifying.checks(Path(folder), *numbers, named, netlists=netlists, imports=import_environment))
+        return list(verifying.checks(Path(folder), *numbers, wanted, netlists=netlists, imports=import_environment))
 
 
 def describe(config: Config | str) -> dict[str, Any]:
