@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from lib import setting
 
-from distqtrl.export import c, readme, targets
+from distqtrl.export import c, readme
 from distqtrl.export.check import Check
-from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
+from distqtrl.export.verilog import figures, folded, simulate, synthesis, unrolled
 from distqtrl.export.verilog.folded import Folding
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Gaussian
@@ -100,8 +100,8 @@ def latency(bursts: int) -> dict[str, float]:
     float_net = torch.nn.Sequential(modules[0], torch.nn.ReLU(), modules[1], torch.nn.ReLU(), modules[2]).eval()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        c.write(program, folder)
-        policy = targets.library(folder)
+        c.write(folder, program)
+        policy = c.library(folder)
         warnings.simplefilter("ignore", DeprecationWarning)  # the exporter without torch.export needs no package more
         torch.onnx.export(float_net, (torch.zeros(1, 17),), str(folder / "float.onnx"), dynamo=False, input_names=["x"])
         options = onnxruntime.SessionOptions()
@@ -278,7 +278,7 @@ def table(results: dict) -> str:
     checks = results["cartpole"]["checks"]
     lines += ["", f"## CartPole, all targets: {results['cartpole']['seconds']:.0f} s", ""]
     lines += [f"* {readme.line(Check(**check))}" for check in checks]
-    lines += [f"* {readme.core_line(name, core)}" for name, core in results["cartpole"]["verilog"].items()]
+    lines += [f"* {figures.line(name, core)}" for name, core in results["cartpole"]["verilog"].items()]
     r = results["cartpole"]["returns"]
     lines += [f"* return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes"]
     return "\n".join(lines)

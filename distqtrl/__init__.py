@@ -14,13 +14,52 @@ A actions, R ranks, L circuit layers. Wire 0 is the most significant bit of a ba
 """
 
 import importlib
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distqtrl import nn as nn
+    from distqtrl.api import describe, export, load, preset, rank, read, train, verify
+    from distqtrl.config.run import Config
+    from distqtrl.errors import UserError
+    from distqtrl.policy.policy_file import Policy
 
 __version__ = "0.1.0"
+__all__ = [
+    "Config", "Policy", "UserError", "describe", "export", "load", "nn", "preset", "rank", "read", "train", "verify",
+]  # fmt: skip
+
+_WHERE = {"Config": "config.run", "UserError": "errors", "Policy": "policy.policy_file"}
+
+
+class _Export(ModuleType):
+    """The package ``distqtrl.export``, which is called as the function of that name (``distqtrl.api.export``)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("distqtrl.api").export(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "export" and type(value) is ModuleType:  # the import system has loaded it
+            value.__class__ = _Export
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    """``distqtrl.nn`` is loaded, with torch, when it is first asked for."""
-    if name == "nn":
-        return importlib.import_module("distqtrl.nn")
-    raise AttributeError(f"module 'distqtrl' has no attribute '{name}'")
+    """What a program of the user's calls is loaded when it is first asked for: the package itself costs nothing."""
+    if name in ("nn", "export"):
+        return importlib.import_module(f"distqtrl.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'distqtrl' has no attribute '{name}'")
+    found = getattr(importlib.import_module(f"distqtrl.{_WHERE.get(name, 'api')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

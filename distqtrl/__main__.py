@@ -3,7 +3,7 @@
 import os
 import sys
 
-from distqtrl.cli import terminal
+from distqtrl.cli import output, terminal
 from distqtrl.training import stopping
 
 
@@ -19,7 +19,7 @@ def main() -> int:
 
     code = run(sys.argv[1:])
     if lost := terminal.lost():
-        terminal.say(f"distqtrl: {lost}; {'files are as they should be' if training else 'the output is incomplete'}")
+        output.say(f"distqtrl: {lost}; {'files are as they should be' if training else 'the output is incomplete'}")
         code = code if training else code or 1
     if training:
         stopping.ignore(code)

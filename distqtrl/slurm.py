@@ -18,7 +18,6 @@ from distqtrl.allreduce.connect import library
 from distqtrl.config.run import Config
 from distqtrl.errors import UserError
 
-MANY = 10_000  # numbers in a list
 TIME = re.compile(r"(?:[0-9]{1,9}-)?(?:(?:[0-9]{1,9}:)?[0-9]{1,9}:)?[0-9]{1,9}")
 MEMORY = re.compile(r"([1-9][0-9]{0,8})([KMGT]?)", re.IGNORECASE)
 
@@ -116,26 +115,6 @@ def seconds(time: str) -> int:
         return ((int(days) * 24 + hours) * 60 + minutes) * 60 + secs
     hours, minutes, secs = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
     return (hours * 60 + minutes) * 60 + secs
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """The numbers of a list of ranges.
-
-    >>> numbers("0-3,8")
-    (0, 1, 2, 3, 8)
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"'{text[:60]}' is no list of numbers: write such as 0-9 or 1,2,4")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if len(found) + last - first >= MANY:
-            raise UserError(f"'{text[:60]}' has more than {MANY:,} numbers: write fewer")
-        found += range(first, last + 1)
-    if len(set(found)) < len(found):
-        raise UserError(f"'{text[:60]}' names a number twice")
-    return tuple(found)
 
 
 def launcher(wanted: str) -> Launcher:

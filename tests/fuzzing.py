@@ -319,7 +319,7 @@ def subjects(folder: Path) -> list[Subject]:
         policy.save(path)
         found.append(Subject(f"policy {name}", Tensors(path, _policy, policy_file.FORMAT)))
         if policy.trained:
-            text = programs.dumps(lower.pruned(lower.program(policy.quantized(), policy.head)))
+            text = programs.dumps(policy.program())
             read = lambda path: json.loads(programs.dumps(programs.loads(path.read_text(errors="replace"))))  # noqa: E731
             found.append(Subject(f"program {name}", Text(folder / "program.json", json.loads(text), read)))
     (folder / "run").mkdir()

@@ -30,14 +30,14 @@ TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], dtype=np.int
 
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch):
-    monkeypatch.setattr("distqtrl.cli.train._draw", lambda directory: None)
+    monkeypatch.setattr("distqtrl.cli.train.draw", lambda directory: None)
 
 
 @pytest.fixture(scope="module")
 def complete_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distqtrl.cli.train._draw", lambda directory: None)
+        patch.setattr("distqtrl.cli.train.draw", lambda directory: None)
         assert cli.main(["train", "cartpole", *TINY.split(), "--train.directory", str(folder)]) == 0
     (run,) = folder.iterdir()
     return run

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from needs import need
 
-from distqtrl.cli import arguments
+from distqtrl.cli import search_bits
 from distqtrl.cli.parser import parse
-from distqtrl.search import grid
 from distqtrl.slurm import Job, Launcher, script
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -124,7 +123,7 @@ def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
     words = (tmp_path / "words").read_text().split()
     assert words[:3] == ["-m", "distqtrl", "search-bits"]
     args, flags = parse(words[2:])
-    grid.search(args, arguments.resolve(args, flags), flags)
+    search_bits.search(args, flags)
 
 
 def test_the_search_script_is_clean():

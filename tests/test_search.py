@@ -13,14 +13,14 @@ import pytest
 from needs import need
 
 from distqtrl.allreduce.communicator import Serial
-from distqtrl.cli import arguments
 from distqtrl.cli import main as cli
+from distqtrl.cli import search_bits
 from distqtrl.cli.parser import parse
 from distqtrl.errors import Diverged, UserError
 from distqtrl.files.lock import locked
 from distqtrl.policy import policy_file
 from distqtrl.record import directory as run_directory
-from distqtrl.search import cost, grid, rule, workers
+from distqtrl.search import cost, rule, workers
 from distqtrl.search.grid import Candidate, name
 
 PAPER = {  # width, core bits, input bits; mean and sample deviation in floating point, mean of what is selected
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.xdist_group("search")  # which share what one process f
 
 def asked(*words):
     args, flags = parse(["search-bits", "cartpole", "-o", "nowhere", *words])
-    return grid.search(args, arguments.resolve(args, flags), flags)
+    return search_bits.search(args, flags)
 
 
 def spread(mean, deviation, num=10):
@@ -160,10 +160,10 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--core-bits", "4:2"], "--core-bits 4:2: the rule takes one number for all layers: use --mode pareto"),
         (["--mode", "pareto", "--core-bits", "4:2:2"], "--core-bits 4:2:2: the policy has 2 layers: give 1 or 2"),
         (["--input-bits", "0"], "--input-bits 0: 0 does not fit: at least 1, at most 8"),
-        (["--widths", "big"], "--widths: 'big' is no list of numbers"),
+        (["--widths", "big"], "--widths: 'big' is not a list of numbers"),
         (["--output-bits", "8,4"], "--output-bits 8,4: the rule keeps one number"),
         (["--seeds", "0"], "--seeds 0: the rule needs the deviation over seeds: give 2 or more"),
-        (["--seeds", "3-1"], "--seeds: '3-1' is no list of numbers"),
+        (["--seeds", "3-1"], "--seeds: '3-1' is not a list of numbers"),
         (["--cost", "luts"], "--cost luts: the rule looks at no cost"),
         (["--mode", "pareto", "--cost", "energy"], "--cost energy needs --energy WATTS,JOULES"),
         (["--mode", "pareto", "--energy", "1,1"], "--energy 1,1: only --cost energy has a use for it"),
@@ -172,8 +172,8 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--train.seed", "1"], "--train.seed: the search sets it itself: remove it, and give --seeds"),
         (["--quantize.core_bits", "3"], "remove it, and give --core-bits"),
         (["--policy.hidden", "none"], "policy.hidden is empty"),
-        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search has one replica"),
-        (["--environment.id", "Blackjack-v1"], "Blackjack-v1: observation space Tuple"),
+        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search runs in one thread"),
+        (["--environment.observation", "a"], "CartPole-v1: environment.observation = 'a' is not there"),
         (["--core-bit", "3"], "unknown key 'core-bit'"),
     ],
 )
@@ -338,7 +338,8 @@ def test_floating_point_has_the_largest_width():
 LOSING = """
 import sys
 from distqtrl.cli import main as cli
-from distqtrl.allreduce.communicator import Refused, announced
+from distqtrl.allreduce.agreement import Refused
+from distqtrl.allreduce.connect import announced
 from distqtrl.search import workers
 
 def train(*_):

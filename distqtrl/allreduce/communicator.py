@@ -3,7 +3,7 @@
 One rank is the same program with the serial communicator; mpi4py is needed only when a launcher started us.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -36,6 +36,9 @@ class Communicator(Protocol):
 
     def among(self, ranks: Sequence[int]) -> "Communicator":
         """These ranks only, of which this is one; nothing is said before they first speak with each other."""
+
+    def arrival(self) -> Callable[[], bool]:
+        """Whether all ranks have called this, without waiting for them: ask until they have."""
 
     def limit(self, timeout_s: float | None) -> None:
         """End this process when it waits longer than this for the others, from now on."""
@@ -70,6 +73,9 @@ class Serial:
 
     def among(self, ranks: Sequence[int]) -> "Serial":
         return self
+
+    def arrival(self) -> Callable[[], bool]:
+        return lambda: True
 
     def limit(self, timeout_s: float | None) -> None:
         pass

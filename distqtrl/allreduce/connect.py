@@ -7,7 +7,7 @@ import sys
 
 from distqtrl.allreduce import leftovers
 from distqtrl.allreduce.communicator import Communicator, Serial
-from distqtrl.allreduce.watchdog import keeper
+from distqtrl.allreduce.watchdog import MEANING, keeper
 from distqtrl.errors import UserError
 
 LAUNCHERS = (  # what they tell every process they start, MPICH and Intel, Open MPI, srun
@@ -61,10 +61,11 @@ def library() -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def connect(timeout_s: float | None = 1800.0) -> Communicator:
+def connect(timeout_s: float | None = 1800.0, calling: str = "") -> Communicator:
     """The communicator of this job: MPI when a launcher started us, else serial.
 
-    timeout_s: how long to wait for the others, now and until ``limit`` says otherwise; None for ever.
+    timeout_s: how long to wait for the others, now and until ``limit`` says otherwise; None for ever. calling: the
+    function of ours that a program of the user's called, and that every rank has to call.
 
     Raises UserError when mpi4py is missing, or when its library is not the launcher's (every rank would
     then be rank 0 of 1 and train alone).
@@ -74,7 +75,9 @@ def connect(timeout_s: float | None = 1800.0) -> Communicator:
         return Serial()
     _let_waiting_yield()
     leftovers.remove()
-    connected = keeper(announced("rank", without=0), timeout_s, "connecting")
+    meaning = f"not all ranks called {calling}, or {MEANING}" if calling else MEANING
+    note = f"waits for the other ranks: every rank has to call {calling}" if calling else ""
+    connected = keeper(announced("rank", without=0), timeout_s, "connecting", meaning, note)
     try:
         from distqtrl.allreduce.mpi import Mpi
     except (ImportError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -67,6 +67,10 @@ class Mpi:
         with self._waiting(other.nbytes):
             self._comm.Sendrecv(x_N, partner, recvbuf=other, source=partner)
         return other
+
+    def arrival(self) -> Callable[[], bool]:
+        request = self._comm.Ibarrier()
+        return lambda: bool(request.Test())
 
     def limit(self, timeout_s: float | None) -> None:
         self._watchdog.limit(timeout_s)

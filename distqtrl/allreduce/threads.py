@@ -55,6 +55,9 @@ class Member:
     def among(self, ranks: Sequence[int]) -> Communicator:
         raise NotImplementedError("replicas of one process all speak with each other")
 
+    def arrival(self) -> Callable[[], bool]:
+        raise NotImplementedError("processes meet before they have replicas")
+
     def limit(self, timeout_s: float | None) -> None:
         self._process.limit(timeout_s)
 

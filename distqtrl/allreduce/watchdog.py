@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 MEANING = "a rank hangs or the network is cut"
+NOTE_S = 20.0  # of silence, before people are told what is waited for
 
 
 class Watchdog:
@@ -53,11 +54,11 @@ class Watchdog:
             os._exit(1)
 
 
-def keeper(rank: int, limit_s: float | None, doing: str) -> Callable[[], None]:
+def keeper(rank: int, limit_s: float | None, doing: str, meaning: str = MEANING, note: str = "") -> Callable[[], None]:
     """Ends this process unless the function that is returned is called, or the process has ended, within the limit.
 
     For what holds the interpreter while it waits, so that no thread could: MPI's start and its end. A child process
-    keeps the time.
+    keeps the time. note: what it says, once, when NOTE_S have passed.
     """
     if limit_s is None:
         return lambda: None
@@ -67,8 +68,16 @@ def keeper(rank: int, limit_s: float | None, doing: str) -> Callable[[], None]:
     if child == 0:
         try:
             os.close(writing)
-            if not select.select([reading], [], [], limit_s + _turn_s(rank))[0] and os.getppid() == process:
-                _say(rank, limit_s, f"{MEANING}, while {doing}")
+            waits = [(limit_s + _turn_s(rank), "")]
+            if note and limit_s > NOTE_S:
+                waits = [(NOTE_S, note), (waits[0][0] - NOTE_S, "")]
+            for wait_s, text in waits:
+                if select.select([reading], [], [], wait_s)[0] or os.getppid() != process:
+                    break
+                if text:
+                    os.write(2, f"distqtrl: rank {rank} {text}\n".encode())
+            else:
+                _say(rank, limit_s, f"{meaning}, while {doing}")
                 os.kill(process, signal.SIGKILL)
         finally:
             os._exit(0)

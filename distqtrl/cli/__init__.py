@@ -1,1 +1,1 @@
-"""The command line: a file per command, its flags and its action together."""
+"""The command line: a module per command, its flags (``add``) and its action (``run``) together."""

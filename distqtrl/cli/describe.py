@@ -1,16 +1,26 @@
-"""distqtrl describe."""
+"""distqtrl describe: what a preset or a run consists of."""
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from distqtrl.cli.arguments import Flags
-from distqtrl.config import sources
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.cli.arguments import Flags, add_fields
 from distqtrl.config.run import differences
-from distqtrl.config.sources import load, preset, presets, with_flags
+from distqtrl.config.sources import load, parent, preset, presets, with_flags
+
+TEXT = "Print qubits, parameter counts and compression of a preset or run."
+SHARED = False
 
 
-def _describe(args: argparse.Namespace, flags: Flags) -> int:
+def add(command: ArgumentParser) -> None:
+    """Add the command's flags."""
+    command.add_argument("preset", metavar="PRESET|RUN", help="the name of a preset, or a run directory")
+    add_fields(command)
+
+
+def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
+    """Print the facts, and for a preset that extends another what it changes; returns the exit code."""
     from distqtrl.report.describe import describe
 
     path = Path(args.preset)
@@ -19,8 +29,8 @@ def _describe(args: argparse.Namespace, flags: Flags) -> int:
     facts = describe(config)
     if not path.is_dir():
         facts = {"preset": presets()[args.preset]} | facts
-        if parent := sources.parent(args.preset):
-            facts |= {"extends": parent, "changes": differences(preset(parent), config)}
+        if extended := parent(args.preset):
+            facts |= {"extends": extended, "changes": differences(preset(extended), config)}
     if args.json:
         print(json.dumps(facts))
         return 0

@@ -1,21 +1,38 @@
-"""distqtrl evaluate."""
+"""distqtrl evaluate: greedy episodes of a trained policy."""
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from distqtrl.cli.arguments import Flags
-from distqtrl.config import stages as configuration
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.cli.arguments import Flags, add_permission, whole_number
+from distqtrl.config.stages import Environment
+
+TEXT = "Play greedy episodes with a policy file; needs nothing else of the run."
+SHARED = False
 
 
-def _evaluate(args: argparse.Namespace, flags: Flags) -> int:
+def add(command: ArgumentParser) -> None:
+    """Add the command's flags."""
+    command.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
+    command.add_argument("--episodes", type=whole_number(1), default=100, metavar="N", help="episodes to play [100]")
+    text = "seed of the episodes [0]"
+    command.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help=text)
+    text = "cut an episode after this many steps [as at the end of training; 1000 without a time limit]"
+    command.add_argument("--max-steps", type=whole_number(1), metavar="N", help=text)
+    add_permission(command)
+    command.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
+
+
+def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
+    """Play the episodes and print their returns; returns the exit code."""
     from distqtrl.environment import permission
     from distqtrl.environment.rollout import cut, evaluation, summary
     from distqtrl.export import episodes
     from distqtrl.policy import policy_file
 
     policies = policy_file.team(Path(args.policy))
-    environment = configuration.Environment(**policies[0].environment)
+    environment = Environment(**policies[0].environment)
     permission.check(environment.id, args.policy, args.import_environment)
     episodes.check(policies)
     roles, acts, shown = [policy.agents for policy in policies], [policy.act for policy in policies], None
@@ -24,23 +41,23 @@ def _evaluate(args: argparse.Namespace, flags: Flags) -> int:
         from distqtrl.report import animation
 
         shown = animation.record(args.gif, environment, args.seed, roles, acts, most)
-    found = evaluation(environment, range(args.episodes), args.seed, "evaluation", acts, roles, 0, most)
+    found = evaluation(environment, range(args.episodes), args.seed, "evaluation", acts, roles, max_steps=most)
     returns, num_cut = found.returns_EG.mean(1), int(found.cut_E.sum())
-    result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
-    result |= {"cut": num_cut, "max_steps": found.max_steps}
-    if len(found.agents) > 1:
-        result["agents"] = dict(zip(found.agents, found.returns_EG.mean(0).tolist(), strict=True))
-    if shown is not None:
-        result["gif"] = {"file": str(args.gif), "return": shown}
     if args.json:
-        print(json.dumps(result))
-    else:
-        print(
-            f"{environment.id}: return {returns.mean():.2f} ± {returns.std():.2f} "
-            f"(min {returns.min():.2f}, max {returns.max():.2f}) over {len(returns)} greedy episodes, seed {args.seed}"
-        )
-        if num_cut:
-            print(cut(num_cut, args.episodes, found.max_steps or 0))
+        result = {"environment": environment.id, "seed": args.seed, **summary(returns)}
+        result |= {"cut": num_cut, "max_steps": found.max_steps}
+        if len(found.agents) > 1:
+            result["agents"] = dict(zip(found.agents, found.returns_EG.mean(0).tolist(), strict=True))
         if shown is not None:
-            print(f"{args.gif} shows the first of them, return {shown:.2f}")
+            result["gif"] = {"file": str(args.gif), "return": shown}
+        print(json.dumps(result))
+        return 0
+    print(
+        f"{environment.id}: return {returns.mean():.2f} ± {returns.std():.2f} "
+        f"(min {returns.min():.2f}, max {returns.max():.2f}) over {len(returns)} greedy episodes, seed {args.seed}"
+    )
+    if num_cut:
+        print(cut(num_cut, args.episodes, found.max_steps or 0))
+    if shown is not None:
+        print(f"{args.gif} shows the first of them, return {shown:.2f}")
     return 0

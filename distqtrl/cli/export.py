@@ -1,30 +1,109 @@
-"""distqtrl export."""
+"""distqtrl export: a policy as integers, for every target."""
 
-import argparse
 import json
+import re
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distqtrl.cli.arguments import Flags
-from distqtrl.cli.output import _aside
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
+from distqtrl.cli.output import aside
 from distqtrl.errors import UserError
 
+if TYPE_CHECKING:
+    from distqtrl.export.options import Options
+    from distqtrl.export.verilog.folded import Folding
 
-def _export(args: argparse.Namespace, flags: Flags) -> int:
+TEXT = "Write a policy as integers for CPU, GPU and FPGA, with the proof that all of them compute the same."
+SHARED = False
+EXIT_CODES = (
+    "Exit code 0: the folder was written, and nothing in it differs; what could not be checked is printed, and "
+    "recorded in manifest.json and README.md. 2: it cannot be done as asked, or something differs; then nothing "
+    "was written."
+)
+
+
+def add(command: ArgumentParser) -> None:
+    """Add the command's flags."""
+    command.epilog = EXIT_CODES
+    command.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    text = "some of c,onnx,cuda,verilog [every target there is]"
+    command.add_argument("--target", metavar="LIST", help=text)
+    text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
+    command.add_argument("--bits", metavar="LIST", help=text)
+    text = "whether each channel or each tensor has a scale of its own [channel]"
+    command.add_argument("--per", choices=("channel", "tensor"), help=text)
+    text = "recorded observations (N, O) to calibrate on; without it the policy plays 20 episodes"
+    command.add_argument("--calibration", type=Path, metavar="FILE.npy", help=text)
+    text = "multiply-accumulates per clock of the folded core, such as 32x4 [from the widest layer]"
+    command.add_argument("--parallel", metavar="LANESxCOLUMNS", help=text)
+    text = "refuse a folded core that does not fit this FPGA, such as xc7a15t"
+    command.add_argument("--part", metavar="NAME", help=text)
+    text = "also simulate the synthesized netlists, count toggles, place and route for ECP5 (minutes)"
+    command.add_argument("--implement", action="store_true", help=text)
+    text = "print energy per action from static power and energy per toggle, such as 0.06,2e-13; needs --implement"
+    command.add_argument("--energy", metavar="WATTS,JOULES", help=text)
+    add_proof(command)
+    add_permission(command)
+
+
+def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
+    """Write the folder and print what was proven about it; returns the exit code."""
     from distqtrl.export import folder, readme
 
-    about = folder.export(_policy_path(Path(args.policy)), args.output, folder.options(args), _aside(args.json))
+    about = folder.export(_policy_path(Path(args.policy)), args.output, options(args), aside(args.json))
     if args.json:
         print(json.dumps({"folder": str(args.output), **about}))
-    else:
-        r = about["returns"]
-        print(
-            f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
-            f"{readme.difference(r)}"
-        )
-        if missing := readme.unproven(about):
-            print(f"not checked here: {', '.join(missing)} (README.md there says why)")
-        print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
+        return 0
+    r = about["returns"]
+    print(
+        f"return {r['float']:.2f} before, {r['integer']:.2f} after, over {r['episodes']} episodes "
+        f"{readme.difference(r)}"
+    )
+    if missing := readme.unproven(about):
+        print(f"not checked here: {', '.join(missing)} (README.md there says why)")
+    print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
     return 0
+
+
+def options(args: Namespace) -> "Options":
+    """How to export, as the command line says; raises UserError."""
+    from distqtrl.export.options import Options
+    from distqtrl.export.targets import TARGETS, named
+    from distqtrl.export.verilog import synthesis
+    from distqtrl.quantize.formats import bits
+
+    folding = None if args.parallel is None else _folding(args.parallel)
+    if args.part is not None and args.part not in synthesis.PARTS:
+        raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
+    if args.energy is not None and not args.implement:
+        raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
+    return Options(
+        targets=tuple(TARGETS) if args.target is None else named(args.target),
+        bits=None if args.bits is None else bits(args.bits),
+        per=args.per,
+        calibration=args.calibration,
+        folding=folding,
+        part=args.part,
+        vectors=args.vectors,
+        episodes=args.episodes,
+        implement=args.implement,
+        energy=coefficients(args.energy),
+        imports=args.import_environment,
+        limit_s=args.tool_limit,
+    )
+
+
+def _folding(text: str) -> "Folding":
+    """The folding of a --parallel such as 32x4; raises UserError."""
+    from distqtrl.export.verilog.folded import Folding
+
+    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    if match is None or int(match[1]) % int(match[2]):
+        raise UserError(f"--parallel {text}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4")
+    return Folding(int(match[1]), int(match[2]))
 
 
 def _policy_path(path: Path) -> Path:

@@ -1,12 +1,27 @@
-"""distqtrl report."""
+"""distqtrl report: one page of many runs."""
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
+from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
 
+TEXT = "Make one page of any set of runs: curves with intervals, parameters, scores, time, versions."
+SHARED = False
 
-def _report_page(args: argparse.Namespace, flags: Flags) -> int:
+
+def add(command: ArgumentParser) -> None:
+    """Add the command's flags."""
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, or folders of them")
+    page = Path("report.html")
+    command.add_argument("-o", "--output", type=Path, default=page, metavar="FILE", help=f"the page [{page}]")
+    text = "also write the runs as the JSON that marl-eval reads"
+    command.add_argument("--marl-eval", type=Path, metavar="FILE.json", help=text)
+
+
+def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
+    """Write the page and print the files that were written; returns the exit code."""
     from distqtrl.report.html import report
 
     files = [str(path) for path in report(args.runs, args.output, args.marl_eval)]

@@ -1,38 +1,111 @@
-"""distqtrl search-bits."""
+"""distqtrl search-bits: bit widths, chosen by many trainings."""
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from distqtrl.allreduce.agreement import Refused, agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, _add_fields, _add_proof, resolve
-from distqtrl.cli.terminal import say as _say
+from distqtrl.cli.arguments import (
+    Flags,
+    add_alone,
+    add_configuration,
+    add_fields,
+    add_proof,
+    coefficients,
+    numbers,
+    resolve,
+)
+from distqtrl.cli.output import say
 from distqtrl.errors import UserError
 from distqtrl.training import stopping
 
+if TYPE_CHECKING:
+    from distqtrl.search.grid import Search
 
-def _search_bits(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
-    """Every rank is a worker of its own; ranks speak with each other before and after, but not while they work."""
-    from distqtrl.search import grid, rule, workers
+TEXT = "Choose bit widths: train with quantization, share the runs out, export the best."
+SHARED = True
+START = (
+    "Start it as often as there are cores: under mpirun, in a SLURM array (launch/search.sbatch), by hand. Every "
+    "process takes the next training that nobody has taken. Started again, it goes on."
+)
+BITS = tuple("12345678")  # of the core, as text
+OWN = {  # fields that a search sets for each of its trainings, and what to give instead
+    "train.seed": "--seeds",
+    "quantize.aware": "none of it, it trains both",
+    "quantize.core_bits": "--core-bits",
+    "quantize.input_bits": "--input-bits",
+    "quantize.output_bits": "--output-bits",
+}
+
+
+def add(command: ArgumentParser) -> None:
+    """Add the command's flags."""
+    command.epilog = START
+    add_configuration(command)
+    text = "the folder of this search, new or begun"
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help=text)
+    text = "rule = the smallest core bits, then width, then input bits that pass (arXiv 2511.07046); pareto = all "
+    text += "combinations, and the front of return and cost [rule]"
+    command.add_argument("--mode", choices=("rule", "pareto"), default="rule", help=text)
+    _add_grid(command)
+    text = "rule: a step ends at the first policy that fails, smaller ones are not trained"
+    command.add_argument("--stop-at-failure", action="store_true", help=text)
+    text = "pareto: cost of the median seed's policy: LUTs, ns at 100 MHz or energy per action of a core, or memory "
+    text += "of the C code on a Cortex-M4 [luts]"
+    command.add_argument("--cost", choices=("luts", "ns", "energy", "memory"), help=text)
+    text = "pareto: the core whose cost counts [folded]"
+    command.add_argument("--core", choices=("folded", "unrolled"), default="folded", help=text)
+    text = "for --cost energy: static power and energy per toggle, such as 0.06,2e-13"
+    command.add_argument("--energy", metavar="WATTS,JOULES", help=text)
+    text = "targets to export what is chosen to [c,verilog]"
+    command.add_argument("--target", default="c,verilog", metavar="LIST", help=text)
+    add_proof(command)
+    add_alone(command, "--dry-run", "print what would be trained, and exit")
+    add_fields(command)
+
+
+def _add_grid(command: ArgumentParser) -> None:
+    """Add the lists of what is tried."""
+    lists = {
+        "--core-bits": (
+            "8,7,6,5,4,3,2",
+            "1 to 8 bits of weights and hidden activations; pareto: also per layer, such as 4:2:3",
+        ),
+        "--widths": ("256,128,64,32,16", "widths, each of every hidden layer"),
+        "--input-bits": ("8,7,6,5,4,3,2", "bits of observations"),
+        "--output-bits": ("8", "bits of what the head reads"),
+        "--seeds": ("0-4", "seeds of every policy, such as 0-9 or 1,2,4"),
+    }
+    for flag, (default, text) in lists.items():
+        command.add_argument(flag, default=default, metavar="LIST", help=f"{text} [{default}]")
+
+
+def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
+    """Work on the search; returns the exit code.
+
+    Every rank is a worker of its own; ranks speak with each other before and after, but not while they work.
+    """
+    from distqtrl.search import rule, workers
     from distqtrl.search.page import summary
 
-    search = agreed(comm, lambda: grid.search(args, resolve(args, flags), flags))
-    check_equal(comm, json.dumps(search.settings()).encode(), "configurations", "give every rank the same files")
+    asked = agreed(comm, lambda: search(args, flags))
+    check_equal(comm, json.dumps(asked.settings()).encode(), "configurations", "give every rank the same files")
     if args.dry_run:
-        return _print_plan(rule.plan(search), args.json)
-    agreed(comm, lambda: workers.checked(search))
+        return _print_plan(rule.plan(asked), args.json)
+    agreed(comm, lambda: workers.checked(asked))
     where = f"worker {comm.rank}: " if comm.size > 1 else ""
     with stopping.collected() as pending:
         try:
-            code = workers.work(workers.Worker(search, pending, lambda text: _say(f"{where}{text}")))
+            code = workers.work(workers.Worker(asked, pending, lambda text: say(f"{where}{text}")))
         except Refused as error:  # by this worker alone: the other ranks have to be ended
             raise UserError(str(error)) from None
-    if (about := workers.read(search.directory)) is not None and about["status"] == "complete" and comm.rank == 0:
-        files = f"  {search.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
-        print(
-            json.dumps({"search": str(search.directory), **about}) if args.json else "\n".join([*summary(about), files])
-        )
+    about = workers.read(asked.directory)
+    if about is not None and about["status"] == "complete" and comm.rank == 0:
+        files = f"  {asked.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
+        whole = {"search": str(asked.directory), **about}
+        print(json.dumps(whole) if args.json else "\n".join([*summary(about), files]))
     agreed(comm, lambda: None)  # leave together, as after training
     return code or int(about is None or about["chosen"] is None)
 
@@ -49,36 +122,101 @@ def _print_plan(plan: list[tuple[str, list[str], int]], as_json: bool) -> int:
     return 0
 
 
-def _add_search(sub: argparse.ArgumentParser) -> None:
-    sub.epilog = (
-        "Start it as often as there are cores: under mpirun, in a SLURM array (launch/search.sbatch), by hand. Every "
-        "process takes the next training that nobody has. Started again, it goes on."
+def search(args: Namespace, flags: Flags) -> "Search":
+    """The search that the command line asks for; raises UserError."""
+    from distqtrl.export.options import Options
+    from distqtrl.export.targets import named
+    from distqtrl.search import grid
+
+    config = resolve(args, flags)
+    for key, instead in OWN.items():
+        if key in flags:
+            raise UserError(f"--{key}: the search sets it itself: remove it, and give {instead}")
+    rule = args.mode == "rule"
+    made = grid.Search(
+        directory=args.output,
+        config=config,
+        mode=args.mode,
+        widths=_descending(listed("--widths", args.widths, least=1)),
+        core_bits=core_bits(args.core_bits),
+        input_bits=_descending(listed("--input-bits", args.input_bits, least=1, most=8)),
+        output_bits=_descending(listed("--output-bits", args.output_bits, least=1, most=8)),
+        seeds=listed("--seeds", args.seeds, least=0, most=2**32 - 1),
+        stop_at_failure=args.stop_at_failure,
+        cost=args.cost if rule else args.cost or "luts",
+        core=args.core,
+        energy=coefficients(args.energy),
+        export=Options(
+            targets=named(args.target),
+            vectors=args.vectors,
+            episodes=args.episodes,
+            imports=True,
+            limit_s=args.tool_limit,
+        ),
     )
-    sub.add_argument("preset", nargs="?", metavar="PRESET", help="as of train")
-    sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file in place of a preset")
-    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="of this search, new or begun")
-    text = "rule = the smallest core bits, then width, then input bits that pass (arXiv 2511.07046); pareto = all "
-    text += "combinations, and the front of return and cost [rule]"
-    sub.add_argument("--mode", choices=("rule", "pareto"), default="rule", help=text)
-    text = "1 to 8 bits of weights and hidden activations; pareto: also per layer, such as 4:2:3 [8,7,6,5,4,3,2]"
-    sub.add_argument("--core-bits", default="8,7,6,5,4,3,2", metavar="LIST", help=text)
-    text = "of every hidden layer [256,128,64,32,16]"
-    sub.add_argument("--widths", default="256,128,64,32,16", metavar="LIST", help=text)
-    text = "of observations [8,7,6,5,4,3,2]"
-    sub.add_argument("--input-bits", default="8,7,6,5,4,3,2", metavar="LIST", help=text)
-    sub.add_argument("--output-bits", default="8", metavar="LIST", help="of what the head reads [8]")
-    sub.add_argument("--seeds", default="0-4", metavar="LIST", help="of every policy, such as 0-9 or 1,2,4 [0-4]")
-    text = "rule: a step ends at the first policy that fails, smaller ones are not trained"
-    sub.add_argument("--stop-at-failure", action="store_true", help=text)
-    text = (
-        "pareto: of the median seed's policy; LUTs, ns at 100 MHz or energy per action of a core, or memory of the C "
-    )
-    text += "code on a Cortex-M4 [luts]"
-    sub.add_argument("--cost", choices=("luts", "ns", "energy", "memory"), help=text)
-    sub.add_argument("--core", choices=("folded", "unrolled"), default="folded", help="pareto: which costs [folded]")
-    text = "of --cost energy: static power and energy per toggle, such as 0.06,2e-13"
-    sub.add_argument("--energy", metavar="WATTS,JOULES", help=text)
-    sub.add_argument("--target", default="c,verilog", metavar="LIST", help="of the exported choice [c,verilog]")
-    _add_proof(sub)
-    sub.add_argument("--dry-run", action="store_true", help="print what would be trained, and leave")
-    _add_fields(sub)
+    grid.check(config)
+    _check_rule(args, made) if rule else _check_pareto(args, made)
+    return made
+
+
+def _check_rule(args: Namespace, made: "Search") -> None:
+    """Raise UserError for what only --mode pareto has a use for, and for too few seeds."""
+    if args.cost is not None or args.energy is not None:
+        flag, value = ("--cost", args.cost) if args.cost is not None else ("--energy", args.energy)
+        raise UserError(f"{flag} {value}: the rule looks at no cost: remove it, or give --mode pareto")
+    if any(len(core) > 1 for core in made.core_bits):
+        raise UserError(f"--core-bits {args.core_bits}: the rule takes one number for all layers: use --mode pareto")
+    if len(made.output_bits) > 1:
+        raise UserError(f"--output-bits {args.output_bits}: the rule keeps one number: use --mode pareto for more")
+    if len(made.seeds) < 2:
+        raise UserError(f"--seeds {args.seeds}: the rule needs the deviation over seeds: give 2 or more, such as 0-4")
+
+
+def _check_pareto(args: Namespace, made: "Search") -> None:
+    """Raise UserError for what only --mode rule has a use for, and for a cost that cannot be found here."""
+    from distqtrl.search import cost
+
+    if made.stop_at_failure:
+        raise UserError("--stop-at-failure belongs to --mode rule: remove it")
+    layers = len(made.config.policy.hidden) + 1
+    for core in made.core_bits:
+        if len(core) not in (1, layers):
+            text = ":".join(map(str, core))
+            raise UserError(f"--core-bits {text}: the policy has {layers} layers: give 1 or {layers}")
+    if made.cost == "energy" and made.energy is None:
+        raise UserError("--cost energy needs --energy WATTS,JOULES: static power and energy per toggle")
+    if made.cost != "energy" and made.energy is not None:
+        raise UserError(f"--energy {args.energy}: only --cost energy has a use for it: remove it")
+    assert made.cost is not None
+    cost.check(made.cost)
+
+
+def listed(flag: str, text: str, least: int, most: int | None = None) -> tuple[int, ...]:
+    """The numbers of a flag's list; raises UserError, also for one that is not from ``least`` to ``most``."""
+    try:
+        values = numbers(text)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+    for value in values:
+        if value < least or (most is not None and value > most):
+            upper = "" if most is None else f", at most {most}"
+            raise UserError(f"{flag} {text}: {value} does not fit: at least {least}{upper}")
+    return values
+
+
+def core_bits(text: str) -> tuple[tuple[int, ...], ...]:
+    """Bits of the core, in descending order; raises UserError.
+
+    >>> core_bits("4,8"), core_bits("4:2:3,4")
+    (((8,), (4,)), ((4, 2, 3), (4,)))
+    """
+    found = [tuple(int(b) if b in BITS else 0 for b in part.split(":")) for part in text.split(",")]
+    if not all(1 <= bits <= 8 for part in found for bits in part):
+        raise UserError(f"--core-bits {text}: write numbers from 1 to 8, such as 8,6,4, or 4:2:3 for three layers")
+    if len(set(found)) < len(found):
+        raise UserError(f"--core-bits {text}: names a number twice")
+    return _descending(found)
+
+
+def _descending(values: Any) -> tuple[Any, ...]:
+    return tuple(sorted(values, reverse=True))

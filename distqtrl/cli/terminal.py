@@ -51,13 +51,3 @@ def lost() -> str:
         return ""
     error = raw.error if isinstance(raw, Lossy) else None
     return "" if error is None or error.errno == errno.EPIPE else f"standard output: {error.strerror}"
-
-
-def say(text: str) -> None:
-    """A line for people on standard error, in one write, so that lines of different ranks do not mix."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        os.write(2, (text + "\n").encode(errors="backslashreplace"))
-    except (OSError, ValueError):
-        pass

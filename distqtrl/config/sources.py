@@ -18,11 +18,30 @@ def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
     """
     values = config.model_dump()
     for key, text in flags.items():
-        stage, _, field = key.partition(".")
-        if stage not in values or field not in values[stage]:
-            raise UserError(f"unknown key '{key}': {nearest(key, field_names())}")
+        stage, field = _place(key)
         values[stage][field] = _parsed(key, text, values[stage][field])
     return validated(values, "flags", text=True)
+
+
+def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with single fields ``stage.field`` replaced by values of Python; raises UserError.
+
+    >>> with_changes(Config(), {"circuit.layers": 5, "policy.hidden": [32, 16]}).policy.hidden
+    (32, 16)
+    """
+    values = config.model_dump()
+    for key, value in changes.items():
+        stage, field = _place(key)
+        values[stage][field] = value
+    return validated(values, "changes")
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Stage and field of a key; raises UserError that names the nearest key."""
+    if key not in field_names():
+        raise UserError(f"unknown key {shortened(key)}: {nearest(str(key), field_names())}")
+    stage, _, field = key.partition(".")
+    return stage, field
 
 
 def _parsed(key: str, text: str | list[str], current: Any) -> Any:

@@ -148,7 +148,7 @@ class Generator(Stage):
 class MappingModel(Stage):
     """p_S -> w_M: the model from basis states and probabilities to policy weights."""
 
-    kind: Literal["gnn", "mlp"] = Field("gnn", description="graph network on the hypercube, or the papers' MLP")
+    kind: Text = Field("gnn", description="gnn = graph network on the hypercube; mlp = the papers' MLP")
     hidden: Widths = Field((8, 8), description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")

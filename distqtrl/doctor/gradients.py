@@ -23,14 +23,7 @@ from distqtrl.errors import UserError
 
 Array = npt.NDArray[np.float64]
 METHODS = (*EXACT, "parameter-shift", "spsa")
-DEVICES: tuple[dict[str, Any], ...] = (
-    {"backend": "statevector"},
-    {"backend": "torch"},
-    {"backend": "pennylane", "device": "default.qubit"},
-    {"backend": "pennylane", "device": "lightning.qubit"},
-    {"backend": "pennylane", "device": "default.mixed"},
-    {"backend": "aer"},
-)
+SEVERAL = {"pennylane": ("default.qubit", "lightning.qubit", "default.mixed")}  # devices of a backend
 NOISE = {"depolarizing": {"one_qubit": 0.002, "two_qubit": 0.02}, "readout": {"0to1": 0.02, "1to0": 0.04}}
 SIZES = {"exact": (3, 10), "shift": (3, 6), "noise": (2, 4), "sampled": (2,)}  # qubits
 TOLERANCE, STANDARD_ERRORS, SHOTS, REPEATS = 1e-8, 5.0, 500, 30
@@ -53,12 +46,18 @@ class Row:
         return "shots" in self.result or self.method == "spsa"
 
 
+def devices() -> list[dict[str, Any]]:
+    """Every backend, some with several devices."""
+    named = [(backend, device) for backend in qpu.BACKENDS for device in SEVERAL.get(backend, (None,))]
+    return [{"backend": backend, **({"device": device} if device else {})} for backend, device in named]
+
+
 def rows() -> Iterator[Row]:
     """One row after the other; a backend that is not installed gives one row that says so."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "noise.json"
         path.write_text(json.dumps(NOISE))
-        for device in DEVICES:
+        for device in devices():
             name = {"backend": device["backend"], "device": device.get("device")}
             try:
                 qpu.build(Circuit(), Qpu(**device), 2)

@@ -10,12 +10,20 @@ import textwrap
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from distqtrl.export import loader, tools
+from distqtrl.export.check import BUILT, EQUAL, Check, Question, equal
+from distqtrl.export.options import Options
+from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, within
 
+SOURCES = ("policy.h", "policy.c")
 VECTOR = 8  # outputs are padded to a multiple
+CORTEX_M = ["-mcpu=cortex-m4", "-mthumb", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections"]
+CORTEX_M += ["-fstack-usage", "-nostdlib", "-Wl,--gc-sections", "-Wl,-e,policy_step"]
 SIGNED = ("int8_t", "int16_t", "int32_t", "int64_t")
 
 
@@ -48,11 +56,50 @@ def packed(weights_NK: Ints) -> Packed:
     return Packed((u_NK.reshape(-1, fields, rows) << shifts[:, None]).sum(1).T, fields, gain, zero)
 
 
-def write(program: Program, folder: Path) -> None:
-    """Write the library's sources and the Python module that loads it."""
+def write(folder: Path, program: Program, options: Options | None = None) -> dict[str, Any]:
+    """Write the library's sources and the Python module that loads it; the manifest says nothing about them."""
     for name, text in sources(program).items():
         (folder / name).write_text(text)
     (folder / "policy.py").write_text(resources.files("distqtrl.export").joinpath("loader.py").read_text())
+    return {}
+
+
+def library(place: Path) -> loader.Policy:
+    """The C policy whose sources are in a folder, built there; raises Unchecked."""
+    compiler, file = tools.compiler(), place / "policy.so"
+    tools.run(compiler, [*loader.FLAGS, "-o", file.name, "policy.c"], place)
+    try:
+        return loader.Policy(library=tools.made(compiler, file).resolve())
+    except OSError as error:
+        raise Unchecked(f"{compiler.name} wrote a library that does not load ({error}): {compiler.remedy}") from None
+
+
+def compared(name: str, q: Question) -> Check:
+    """The check of the library that this machine's compiler makes."""
+    equal(library(q.place).batch(q.x_BO), q.y_BA)
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail=tools.compiler().name)
+
+
+def cortex_m(place: Path) -> dict[str, float]:
+    """The bytes of flash, memory and stack that policy_step takes, linked for a Cortex-M4; raises Unchecked."""
+    compiler, size = tools.arm(), tools.arm("size")
+    tools.run(compiler, [*CORTEX_M, "-o", "policy.elf", "policy.c", "-lgcc"], place)
+    tools.made(compiler, place / "policy.elf")
+    lines = tools.run(size, ["policy.elf"], place).out.decode(errors="replace").splitlines()
+    try:
+        text, data, bss = map(int, lines[1].split()[:3])
+    except (IndexError, ValueError):
+        raise Unchecked(f"{size.name} printed no sizes: {size.remedy}") from None
+    stacks = [line.split("\t") for path in place.glob("*.su") for line in path.read_text().splitlines()]
+    stack = sum(int(words[1]) for words in stacks if not words[0].endswith(("policy_batch", "policy_convert")))
+    return {"flash": text + data, "memory": data + bss, "stack": stack}
+
+
+def linked(name: str, q: Question) -> Check:
+    """The check that a microcontroller's compiler takes the sources, and what they need there."""
+    f = cortex_m(q.place)
+    detail = f"Cortex-M4: {f['flash']:,} bytes of flash, {f['memory']:,} of memory, at most {f['stack']:,} of stack"
+    return Check(name, BUILT, detail=detail, figures=f)
 
 
 def sources(program: Program) -> dict[str, str]:

@@ -1,17 +1,17 @@
-"""The verdict of one check, and what it is asked about."""
+"""One check of a target: what it is asked, how it compares, and its verdict."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Ints, Program
 
 EQUAL, BUILT, DIFFERENT, NOT_CHECKED = "equal", "built", "DIFFERENT", "not checked"
-
-
-PART = 65_536  # vectors that are taken at once
+PART = 65_536  # vectors that are compared at once
 
 
 class Different(Exception):
@@ -20,44 +20,60 @@ class Different(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """What one target did (equal, built but not run, DIFFERENT, not checked), over how many vectors, what there is to
-    say, and what was counted on the way."""
+    """The verdict about one target."""
 
     target: str
-    status: str
-    vectors: int = 0
-    detail: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    status: str  # EQUAL, BUILT (but not run), DIFFERENT, NOT_CHECKED
+    vectors: int = 0  # that were compared
+    detail: str = ""  # what there is to say
+    figures: Mapping[str, float] = field(default_factory=dict)  # what was counted on the way
 
 
 @dataclass(frozen=True)
 class Question:
-    """A place that holds a target's files and nothing else, the program, observations (B, O) with its actions (B, A),
-    the recorded observations, and how many of them a core takes per beat."""
+    """What a comparison is asked."""
 
-    place: Path
+    place: Path  # a folder that holds the comparison's files and nothing else
     program: Program
-    x_BO: Ints
-    y_BA: Ints
-    seen_BO: Ints
-    per_beat: Mapping[str, int]
+    x_BO: Ints  # observations
+    y_BA: Ints  # and the actions that the interpreter gives them
+    seen_BO: Ints  # recorded observations
+    facts: Mapping[str, Any]  # what the manifest says about the target
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Files of the folder that are needed, and what compares them; raises Different and Unchecked."""
+    """How a target is compared with the interpreter."""
 
-    files: tuple[str, ...]
-    run: Callable[[str, Question], Check]
+    files: tuple[str, ...]  # of the folder, that are needed
+    run: Callable[[str, Question], Check]  # given the check's name; raises Different and Unchecked
+    proves: tuple[str, ...] = ()  # the files that are proven where it finds them equal
+
+
+def checked(name: str, comparison: Comparison, question: Question) -> Check:
+    """The verdict of one comparison. Only what was computed and differs is different; all else is not checked."""
+    try:
+        return comparison.run(name, question)
+    except Different as error:
+        return Check(name, DIFFERENT, detail=first_line(error))
+    except Unchecked as error:
+        return Check(name, NOT_CHECKED, detail=first_line(error))
+    except Exception as error:  # a tool can fail in any way
+        return Check(name, NOT_CHECKED, detail=f"{type(error).__name__}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception, or its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def parts(x: np.ndarray, most: int = PART) -> list[np.ndarray]:
-    """Vectors in order, in parts of no more than so many."""
+    """Vectors in order, in parts of at most ``most``."""
     return np.array_split(x, -(-len(x) // most))
 
 
 def equal(y_BA: np.ndarray, expected_BA: Ints) -> None:
-    """Raises Different, with the first difference."""
+    """Raise Different, with the first difference, where two arrays of actions are not equal."""
     wrong = (y_BA != expected_BA).any(-1)
     if wrong.any():
         first = int(wrong.argmax())

@@ -1,8 +1,19 @@
 """The program on GPUs: the C source as a device function and a kernel over a batch, and a torch path for batches."""
 
-import torch
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from distqtrl.export import c, tools
+from distqtrl.export.check import BUILT, EQUAL, Check, Question, equal, parts
+from distqtrl.export.options import Options
+from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
+
+if TYPE_CHECKING:  # the command line's help reads the table of targets, and waits for no torch
+    import torch
 
 SOURCE = """\
 /* A policy as integers, exported by distqtrl: one thread per action. Compile with nvcc. */
@@ -40,11 +51,47 @@ extern "C" int policy_batch_cuda(const policy_observation_t *observations, int32
 """
 
 
-def run(program: Program, x_BO: torch.Tensor) -> torch.Tensor:
+def write(folder: Path, program: Program, options: Options) -> dict[str, Any]:
+    """Write the kernel and the C sources that it includes; the manifest says nothing about them."""
+    c.write(folder, program)
+    (folder / "policy.cu").write_text(SOURCE)
+    return {}
+
+
+def compared(name: str, q: Question) -> Check:
+    """The check of the kernel on this machine's GPU; without one it is compiled only."""
+    nvcc, file = tools.nvcc(), q.place / "policy.so"
+    tools.run(nvcc, ["-O3", "-shared", "-Xcompiler", "-fPIC", "-o", file.name, "policy.cu"], q.place)
+    rows = np.ascontiguousarray(q.x_BO, np.int16 if q.program.input_bits <= 16 else np.int32)
+    out = np.empty(q.y_BA.shape, np.int32)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out)]
+    try:
+        call = ctypes.CDLL(str(tools.made(nvcc, file).resolve())).policy_batch_cuda
+    except OSError as error:
+        raise Unchecked(f"nvcc wrote a library that does not load ({error}): {nvcc.remedy}") from None
+    if code := call(*pointers, ctypes.c_int32(len(rows))):
+        return Check(name, BUILT, detail=f"by nvcc, and not run: no GPU here (CUDA error {code})")
+    equal(out, q.y_BA)
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail="on the GPU")
+
+
+def compared_in_torch(name: str, q: Question) -> Check:
+    """The check of the batch in torch, which needs no file."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = [run(q.program, torch.from_numpy(part).to(device)) for part in parts(q.x_BO)]
+    equal(torch.cat(found).cpu().numpy(), q.y_BA)
+    return Check(name, EQUAL, vectors=len(q.x_BO), detail=f"torch on {device}")
+
+
+def run(program: Program, x_BO: "torch.Tensor") -> "torch.Tensor":
     """Actions of integer observations, (B, A) int64, on the tensor's device.
 
     Sums are made in floating point, which has no integer rival on GPUs and is exact below 2**24 (float32) or 2**53.
     """
+    import torch
+
     for op in program.ops:
         if isinstance(op, Matmul):
             kind = torch.float32 if int(abs(op.weights_NK).sum(1).max()) * 255 < 1 << 24 else torch.float64

@@ -1,9 +1,8 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,19 @@ from typing import Any
 import numpy as np
 
 from distqtrl.environment import permission
-from distqtrl.errors import UserError, nearest
-from distqtrl.export import c, cuda, episodes, manifest, readme, tools, verify
-from distqtrl.export.check import DIFFERENT, Check
+from distqtrl.errors import UserError
+from distqtrl.export import episodes, manifest, readme, tools, verify
+from distqtrl.export.check import DIFFERENT
+from distqtrl.export.manifest import MANIFEST, PARTNER, PROGRAM, VECTORS
 from distqtrl.export.measured import errors, formats, returns
 from distqtrl.export.options import BITS, PER, Options
 from distqtrl.export.targets import TARGETS
-from distqtrl.export.verilog import folded, synthesis, unrolled
-from distqtrl.export.verilog.checks import CORES
-from distqtrl.export.verilog.figures import _count, _figures
-from distqtrl.export.verilog.folded import Folding
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.calibrate import QuantizedNetwork
-from distqtrl.quantize.formats import Bits, bits
+from distqtrl.quantize.formats import Bits
 from distqtrl.quantize.program import Program
 from distqtrl.versions import versions
 
@@ -34,51 +30,10 @@ RECORDED = 1000  # test vectors in the folder
 CALIBRATION_EPISODES = 20
 
 
-def options(args: Any) -> Options:
-    """The options of a command line (``distqtrl export --help``); raises UserError."""
-    folding = None
-    if args.parallel is not None:
-        match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", args.parallel)
-        if match is None or int(match[1]) % int(match[2]):
-            raise UserError(
-                f"--parallel {args.parallel}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4"
-            )
-        folding = Folding(int(match[1]), int(match[2]))
-    if args.part is not None and args.part not in synthesis.PARTS:
-        raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
-    if args.energy and not args.implement:
-        raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
-    return Options(
-        targets(args.target), None if args.bits is None else bits(args.bits), args.per, args.calibration, folding,
-        args.part, args.vectors, args.episodes, args.implement, coefficients(args.energy) if args.energy else None,
-        args.import_environment, args.tool_limit,
-    )  # fmt: skip
-
-
-def coefficients(text: str) -> tuple[float, float]:
-    """Static watts and joules per toggle of a text such as 0.06,2e-13; raises UserError."""
-    try:
-        watts, joules = map(float, text.split(","))
-    except ValueError:
-        watts = joules = -1.0
-    if not (0 <= watts < np.inf and 0 <= joules < np.inf):
-        raise UserError(f"--energy {text}: write WATTS,JOULES: static power and energy per toggle, such as 0.06,2e-13")
-    return watts, joules
-
-
-def targets(text: str) -> tuple[str, ...]:
-    """The targets of a list; raises UserError."""
-    words = tuple(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in TARGETS:
-            raise UserError(f"--target {word!r}: {nearest(word, TARGETS)}")
-    return words
-
-
 def export(path: Path, folder: Path, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Write the folder and return its manifest; raises UserError and leaves nothing where something is wrong.
 
-    What cannot be checked here is written and recorded as such; what differs is not written.
+    What cannot be checked on this machine is written and recorded as such; nothing is written where a target differs.
     """
     if folder.exists():
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
@@ -90,8 +45,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         _refuse(path, options)
     obs_BO = _observations(policy, partners, options.calibration)
     quantized, settings = _quantized(policy, obs_BO, options)
-    whole = lower.program(quantized, policy.head)
-    program = lower.pruned(whole)
+    program = policy.program(quantized)
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
     with tools.orderly(options.limit_s), hidden as place:
@@ -106,29 +60,16 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
             "targets": list(options.targets),
             **settings,
             "formats": formats(program),
-            "errors": errors(quantized, whole, None if policy.trained else policy.floating(), obs_BO),
+            "errors": errors(policy, quantized, obs_BO),
             "returns": returns(policy, partners, program, options.episodes),
             "versions": versions(),
         }
         about |= _written(made, program, obs_BO, options)
         for number, partner in enumerate(partners):  # what the proof in the environment needs beside the program
-            partner.save(made / f"{verify.PARTNER}{number}.safetensors")
+            partner.save(made / f"{PARTNER}{number}.safetensors")
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
-        with tools.pool() as pool:  # Yosys and nextpnr, beside the checks
-            todo = {}
-            for name in CORES if "verilog" in options.targets else ():
-                todo[name] = pool.submit(_figures, made, name, about["verilog"][name], program, options)
-                if options.part and name == "folded":
-                    todo[name].result()  # before anything else: there may be nothing to prove
-            about["checks"] = []
-            for check in _checks(made, options):
-                say(readme.line(check))
-                about["checks"].append(asdict(check))
-            for name, future in todo.items():
-                about["verilog"][name] |= future.result()
-                _count(about, name, options)
-                say(readme.core_line(name, about["verilog"][name]))
+        _prove(made, program, about, options, say)
         if any(check["status"] == DIFFERENT for check in about["checks"]):
             raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
         (made / "README.md").write_text(readme.page(about, program))
@@ -138,13 +79,27 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
     return about
 
 
-def _checks(made: Path, options: Options) -> Iterator[Check]:
-    """The proof of what was just made; the policy file's environment was permitted before."""
-    return verify.checks(made, options.vectors, options.episodes, netlists=options.implement, imports=True)
+def _prove(made: Path, program: Program, about: dict[str, Any], options: Options, say: Callable[[str], None]) -> None:
+    """Add the checks of what was just made to its manifest, and what its targets cost, which is counted meanwhile."""
+    chosen = {name: target for name, target in TARGETS.items() if name in options.targets}
+    with tools.pool() as pool:
+        counted = [
+            target.measured(pool, made, program, options, about[name])
+            for name, target in chosen.items()
+            if target.measured is not None
+        ]
+        about["checks"] = []
+        # the environment of the policy file was permitted before
+        for check in verify.checks(made, options.vectors, options.episodes, netlists=options.implement, imports=True):
+            say(readme.line(check))
+            about["checks"].append(asdict(check))
+        for lines in counted:
+            for line in lines(about["checks"]):
+                say(line)
 
 
 def _refuse(path: Path, options: Options) -> None:
-    """Raise UserError for what would quantize a policy again that was trained with quantization."""
+    """Raise UserError for options that would quantize a policy again which was trained with quantization."""
     for name in ("bits", "per", "calibration"):
         if (value := getattr(options, name)) is not None:
             text = ",".join(f"{k}={v}" for k, v in asdict(value).items()) if isinstance(value, Bits) else value
@@ -164,7 +119,7 @@ def _quantized(policy: Policy, obs_BO: np.ndarray, options: Options) -> tuple[Qu
 
 
 def _save(folder: Path, about: dict[str, Any]) -> None:
-    (folder / verify.MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _observations(policy: Policy, partners: Sequence[Policy], file: Path | None) -> np.ndarray:
@@ -182,29 +137,9 @@ def _observations(policy: Policy, partners: Sequence[Policy], file: Path | None)
 
 
 def _written(folder: Path, program: Program, obs_BO: np.ndarray, options: Options) -> dict[str, Any]:
-    """Write every target's files; returns what the manifest says about them."""
-    (folder / "program.json").write_text(programs.dumps(program))
+    """Write the program, the test vectors and the files of every target; returns what the manifest says about them."""
+    (folder / PROGRAM).write_text(programs.dumps(program))
     seen = program.convert(obs_BO[np.linspace(0, len(obs_BO) - 1, min(RECORDED, len(obs_BO))).astype(int)])
-    np.savetxt(folder / "vectors.csv", np.hstack([seen, program.run(seen)]), "%d", ",")
-    if {"c", "cuda"} & set(options.targets):
-        c.write(program, folder)
-    if "cuda" in options.targets:
-        (folder / "policy.cu").write_text(cuda.SOURCE)
-    if "onnx" in options.targets:
-        try:
-            from distqtrl.export import onnx
-        except ImportError:
-            raise UserError("target onnx: onnx is missing: install distqtrl[onnx], or leave the target out") from None
-        (folder / "policy.onnx").write_bytes(onnx.model(program))
-    if "verilog" not in options.targets:
-        return {}
-    folding = options.folding or folded.usual(program)
-    (folder / "policy_unrolled.v").write_text(unrolled.verilog(program))
-    (folder / "policy_folded.v").write_text(folded.verilog(program, folding))
-    common = {"observation_bits": program.input_bits}
-    return {
-        "verilog": {
-            "unrolled": {"observations_per_beat": len(program.input_fraction_O), **common},
-            "folded": {"observations_per_beat": folding.columns, **common, **asdict(folding)},
-        }
-    }
+    np.savetxt(folder / VECTORS, np.hstack([seen, program.run(seen)]), "%d", ",")
+    told = {name: target.write(folder, program, options) for name, target in TARGETS.items() if name in options.targets}
+    return {name: facts for name, facts in told.items() if facts}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from distqtrl.config.stages import Environment
 from distqtrl.errors import UserError, shortened
+from distqtrl.export.targets import TARGETS
 from distqtrl.files import reading, schema
 from distqtrl.files.schema import Names, Record, Sha256, Word
 from distqtrl.policy import policy_file
@@ -16,11 +17,13 @@ from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program
 
 FORMAT = "distqtrl export 1"
+MANIFEST, PROGRAM, VECTORS = "manifest.json", "program.json", "vectors.csv"
+PARTNER = "partner-"  # how the names of the other agents' policy files begin
 REMEDY = "export the policy again"
 
 
 def _inside(name: str) -> str:
-    """The name of a file in the folder."""
+    """The name, unless it is not that of a file in the folder."""
     if name in (".", "..") or "/" in name or "\0" in name or "\\" in name:
         raise ValueError("this is no name of a file in the folder")
     return name
@@ -30,7 +33,7 @@ File = Annotated[Word, AfterValidator(_inside)]
 
 
 class Origin(Record):
-    """The policy file."""
+    """The policy file that was exported."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -38,17 +41,16 @@ class Origin(Record):
     sha256: Sha256
 
 
-class Core(Record):
-    """A Verilog core."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    observations_per_beat: int = Field(ge=1, lt=2**31)
-    observation_bits: int = Field(ge=1, le=16)
+def _target(name: str) -> str:
+    """The name, unless it is not that of a target."""
+    if name not in TARGETS:
+        *first, last = map(repr, TARGETS)
+        raise ValueError(f"Input should be {', '.join(first)} or {last}")
+    return name
 
 
 class Manifest(Record):
-    """manifest.json; a newer version may say more."""
+    """manifest.json, but for what targets say of themselves; a newer version may say more."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -57,21 +59,30 @@ class Manifest(Record):
     program: Sha256
     environment: dict[Word, Any]
     agents: Names
-    targets: tuple[Literal["c", "onnx", "cuda", "verilog"], ...] = Field(min_length=1)
+    targets: tuple[Annotated[str, AfterValidator(_target)], ...] = Field(min_length=1)
     files: dict[File, Sha256] = Field(min_length=1)
-    verilog: dict[Literal["unrolled", "folded"], Core] = Field(default_factory=dict)
+
+
+def _model() -> type[Manifest]:
+    """manifest.json with the parts of all targets: of Verilog, its cores."""
+    parts: dict[str, Any] = {}
+    for name, target in TARGETS.items():
+        if target.parts:
+            parts[name] = (dict[Literal[target.parts], target.part], Field(default_factory=dict))  # type: ignore[name-defined]
+    return create_model("Manifest", __base__=Manifest, **parts)
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """What manifest.json holds; raises UserError where it is none."""
-    told, values = schema.document(path, Manifest, "manifest of an export", "give a folder made by distqtrl export")
+    """The contents of manifest.json; raises UserError where it is not the manifest of an export."""
+    told, values = schema.document(path, _model(), "manifest of an export", "give a folder made by distqtrl export")
     problem = ""
     try:
         schema.complete(Environment, told.environment, "environment", policy_file.ENVIRONMENT)
     except ValueError as error:
         problem = str(error)
-    if len(told.verilog) != 2 * ("verilog" in told.targets):
-        problem = "verilog does not describe the cores of the targets"
+    for name, target in TARGETS.items():
+        if target.parts and len(getattr(told, name)) != len(target.parts) * (name in told.targets):
+            problem = f"{name} does not describe the cores of the targets"
     if problem:
         raise UserError(f"{path} is no manifest of an export ({problem}): {REMEDY}")
     return values
@@ -79,11 +90,11 @@ def manifest(path: Path) -> dict[str, Any]:
 
 def read(folder: Path) -> tuple[Program, Ints, Ints]:
     """The folder's program and test vectors, observations and actions; raises UserError where they cannot be read."""
-    paths = folder / "program.json", folder / "vectors.csv"
+    paths = folder / PROGRAM, folder / VECTORS
     try:
         texts = [reading.text(path) for path in paths]
     except ValueError as error:
-        raise UserError(f"cannot read {folder} (program.json or vectors.csv: {error}): {REMEDY}") from None
+        raise UserError(f"cannot read {folder} ({PROGRAM} or {VECTORS}: {error}): {REMEDY}") from None
     program = programs.loads(texts[0], str(paths[0]))
     x, y = program.inputs, program.outputs
     try:

@@ -7,6 +7,7 @@ import numpy as np
 
 from distqtrl.config.stages import Environment
 from distqtrl.export import episodes
+from distqtrl.policy import lower
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
 from distqtrl.quantize import program as programs
@@ -15,7 +16,7 @@ from distqtrl.quantize.program import Program
 
 
 def formats(program: Program) -> dict[str, Any]:
-    """What goes in and out, and how wide everything between is."""
+    """The formats of what goes in and out, and the widths of everything between."""
     return {
         "observation": {"bits": program.input_bits, "fraction_bits": list(program.input_fraction_O)},
         "action": {"bits": program.outputs.bits, "fraction_bits": program.output_fraction},
@@ -33,12 +34,14 @@ def formats(program: Program) -> dict[str, Any]:
     }
 
 
-def errors(
-    quantized: QuantizedNetwork, program: Program, network: calibrate.Network | None, obs_BO: np.ndarray
-) -> list[dict[str, float]]:
-    """Per layer, in its grid's levels: the worst that rounding can do inside the grid's range, over every input that
-    the program allows; and in its own units: the deviation from the float network (none: the policy was trained as
-    integers, there is nothing to deviate from) over the recorded observations."""
+def errors(policy: Policy, quantized: QuantizedNetwork, obs_BO: np.ndarray) -> list[dict[str, float]]:
+    """The errors of every layer's quantization.
+
+    In its grid's levels: the worst that rounding can do inside the grid's range, over every input that the program
+    allows. In its own units: the deviation from the float network over the recorded observations; of a policy that was
+    trained as integers there is nothing to deviate from.
+    """
+    program = lower.program(quantized, policy.head)  # not pruned: as wide as the network
     scales = [(op, x) for op, x, _ in program.steps() if isinstance(op, programs.Scale)][1 : len(quantized.layers) + 1]
     out = []
     for layer, (scale, sums) in zip(quantized.layers, scales, strict=True):
@@ -49,15 +52,15 @@ def errors(
             for end_N in (sums.low_N, sums.high_N)
         ]  # fmt: skip
         out.append({"worst_levels": round(0.5 + float(np.max(apart)), 6)})
-    if network is not None:
-        for figures, deviation_BN in zip(out, _deviations(quantized, network, obs_BO), strict=True):
+    if policy.trained is None:
+        for figures, deviation_BN in zip(out, _deviations(quantized, policy.floating(), obs_BO), strict=True):
             figures["recorded_max"] = float(np.abs(deviation_BN).max())
             figures["recorded_rms"] = float(np.sqrt((deviation_BN**2).mean()))
     return out
 
 
 def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO: np.ndarray) -> Iterator[np.ndarray]:
-    """What every layer's levels mean minus what the float network says."""
+    """For every layer, what its levels mean minus what the float network says."""
     x_BK, q_BK = network.clamped(obs_BO), quantized.inputs.levels(obs_BO)
     for number, ((weight_NK, bias_N), layer) in enumerate(
         zip(calibrate.folded(network), quantized.layers, strict=True)
@@ -71,10 +74,13 @@ def _deviations(quantized: QuantizedNetwork, network: calibrate.Network, obs_BO:
 
 
 def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: int) -> dict[str, Any]:
-    """Of the same episodes before and after, and the mean difference with its 95 % normal interval (of one: none)."""
+    """Returns of the same episodes before and after, and their mean difference with its 95 % normal interval.
+
+    One episode has no interval.
+    """
     environment = Environment(**policy.environment)
     both = [
-        episodes.returns(environment, policy.agents, partners, act, num, "evaluation")
+        episodes.returns(environment, agents=policy.agents, partners=partners, act=act, num=num, purpose="evaluation")
         for act in (policy.act, program.act)
     ]
     difference = both[1] - both[0]

@@ -12,20 +12,20 @@ BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized aft
 
 @dataclass(frozen=True)
 class Options:
-    """How to export: targets; bits, scales' sharing and recorded observations (none: BITS, PER, the policy records its
-    own) of a policy that was not trained with quantization; folding, part; vectors and episodes of the proof; whether
-    to simulate netlists, place and route; static watts and joules per toggle; whether
-    the policy file may name any module for its environment; seconds that a tool may take (none: its own limit)."""
+    """How a policy is exported and proven."""
 
-    targets: tuple[str, ...]
-    bits: Bits | None
-    per: str | None
-    calibration: Path | None
-    folding: Folding | None
-    part: str | None
-    vectors: int
-    episodes: int
-    implement: bool
-    energy: tuple[float, float] | None
-    imports: bool = False
-    limit_s: float | None = None
+    targets: tuple[str, ...]  # of the table in targets.py
+    # of a policy that was not trained with quantization:
+    bits: Bits | None = None  # BITS
+    per: str | None = None  # whose scales are its own, "channel" or "tensor"; PER
+    calibration: Path | None = None  # recorded observations (N, O) in a .npy file; the policy plays its own episodes
+    # of Verilog:
+    folding: Folding | None = None  # of the folded core; chosen from the widest layer
+    part: str | None = None  # of synthesis.PARTS, which the folded core has to fit
+    # of the proof:
+    vectors: int = 1_000_000  # observations that every target is compared on
+    episodes: int = 100  # that the C code drives, and that returns are compared over
+    implement: bool = False  # also simulate the netlists, place and route
+    energy: tuple[float, float] | None = None  # static watts, and joules per toggle
+    imports: bool = False  # whether the policy file may name any module for its environment
+    limit_s: float | None = None  # that a tool may take; its own limit

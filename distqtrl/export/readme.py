@@ -1,11 +1,16 @@
-"""The page of an exported folder, and the lines that a check and a core print."""
+"""The page of an exported folder, and the line that a check prints."""
 
 from typing import Any
 
 from distqtrl.export.check import EQUAL, Check
-from distqtrl.export.targets import PROOFS
+from distqtrl.export.targets import TARGETS, proofs
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Program
+
+ALWAYS = (
+    "`program.json`: the integer program; `vectors.csv`: recorded observations and their actions, as integers; "
+    "`manifest.json`: formats, errors, hashes, checks."
+)
 
 
 def line(check: Check) -> str:
@@ -15,8 +20,9 @@ def line(check: Check) -> str:
 
 
 def page(about: dict[str, Any], program: Program) -> str:
-    """The folder's own page."""
+    """The README of an exported folder."""
     r, f = about["returns"], about["formats"]
+    targets = {name: target for name, target in TARGETS.items() if name in about["targets"]}
     lines = [
         f"# A policy for {about['environment']['id']}, as integers",
         "",
@@ -46,14 +52,16 @@ def page(about: dict[str, Any], program: Program) -> str:
         "",
         "## Files",
         "",
-        *(f"* {text}" for target, text in FILES.items() if target in about["targets"] or target == "all"),
+        f"* {ALWAYS}",
+        *(f"* {target.readme}" for target in targets.values()),
         "",
         "## Checks when it was exported",
         "",
         *(f"* {line(Check(**check))}" for check in about["checks"]),
     ]
-    if "verilog" in about:
-        lines += ["", "## Cores", "", *core_table(about["verilog"])]
+    for name, target in targets.items():
+        if target.page is not None:
+            lines += ["", *target.page(about[name])]
     return "\n".join(lines) + "\n"
 
 
@@ -73,66 +81,23 @@ def unproven(about: dict[str, Any]) -> list[str]:
 
 
 def _proofs(about: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Every target's files, with the checks that can prove them."""
+    """The files of every target, each with the checks that can prove it."""
     checks = {check["target"]: check for check in about["checks"]}
-    files = {file: names for target in about["targets"] for file, names in PROOFS[target].items()}
+    files = {file: names for target in about["targets"] for file, names in proofs(target).items()}
     return {file: [checks[name] for name in names if name in checks] for file, names in files.items()}
 
 
 def bits(named: dict[str, Any]) -> str:
-    """Every kind's bits in words; those of core may differ from layer to layer."""
+    """The bits of every kind in words; those of core may differ from layer to layer."""
     return ", ".join(f"{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in named.items())
 
 
 def difference(returns: dict[str, Any]) -> str:
-    """Of the return after and before, in words."""
+    """The difference of the returns after and before, in words."""
     if returns["interval"] is None:
         return f"(difference {returns['difference']:.2f})"
     low, high = returns["interval"]
     return f"(difference {returns['difference']:.2f}, 95 % interval {low:.2f} to {high:.2f})"
-
-
-def core_table(cores: dict[str, dict[str, Any]]) -> list[str]:
-    """Every core's figures; resources are Yosys' for the 7 series, inverters counted as tables, the clock nextpnr's on
-    an ECP5-85F."""
-    words = ["core", "observations per beat", *ROWS]
-    lines = [f"| {' | '.join(words)} |", "|---|" + "--:|" * (len(words) - 1)]
-    for name, core in cores.items():
-        flat = {**core, **core.get("resources", {})}
-        cells = [_cell(flat[key]) if key in flat else "" for key in ("observations_per_beat", *ROWS.values())]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    notes = sorted({core["missing"] for core in cores.values() if "missing" in core})
-    if any("resources" in core for core in cores.values()):
-        lines += ["", "LUT: Yosys' tables for the 7 series, its inverters (INV) among them."]
-    lines += ["", *(f"Not counted: {note}." for note in notes)]
-    for core in cores.values():
-        if "energy" in core:
-            e = core["energy"]
-            lines += [f"Energy: {e['static_watts']:g} W * time at 100 MHz + {e['joules_per_toggle']:g} J * toggles."]
-            break
-    return lines
-
-
-ROWS = {
-    "LUT": "lut", "FF": "ff", "BRAM36": "bram", "DSP": "dsp", "fits": "fits", "clocks": "clocks",
-    "us at 100 MHz": "us_at_100_mhz", "ECP5 MHz": "mhz", "us at it": "us",
-    "toggles per action": "toggles", "J per action": "joules",
-}  # fmt: skip
-
-
-def core_line(name: str, core: dict[str, Any]) -> str:
-    """A core's figures in words."""
-    flat = {**core, **core.get("resources", {})}
-    words = [f"{_cell(flat[key])} {word}" for word, key in ROWS.items() if key in flat and key != "fits"]
-    return f"{f'core {name}':<17} {core.get('missing') or ', '.join(words)}"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value) or "no part known here"
-    if isinstance(value, int) or value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def _action_words(program: Program) -> str:
@@ -147,15 +112,3 @@ def _action_words(program: Program) -> str:
         f"Action i is a signed {program.outputs.bits}-bit integer that means value * 2^{-program.output_fraction}; "
         "it cannot leave the environment's bounds."
     )
-
-
-FILES = {
-    "all": "`program.json`: the integer program; `vectors.csv`: recorded observations and their actions, as "
-    "integers; `manifest.json`: formats, errors, hashes, checks.",
-    "c": "`policy.h`, `policy.c`: C99 without libc; `policy_act(observation, action)`. `policy.py`: the same from "
-    "Python (`from policy import Policy; Policy().act(values)`).",
-    "onnx": "`policy.onnx`: int32 `observation` (batch, O) to int32 `action` (batch, A), standard operators.",
-    "cuda": "`policy.cu`: `policy_batch_cuda(observations, actions, count)`, a thread per action; includes `policy.c`.",
-    "verilog": "`policy_unrolled.v`: an action per clock; `policy_folded.v`: fewer resources. Both: valid/ready on "
-    "either side, observations packed with the first in the lowest bits, synchronous reset.",
-}

@@ -1,11 +1,11 @@
-"""Proof that an exported folder says on every target what the interpreter says, vector by vector, without tolerance.
+"""The proof that every target of an exported folder says what the interpreter says, bit by bit.
 
 Nothing of a folder runs that is not as its manifest says: what a check needs is read once, hashed, and copied to a
 place of its own.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,27 @@ import numpy as np
 from distqtrl.config.stages import Environment
 from distqtrl.environment import permission
 from distqtrl.errors import UserError
-from distqtrl.export import episodes, tools
-from distqtrl.export import manifest as manifests
-from distqtrl.export.check import BUILT, DIFFERENT, EQUAL, NOT_CHECKED, Check, Comparison, Question, parts
-from distqtrl.export.manifest import read
-from distqtrl.export.targets import FILES, PROOFS, TARGETS, checked, library
+from distqtrl.export import c, episodes, manifest, tools
+from distqtrl.export.check import (
+    BUILT,
+    DIFFERENT,
+    EQUAL,
+    NOT_CHECKED,
+    Check,
+    Comparison,
+    Question,
+    checked,
+    parts,
+)
+from distqtrl.export.manifest import MANIFEST, PARTNER, PROGRAM, VECTORS
+from distqtrl.export.targets import TARGETS, proofs
 from distqtrl.export.tools import Unchecked
-from distqtrl.export.verilog.checks import NETLISTS
 from distqtrl.policy import policy_file
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.program import Ints, Program, Scale
 
-MANIFEST, PROGRAM, VECTORS = "manifest.json", "program.json", "vectors.csv"
-PARTNER = "partner-"  # policy files of the other agents
 LOOP = "closed loop"
 OK, DIFFERS, UNPROVEN = 0, 1, 3  # exit codes; 2 is bad input
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """The folder's manifest; raises UserError where it is none."""
-    return manifests.manifest(folder / MANIFEST)
 
 
 def checks(
@@ -49,51 +50,62 @@ def checks(
 
     imports: the environment's id may name any module. Raises UserError for a target that the folder does not have.
     """
-    about = manifest(folder)
+    about = manifest.manifest(folder / MANIFEST)
     for target in targets:
         if target not in about["targets"]:
             has = ", ".join(about["targets"]) or "none"
             raise UserError(f"--target {target}: {folder} was exported without it, its targets are: {has}")
-    program, seen_BO, seen_BA = read(folder)
+    program, seen_BO, seen_BA = manifest.read(folder)
     yield _files(folder, about, program)
     if (changed := _unlike(folder, about, PROGRAM)) or programs.digest(program) != about["program"]:
         why = f"{changed or f'{PROGRAM} is not the program that was exported'}, and it says what is right"
-        yield Check("interpreter", NOT_CHECKED, 0, why)
+        yield Check("interpreter", NOT_CHECKED, detail=why)
         return
     same = bool((program.run(seen_BO) == seen_BA).all())
-    yield Check("interpreter", EQUAL if same else DIFFERENT, len(seen_BO), f"{PROGRAM} on {VECTORS}")
+    yield Check("interpreter", EQUAL if same else DIFFERENT, vectors=len(seen_BO), detail=f"{PROGRAM} on {VECTORS}")
     x_BO = vectors(program, seen_BO, num_vectors, seed=0)
     y_BA = np.concatenate([program.run(part) for part in parts(x_BO)])
-    wanted = [t for t in TARGETS if t in about["targets"] and (not targets or t in targets)]
-    made = {name: comparison for target in wanted for name, comparison in TARGETS[target].items()}
-    if netlists and "verilog" in wanted:
-        made |= NETLISTS
+    wanted = [name for name in TARGETS if name in about["targets"] and (not targets or name in targets)]
 
-    def check(name: str, comparison: Comparison) -> Check:
-        return _placed(name, comparison, folder, about, (program, x_BO, y_BA, seen_BO))
+    def check(target: str, name: str, comparison: Comparison) -> Check:
+        def question(place: Path) -> Question:
+            return Question(
+                place=place, program=program, x_BO=x_BO, y_BA=y_BA, seen_BO=seen_BO, facts=about.get(target, {})
+            )
 
+        return _placed(name, comparison, folder, about, question)
+
+    made = [(target, *item) for target in wanted for item in TARGETS[target].checks.items()]
+    if netlists:
+        made += [(target, *item) for target in wanted for item in TARGETS[target].netlists.items()]
     with tools.pool() as pool:  # most of it waits for a tool
-        for future in [pool.submit(check, name, comparison) for name, comparison in made.items()]:
+        for future in [pool.submit(check, *each) for each in made]:
             yield future.result()
     if "c" in wanted:
-        yield _closed_loop(folder, about, program, num_episodes, imports)
+        yield _closed_loop(folder, about, program, num_episodes, imports=imports)
 
 
 def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
-    """0: everything that was asked for is equal; 1: something differs; 3: a target that was named was not checked, or
-    nothing was."""
+    """The exit code of the verify command.
+
+    OK: everything that was asked for is equal. DIFFERS: something differs. UNPROVEN: a target that was named was not
+    checked, or nothing was.
+    """
     if any(check.status == DIFFERENT for check in found):
         return DIFFERS
     proven = {check.target for check in found if check.status == EQUAL}
-    if any(not proven & set(names) for target in named for names in PROOFS[target].values()):
+    if any(not proven & set(names) for target in named for names in proofs(target).values()):
         return UNPROVEN
-    counted = {name for comparisons in TARGETS.values() for name in comparisons}
-    return OK if any(c.target in counted and c.status in (EQUAL, BUILT) for c in found) else UNPROVEN
+    counted = {name for target in TARGETS.values() for name in target.checks}
+    return OK if any(x.target in counted and x.status in (EQUAL, BUILT) for x in found) else UNPROVEN
 
 
 def vectors(program: Program, seen_BO: Ints, num: int, seed: int) -> Ints:
-    """Integer observations: every one, or one for every combination of input levels, where num is enough; and up to
-    num recorded ones, ones near them, corners, and anything."""
+    """Integer observations (num, O) to compare on.
+
+    Every possible one, or one for every combination of input levels, where num is enough; the rest are recorded ones,
+    ones near them, corners, and random ones.
+    """
     rng, every_BO = np.random.default_rng(seed), _every(program, num, seed)
     low, high = int(program.inputs.low_N[0]), int(program.inputs.high_N[0])
     width, num = len(program.input_fraction_O), num - len(every_BO)
@@ -126,19 +138,18 @@ def _every(program: Program, num: int, seed: int) -> Ints:
 
 
 def _placed(
-    name: str, comparison: Comparison, folder: Path, about: dict[str, Any], facts: tuple[Program, Ints, Ints, Ints]
+    name: str, comparison: Comparison, folder: Path, about: dict[str, Any], question: Callable[[Path], Question]
 ) -> Check:
     """The verdict of a comparison, in a place that holds its files as the manifest says."""
-    per_beat = {core: facts.get("observations_per_beat", 0) for core, facts in about.get("verilog", {}).items()}
     try:
         with tools.workplace() as place:
             for file in comparison.files:
                 _take(folder, about, file, place)
-            return checked(name, comparison, Question(place, *facts, per_beat))
+            return checked(name, comparison, question(place))
     except Unchecked as error:
-        return Check(name, NOT_CHECKED, 0, str(error))
+        return Check(name, NOT_CHECKED, detail=str(error))
     except OSError as error:  # of the place
-        return Check(name, NOT_CHECKED, 0, f"{error.strerror or error}: set TMPDIR to a folder with more room")
+        return Check(name, NOT_CHECKED, detail=f"{error.strerror or error}: set TMPDIR to a folder with more room")
 
 
 def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:
@@ -155,9 +166,9 @@ def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:
 
 def _files(folder: Path, about: dict[str, Any], program: Program) -> Check:
     """Whether the folder's files are those of the manifest, and the manifest names all that its format demands."""
-    every = {PROGRAM, VECTORS, "README.md", *(file for files in FILES.values() for file in files)}
+    every = {PROGRAM, VECTORS, "README.md", *(file for target in TARGETS.values() for file in target.files)}
     here = {name for path in folder.iterdir() if (name := path.name) in every or name.startswith(PARTNER)}
-    demanded = {PROGRAM, VECTORS, *(file for target in about["targets"] for file in FILES[target])}
+    demanded = {PROGRAM, VECTORS, *(file for target in about["targets"] for file in TARGETS[target].files)}
     wrong = [words for name in about["files"] if (words := _unlike(folder, about, name))]
     wrong += [f"{name} is not in {MANIFEST}" for name in sorted((here | demanded) - set(about["files"]))]
     owned = {"README.md", *demanded, *(name for name in here if name.startswith(PARTNER))}
@@ -165,11 +176,11 @@ def _files(folder: Path, about: dict[str, Any], program: Program) -> Check:
     if not wrong and programs.digest(program) != about["program"]:
         wrong = [f"{PROGRAM} is not the program that was exported"]
     words = ", ".join(wrong) or f"{len(about['files'])} files as exported"
-    return Check("files", DIFFERENT if wrong else EQUAL, 0, words)
+    return Check("files", DIFFERENT if wrong else EQUAL, detail=words)
 
 
 def _unlike(folder: Path, about: dict[str, Any], name: str) -> str:
-    """In words, that a file is not as the manifest says; empty where it is."""
+    """The words for a file that is not as the manifest says; empty where it is."""
     return "" if digest(folder / name) == about["files"].get(name) else f"{name} not as exported"
 
 
@@ -178,7 +189,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int, imports: bool) -> Check:
+def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int, *, imports: bool) -> Check:
     """The C policy drives the environment, beside the policies of other agents; the interpreter looks on."""
     steps = wrong = 0
 
@@ -193,17 +204,20 @@ def _closed_loop(folder: Path, about: dict[str, Any], program: Program, num: int
         environment, agents = Environment(**about["environment"]), tuple(about.get("agents", ()))
         permission.check(environment.id, folder / MANIFEST, imports)
         with tools.workplace() as place:
-            for file in FILES["c"]:
+            for file in TARGETS["c"].files:
                 _take(folder, about, file, place)
             others = sorted(name for name in about["files"] if name.startswith(PARTNER))
             partners = [policy_file.load(_take(folder, about, name, place)) for name in others]
-            policy = library(place)
-            returns = episodes.returns(environment, agents, partners, act, num, "evaluation")
+            policy = c.library(place)
+            returns = episodes.returns(
+                environment, agents=agents, partners=partners, act=act, num=num, purpose="evaluation"
+            )
     except Exception as error:  # an environment can fail in any way
         if wrong:
-            return Check(LOOP, DIFFERENT, steps, f"{wrong:,} actions of C, until {type(error).__name__}")
+            return Check(LOOP, DIFFERENT, vectors=steps, detail=f"{wrong:,} actions of C, until {type(error).__name__}")
         words = next(iter(str(error).splitlines()), "")
         known = isinstance(error, (Unchecked, UserError))
-        return Check(LOOP, NOT_CHECKED, 0, words if known else f"{type(error).__name__}: {words}")
+        return Check(LOOP, NOT_CHECKED, detail=words if known else f"{type(error).__name__}: {words}")
     detail = f"{num} episodes of {environment.id} driven by C, return {returns.mean():.2f}"
-    return Check(LOOP, DIFFERENT if wrong else EQUAL, steps, detail, {"return": float(returns.mean())})
+    figures = {"return": float(returns.mean())}
+    return Check(LOOP, DIFFERENT if wrong else EQUAL, vectors=steps, detail=detail, figures=figures)

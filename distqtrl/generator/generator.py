@@ -23,9 +23,10 @@ from distqtrl.circuit.memory import machine_memory
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config.run import Config
 from distqtrl.config.stages import Qpu
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, lookup
+from distqtrl.generator import names
 from distqtrl.mapping import graph
-from distqtrl.mapping.model import Mapping
+from distqtrl.mapping.model import KINDS, Mapping
 
 Layers = Sequence[tuple[int, int]]
 
@@ -51,6 +52,7 @@ class Generator(nn.Module):
         num_qubits: int = 0,
     ) -> None:
         super().__init__()
+        names.check(config)
         self._key = (number,) if number else ()
         self._beside = [] if beside is None or config.agents.sharing != "shared_circuit" else [beside]  # no submodule
         self._circuit = config.circuit
@@ -206,7 +208,7 @@ def _check_memory(config: Config, num_weights: int) -> None:
     """Refuse, before anything is built, what this machine cannot hold."""
     n = graph.num_qubits(num_weights, config.mapping.chunk)
     width = max((n + 1, *config.mapping.hidden))
-    values = 3 * width if config.mapping.kind == "mlp" else n * (4 + width)  # edges and messages along them
+    values = lookup("mapping.kind", config.mapping.kind, KINDS).floats(n, width)
     needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
     available = machine_memory()
     if needed > available:

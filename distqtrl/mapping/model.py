@@ -8,16 +8,39 @@ scale_l and shift_l are fixed at the start so that every layer of a fresh policy
 1/sqrt(3 fan_in) of a freshly initialised torch.nn.Linear; afterwards they stay, and training moves out_M.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from distqtrl.config.stages import MappingModel
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, lookup
 from distqtrl.mapping import graph, mlp
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "none": nn.Identity}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A network from the features of basis states to weights, node by node or along edges."""
+
+    network: Callable[[int, tuple[int, ...], int, nn.Module], nn.Module]  # of qubits, hidden widths, chunk, activation
+    whole: bool  # it reads all 2**n basis states, not only those whose outputs are used
+    floats: Callable[[int, int], int]  # of qubits and the widest layer: what it holds per basis state
+
+
+def _gnn(n: int, hidden: tuple[int, ...], chunk: int, activation: nn.Module) -> nn.Module:
+    from distqtrl.mapping import gnn  # loads torch-geometric
+
+    return gnn.GraphNetwork(n, hidden, chunk, activation)
+
+
+# To add a mapping, write a module with its network in this folder, and enter it here.
+KINDS: dict[str, Kind] = {
+    "gnn": Kind(_gnn, whole=True, floats=lambda n, width: n * (4 + width)),  # edges and messages along them
+    "mlp": Kind(mlp.network, whole=False, floats=lambda n, width: 3 * width),
+}
 
 
 class Mapping(nn.Module):
@@ -37,8 +60,9 @@ class Mapping(nn.Module):
         self.num_weights = sum(size for size, _ in layers)
         self.num_nodes = graph.num_nodes(self.num_weights, config.chunk)
         self.num_qubits = n = num_qubits or graph.num_qubits(self.num_weights, config.chunk)
-        self.network = _network(config, n)
-        self.num_inputs = 2**n if config.kind == "gnn" else self.num_nodes  # an MLP sees only the nodes it uses
+        kind = lookup("mapping.kind", config.kind, KINDS)
+        self.network = kind.network(n, config.hidden, config.chunk, ACTIVATIONS[config.activation]())
+        self.num_inputs = 2**n if kind.whole else self.num_nodes
         self.register_buffer("bits", graph.bits(n)[: self.num_inputs], persistent=False)
         if config.output == "fan_in":
             self.register_buffer("scale_M", torch.ones(self.num_weights))
@@ -80,12 +104,3 @@ class Mapping(nn.Module):
             self.scale_M[start : start + size] = scale
             self.negative_shift_M[start : start + size] = -scale * layer.mean()
             start += size
-
-
-def _network(config: MappingModel, n: int) -> nn.Module:
-    activation = ACTIVATIONS[config.activation]()
-    if config.kind == "mlp":
-        return mlp.network(n, config.hidden, config.chunk, activation)
-    from distqtrl.mapping import gnn
-
-    return gnn.GraphNetwork(n, config.hidden, config.chunk, activation)

@@ -105,7 +105,7 @@ class Policy:
         if self.trained and self.head.masked:
             self._integers = integers.acting(self.quantized())
         elif self.trained:
-            self._program = lower.pruned(lower.program(self.quantized(), self.head))
+            self._program = self.program()
 
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
         """The greedy actions for the environment: the most probable one (per factor), or the saturated mean.
@@ -138,6 +138,13 @@ class Policy:
         assert self.trained is not None
         quantizer = lower.quantizer(self.trained, self.architecture, self.head)
         return quantizer.network(network.unpack(self.architecture, self.w_M), *self.normalizer.affine)
+
+    def program(self, quantized: QuantizedNetwork | None = None) -> Program:
+        """The integer program that is exported: of a quantization after training, or the one it was trained with.
+
+        Raises UserError for a head that no integer program is made of.
+        """
+        return lower.pruned(lower.program(quantized or self.quantized(), self.head))
 
     def save(self, path: Path) -> None:
         """Write the policy file, whole or not at all."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, lookup
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -174,9 +174,6 @@ BLOCK_FORMATS = {
     "mxfp4-rceil": BlockFormat(32, partial(_microscaling, mode="rceil"), _powers),
     "mxfp4-even": BlockFormat(32, partial(_microscaling, mode="even"), _powers),
 }
-INTEGERS = {f"int{bits}": bits for bits in range(2, 9)}
-CASTS = ("bfloat16", "float16")
-FORMATS = (*BLOCK_FORMATS, *INTEGERS, *CASTS)
 
 
 def encode(weight_NK: npt.NDArray[Any], format: str, pad: bool = False) -> Encoded:
@@ -238,16 +235,10 @@ def rounded(name: str, weight_NK: npt.NDArray[Any], pad: bool = False) -> Floats
     >>> rounded("int3", np.float32([[3, 1.4, -0.6], [0, 0, 0]])).tolist()
     [[3.0, 1.0, -1.0], [0.0, 0.0, 0.0]]
     """
-    if name not in FORMATS:
-        raise UserError(f"unknown weight format {name!r}: choose one of {', '.join(FORMATS)}")
+    meaning = lookup("weight format", name, FORMATS)
     weight_NK = _checked(weight_NK, name)
     with np.errstate(over="ignore"):
-        if name in BLOCK_FORMATS:
-            meant_NK = decode(encode(weight_NK, name, pad))
-        elif name in INTEGERS:
-            meant_NK = _integers(weight_NK, INTEGERS[name])
-        else:
-            meant_NK = weight_NK.astype(np.float16).astype(np.float32) if name == "float16" else _bfloat16(weight_NK)
+        meant_NK = meaning(weight_NK, pad)
     if not np.isfinite(meant_NK).all():
         raise UserError(
             f"weight format {name!r} cannot hold {np.abs(weight_NK).max()}, the greatest of the weights: "
@@ -256,14 +247,22 @@ def rounded(name: str, weight_NK: npt.NDArray[Any], pad: bool = False) -> Floats
     return meant_NK
 
 
-def _integers(weight_NK: Floats, bits: int) -> Floats:
+def _blocks(weight_NK: Floats, pad: bool, name: str) -> Floats:
+    return decode(encode(weight_NK, name, pad))
+
+
+def _integers(weight_NK: Floats, pad: bool, bits: int) -> Floats:
     top = np.float32((1 << (bits - 1)) - 1)
     step_N1 = np.abs(weight_NK).max(1, keepdims=True) / top
     levels_NK = np.rint(weight_NK / np.where(step_N1 > 0, step_N1, np.float32(np.inf))).clip(-top, top)
     return np.asarray(levels_NK * step_N1)
 
 
-def _bfloat16(weight_NK: Floats) -> Floats:
+def _float16(weight_NK: Floats, pad: bool) -> Floats:
+    return weight_NK.astype(np.float16).astype(np.float32)
+
+
+def _bfloat16(weight_NK: Floats, pad: bool) -> Floats:
     """float32 whose lower half is rounded away, half to even; beyond the greatest, the carry makes an infinity."""
     bits_NK = weight_NK.view(np.uint32)
     return ((bits_NK + 0x7FFF + (bits_NK >> 16 & 1)) & 0xFFFF0000).view(np.float32)
@@ -281,3 +280,13 @@ def _checked(weight_NK: npt.NDArray[Any], name: str) -> Floats:
             f"weight format {name!r}: a weight is {bad[0]}, {bad.size} are not finite; lower the learning rate"
         )
     return weight_NK
+
+
+# What finite weights_NK mean in a format, and whether rows may be filled up to whole blocks. To add a format, write
+# its function, and enter it here.
+FORMATS: dict[str, Callable[[Floats, bool], Floats]] = {
+    **{name: partial(_blocks, name=name) for name in BLOCK_FORMATS},
+    **{f"int{bits}": partial(_integers, bits=bits) for bits in range(2, 9)},
+    "bfloat16": _bfloat16,
+    "float16": _float16,
+}

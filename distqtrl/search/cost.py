@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from distqtrl.errors import UserError
-from distqtrl.export import c, episodes, targets, tools
+from distqtrl.export import c, episodes, tools
 from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
 from distqtrl.export.verilog.checks import NETLIST_VECTORS
-from distqtrl.policy import lower, policy_file
+from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.program import Program
 
@@ -56,7 +56,7 @@ def cost(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -
 
 def _counted(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -> float:
     policy = policy_file.load(path)
-    program = lower.pruned(lower.program(policy.quantized(), policy.head))
+    program = policy.program()
     if kind == "memory":
         return _memory(program)
     text, lanes = _core(program, core)
@@ -91,5 +91,5 @@ def _seen(policy: Policy) -> np.ndarray:
 
 def _memory(program: Program) -> float:
     with tools.workplace() as place:
-        c.write(program, place)
-        return sum(targets.cortex_m(place).values())
+        c.write(place, program)
+        return sum(c.cortex_m(place).values())

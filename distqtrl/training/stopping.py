@@ -1,9 +1,11 @@
 """Signals that ask a run to stop. They are noted here and acted upon at the end of an update, by all ranks together."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
 GRACE_S = 5
@@ -36,24 +38,36 @@ def ignore(code: int) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[signal.Signals]]:
-    """The stop signals that arrived, SIGUSR1 since ``note_requeue``.
+    """The stop signals that arrived, SIGUSR1 since ``note_requeue``; none outside of the main thread, which gets them.
 
-    Somebody waits behind INT and TERM: when the work does not end within GRACE_S, it is given up by Interrupted.
+    Somebody waits behind INT and TERM: when the work does not end within GRACE_S, it is given up by Interrupted. Until
+    one of them arrives, SIGALRM stays whoever's it is.
     """
-    handlers = {**dict.fromkeys(EXIT_CODES, _note), signal.SIGALRM: _give_up}
-    old = {s: signal.signal(s, handler) for s, handler in handlers.items()}
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
+    alarm = signal.getsignal(signal.SIGALRM)
+    old = {s: signal.signal(s, _note) for s in EXIT_CODES}
     try:
         yield _pending
     finally:
-        signal.alarm(0)
+        if any(s != signal.SIGUSR1 for s in _pending):
+            signal.alarm(0)
+            _restore(signal.SIGALRM, alarm)
         _pending.clear()
         for s, previous in old.items():
-            signal.signal(s, previous)
+            _restore(s, previous)
+
+
+def _restore(number: signal.Signals, handler: Any) -> None:
+    """Give a signal back; one that was not handled by Python (None) cannot be, and gets the default."""
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _note(number: int, _: FrameType | None) -> None:
     _pending.append(signal.Signals(number))
     if number != signal.SIGUSR1:
+        signal.signal(signal.SIGALRM, _give_up)
         signal.alarm(GRACE_S)
 
 

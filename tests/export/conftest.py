@@ -1,11 +1,14 @@
 """Policies that are exported, and exported folders, for all tests of exports."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from distqtrl.cli.main import main
 from distqtrl.config.stages import Quantize
+from distqtrl.export import tools
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
@@ -50,3 +53,23 @@ def exported(policies, tmp_path_factory):
         out[name] = tmp_path_factory.mktemp("exported") / name
         assert main(["export", str(path), "-o", str(out[name]), "--target", "c,onnx", *FAST]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def cores(policies, tmp_path_factory):
+    """A folder with both cores."""
+    for tool in (tools.verilator, tools.yosys, tools.icarus):
+        try:
+            tool()
+        except tools.Missing as error:
+            pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("cores") / "out"
+    words = ["--target", "c,verilog", "--bits", "core=3,input=4,output=4", *FAST]
+    assert main(["export", str(policies["small"]), "-o", str(folder), *words]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of a folder with C and ONNX."""
+    return shutil.copytree(exported["gaussian"], tmp_path / "copy")

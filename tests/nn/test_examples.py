@@ -46,8 +46,31 @@ def only_generated(net):
 
 def test_examples_are_short():
     codes = [code for codes in HEADED.values() for code in codes]
-    assert len(codes) == 6
+    assert len(codes) == 8
     assert max(len(code.splitlines()) for code in codes) <= 25
+
+
+def test_the_door(tmp_path):
+    names = ran("Train, load, export", tmp_path)
+    assert names["result"]["evaluation"]["mean"] > 200  # of 500; 20 at first
+    assert names["episode_return"] > 200
+    for checks in (names["manifest"]["checks"], [vars(check) for check in names["checks"]]):
+        status = {check["target"]: check["status"] for check in checks}
+        assert "DIFFERENT" not in status.values()
+        assert (status["c"], status["closed loop"]) == ("equal", "equal")
+    assert (tmp_path / "exported" / "policy.c").exists()
+
+
+def test_the_door_under_mpirun(mpirun, tmp_path):
+    (code,) = HEADED["Under mpirun and SLURM"]
+    command = re.search(r"^    OMP_NUM_THREADS=1 mpirun -n (\d+) python (\S+)$", PAGE, re.MULTILINE)
+    place = f"import os\nos.chdir({str(tmp_path)!r})\n"
+    (tmp_path / command[2]).write_text(place + code)
+    code, out, err = mpirun(int(command[1]), [tmp_path / command[2]], timeout=120)
+    assert code == 0, err
+    (line,) = out.splitlines()
+    assert re.fullmatch(r"returns \[[\d.]+, [\d.]+\] on 2 ranks", line)
+    assert (tmp_path / "runs" / "seed1" / "result.json").exists()
 
 
 def test_a_small_cnn(tmp_path):

@@ -12,7 +12,7 @@ from distqtrl.policy import policy_file
 from distqtrl.policy.distribution import Categorical, Gaussian, SquashedGaussian
 
 RNG = np.random.default_rng(0)
-OPTIONS = Options(("c",), None, None, None, None, None, 500, 5, False, None)
+OPTIONS = Options(targets=("c",), vectors=500, episodes=5)
 
 
 def actor(*more, inputs=4, outputs=2):

@@ -1,6 +1,7 @@
 """Formats of few bits: every code, every tie, worked examples, and what holds for whole tensors."""
 
 import math
+import re
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,9 @@ from hypothesis import strategies as st
 from distqtrl.errors import UserError
 from distqtrl.quantize.blocks import (
     BLOCK_FORMATS,
-    CASTS,
     E2M1,
     E4M3,
     FORMATS,
-    INTEGERS,
     bits_per_weight,
     decode,
     e8m0_codes,
@@ -333,9 +332,18 @@ def test_what_a_format_cannot_hold_is_refused():
         rounded("mxfp4", np.full((1, 32), 1e300))
 
 
-@pytest.mark.parametrize("name", ["fp4", "", "int1", "int9", "NVFP4"])
-def test_unknown_names(name):
-    with pytest.raises(UserError, match=r"unknown weight format .*nvfp4, nvfp4-torchao, mxfp4"):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("fp4", "did you mean 'nvfp4'?"),
+        ("int1", "did you mean 'int8'?"),
+        ("int9", "did you mean 'int8'?"),
+        ("", "known: bfloat16, float16, int2"),
+        ("NVFP4", "known: bfloat16, float16, int2"),
+    ],
+)
+def test_unknown_names(name, remedy):
+    with pytest.raises(UserError, match=re.escape(f"unknown weight format '{name}': {remedy}")):
         rounded(name, np.ones((1, 32)))
     with pytest.raises(UserError, match=r"no blocks: choose one of nvfp4"):
         encode(np.ones((1, 32)), name)
@@ -348,12 +356,13 @@ def test_shapes(shape):
 
 
 @settings(deadline=None)
-@given(st.sampled_from(list(INTEGERS)), seeds, st.integers(-40, 30))
-def test_integers_are_symmetric_narrow_and_nearest(name, seed, exponent):
+@given(st.integers(2, 8), seeds, st.integers(-40, 30))
+def test_integers_are_symmetric_narrow_and_nearest(bits, seed, exponent):
     rng = np.random.default_rng(seed)
     weight_NK = (rng.normal(size=(4, 17)) * 10.0 ** rng.integers(-3, 3, (4, 1)) * 10.0**exponent).astype(np.float32)
     weight_NK[2] = 0
-    meant_NK, top = rounded(name, weight_NK), (1 << (INTEGERS[name] - 1)) - 1
+    name, top = f"int{bits}", (1 << (bits - 1)) - 1
+    meant_NK = rounded(name, weight_NK)
     step_N1 = np.abs(weight_NK).max(1, keepdims=True).astype(np.float64) / top
     assert (np.abs(meant_NK - weight_NK) <= step_N1 * 0.50001 + 1e-43).all()
     assert same(np.abs(meant_NK), np.abs(rounded(name, -weight_NK)))
@@ -370,7 +379,7 @@ def test_integers_by_hand():
     assert rounded("int8", np.array([[-127, 126.4, 0.6]])).tolist() == [[-127, 126, 1]]
 
 
-@pytest.mark.parametrize("name", CASTS)
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_casts_are_torchs(name):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=10_000), np.exp(rng.uniform(-100, 11, 10_000))]).astype(np.float32)

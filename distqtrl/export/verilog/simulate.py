@@ -1,5 +1,6 @@
 """Simulation of the Verilog, of a core's text or its synthesized netlist: Verilator, and Icarus as a second opinion."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from distqtrl.export import tools
+from distqtrl.export.check import Different
 from distqtrl.quantize.program import Ints, Program
 
 HARNESS = r"""
@@ -96,8 +98,14 @@ int main(int argc, char **argv)
 """
 
 
-class Stuck(Exception):
-    """A simulated core computed for a long time and said nothing, or what is no number."""
+# Verilator's own library, which is the same in every simulator and takes longer to compile than a small core does: its
+# object files, by all that they depend on
+_objects: dict[tuple[str | None, ...], dict[str, bytes]] = {}
+COMPILED_BY = ("PATH", "CXXFLAGS", "CPPFLAGS", "OPT_GLOBAL", "OBJCACHE", "CPATH", "CPLUS_INCLUDE_PATH")
+
+
+class Stuck(Different):
+    """A simulated core gave no action for a long time, or one that is not a number."""
 
 
 def build(text: str, name: str, folder: Path, library: Path | None = None) -> Path:
@@ -123,7 +131,11 @@ def build(text: str, name: str, folder: Path, library: Path | None = None) -> Pa
     # the wheel's makefile calls "python" and "c++", which not every machine has
     python = tools.plain(Path(sys.executable), folder)
     names = [f"PYTHON3={python}", f"CXX={cxx}", f"LINK={cxx}", "CFG_CXXFLAGS_PCH_I=-include"]
+    kind = (makefile.read_text(), cxx, *map(os.environ.get, COMPILED_BY))
+    for file, data in _objects.get(kind, {}).items():
+        (makefile.parent / file).write_bytes(data)  # newer than its source, so that make leaves it as it is
     tools.run(make, ["-C", "obj_dir", "-f", makefile.name, "-j", "2", *names], folder)
+    _objects[kind] = {path.name: path.read_bytes() for path in makefile.parent.glob("verilated*.o")}
     return tools.made(make, folder / "obj_dir" / "simulator")
 
 

@@ -202,7 +202,8 @@ def _scaled(core: Core, op: Scale, i: int, x: Wire, y: Range, table: Ints | None
 
 
 def _multiplied(core: Core, op: Scale, factor: int, plus: int, x: Wire) -> Wire:
-    """By a multiplier, with registers before and after it and after the addition."""
+    """A number times a factor and plus another, shifted and clipped; with registers before and after the multiplier
+    and after the addition."""
     if factor != 1:
         low, high = sorted((x.low * factor, x.high * factor))
         x = core.register(core.wire(low, high, f"{{0}} * {_literal(factor)}", core.register(x), cost=core.depth))
@@ -271,7 +272,7 @@ def _reaches(name: str, x: Wire, thresholds: list[int], decided: tuple[str, ...]
 
 
 def _majority(a: str, b: str, c: str) -> str:
-    """Of three bits, the second of which may be a constant."""
+    """The majority of three bits, the second of which may be a constant."""
     if b == c:
         return b
     if b in CONSTANTS:

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from distqtrl.cli import main as cli
-from distqtrl.cli.parser import _parser, parse
+from distqtrl.cli.parser import parse
+from distqtrl.cli.parser import parser as all_commands
 from distqtrl.config import sources
 from distqtrl.config.run import stages
 from distqtrl.config.sources import with_flags
@@ -57,10 +58,10 @@ TEXTS = {
 
 def numbers():
     """(command, flag) of every flag of a command that is one whole number."""
-    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in all_commands()._actions if isinstance(action, argparse._SubParsersAction))
     for command, parser in commands.choices.items():
         for action in parser._actions:
-            if getattr(action.type, "__qualname__", "").startswith("_number"):
+            if getattr(action.type, "__qualname__", "").startswith("whole_number"):
                 yield command, action.option_strings[-1]
 
 
@@ -81,7 +82,7 @@ def test_every_number_of_a_command_is_found():
 def test_what_is_no_number_names_flag_value_and_range(command, flag, capfd):
     for text in NO_NUMBERS:
         err = refused(capfd, [command, *FIRST[command], flag, text])
-        assert f"argument {flag}: '{text[:40]}' is no whole number from " in err
+        assert f"argument {flag}: '{text[:40]}' is not a whole number from " in err
     for text in ("+5", "1_000", " 5"):  # as the fields of a configuration
         args, _ = parse([command, *FIRST[command], flag, text])
         assert vars(args)[flag.removeprefix("--").replace("-", "_")] == int(text)

@@ -49,7 +49,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, small):
 
 
 def test_descriptors_that_are_closed_lead_nowhere(tmp_path):
-    program = "from distqtrl import terminal; terminal.prepare(); print('x'); terminal.say('y');"
+    program = "from distqtrl.cli import output, terminal; terminal.prepare(); print('x'); output.say('y');"
     program += "open('file', 'w').close(); print('z', flush=True); assert terminal.lost() == ''"
     command = f'exec {sys.executable} -c "{program}" >&- 2>&-'
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0

@@ -74,7 +74,12 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
         "raise mapping.chunk",
         f"{PENNYLANE} --qpu.device default.mixed --policy.hidden 4096 --mapping.chunk 1024",
     ),
-    ("cartpole", f"{PENNYLANE} --qpu.shots 1000000000000", "lower qpu.shots", f"{PENNYLANE} --qpu.shots 1000"),
+    (
+        "cartpole",
+        f"{PENNYLANE} --qpu.shots 1000000000000",
+        "less than or equal to 10000000",
+        f"{PENNYLANE} --qpu.shots 1000",
+    ),
     ("cartpole", "--qpu.gradient backprop", "use adjoint, parameter-shift, spsa", "--qpu.gradient adjoint"),
     ("cartpole", "--qpu.backend torch --qpu.device gpu", "use cpu", "--qpu.backend torch --qpu.device cpu"),
     ("cartpole", "--qpu.backend torch --qpu.device cuda:99", "use cpu", "--qpu.backend torch --qpu.device cpu"),

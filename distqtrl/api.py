@@ -1,0 +1,241 @@
+"""What a program of the user's calls (docs/python.md): the command line's work, with results in place of prints.
+
+Bad input raises UserError, with the line that the command line would print. Nothing here is loaded before it is used.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distqtrl.config import sources
+from distqtrl.config.run import Config, save
+from distqtrl.errors import UserError, lookup, shortened
+
+if TYPE_CHECKING:
+    from distqtrl.export.check import Check
+    from distqtrl.policy.policy_file import Policy
+    from distqtrl.quantize.formats import Bits
+
+Place = str | os.PathLike[str]
+
+
+def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """A shipped preset, with single fields replaced: ``{"train.seed": 1, "policy.hidden": [16]}``.
+
+    Raises UserError that names the nearest preset or key, or what is wrong with a value.
+    """
+    return sources.with_changes(sources.preset(name), changes or {})
+
+
+def read(path: Place, changes: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a TOML or JSON file, or of a run directory, with single fields replaced as in ``preset``."""
+    file = Path(path)
+    found = sources.load(file / "config.json" if file.is_dir() else file)
+    return sources.with_changes(found, changes or {})
+
+
+def train(config: Config, directory: Place | None = None, *, resume: bool = False) -> dict[str, Any]:
+    """Train, and return what result.json holds, with ``run``, the directory; under mpirun, every rank calls this.
+
+    directory: a new one, or one in which a training of this configuration was begun: then it goes on, to where it
+    would have got without a break. If it is complete, its result is returned; another budget, target or evaluation
+    extends it. None: a new one below ``train.directory``. resume: only go on with a run that is there.
+
+    Signals (in the main thread) are acted upon at the end of an update, when the run has been saved: SIGINT raises
+    KeyboardInterrupt; SIGTERM and SIGUSR1 return a result whose ``status`` is "stopped", with ``signal`` and
+    ``exit_code``. Raises UserError on every rank where ranks differ, are missing or cannot do what is asked.
+    """
+    from distqtrl.allreduce.agreement import agreed, check_equal
+    from distqtrl.allreduce.program import together
+
+    timeout_s = config.allreduce.timeout_s if isinstance(config, Config) else 1800.0
+    try:
+        with together("distqtrl.train", timeout_s) as comm:
+            place = agreed(comm, lambda: _checked(config, directory, resume))
+            check_equal(comm, save(config).encode(), "configurations", "give every rank the same one, seed included")
+            check_equal(comm, f"{place} {resume}".encode(), "directory or resume", "give every rank the same ones")
+            result = _trained(config, place, resume, comm)
+            agreed(comm, lambda: None)  # when it returns, everything has been written, on every rank
+    except UserError as error:
+        if error.trace:
+            error.add_note(error.trace)
+        raise
+    if result.get("signal") == "SIGINT":
+        raise KeyboardInterrupt(f"saved after {result['update']} updates, go on with {result['run']}")
+    return result
+
+
+def _checked(config: Config, directory: Place | None, resume: bool) -> Path | None:
+    """The directory; raises UserError for arguments that make no sense."""
+    if not isinstance(config, Config):
+        raise UserError(f"train takes a configuration, not {shortened(config)}: make one with distqtrl.preset or read")
+    if resume and (directory is None or not (Path(directory) / "config.json").exists()):
+        where = "no directory" if directory is None else f"{directory}, in which there is no run"
+        raise UserError(f"resume = True with {where}: give the directory of a run, or leave resume out")
+    return None if directory is None else Path(directory)
+
+
+def _trained(config: Config, directory: Path | None, resume: bool, comm: Any) -> dict[str, Any]:
+    """The result, with the learning curve drawn; torch's number of threads is the caller's again afterwards."""
+    import torch
+
+    from distqtrl.report.figures import undrawn
+    from distqtrl.training.start import Request, start
+
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.environment.id)
+    name = f"{name}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    threads = torch.get_num_threads()
+    try:
+        request = Request(config, directory, name, resume)
+        outcome = start(request, comm, began=lambda beginning: None, say=_say)
+    finally:
+        torch.set_num_threads(threads)
+    if comm.rank == 0 and (outcome.trained or not (outcome.directory / "learning_curve.png").exists()):
+        problem = undrawn(outcome.directory)
+        if problem:
+            _say(f"distqtrl: {problem}")
+    return {"run": str(outcome.directory), **outcome.result}
+
+
+def rank() -> int:
+    """This process's number among those that a launcher started (0 without one); known before, and without, MPI."""
+    from distqtrl.allreduce.connect import announced
+
+    return announced("rank", without=0)
+
+
+def load(path: Place) -> "Policy | dict[str, Policy]":
+    """The policy of a file or of a run: ``policy.act(obs_BO)`` returns the greedy actions, (B,) or (B, A).
+
+    A run with several policies is a dict from every agent to the policy that plays it. Neither the environment nor
+    anything quantum is loaded. Raises UserError where a file is missing or damaged.
+    """
+    from distqtrl.policy import policy_file
+
+    place = Path(path)
+    if not place.is_dir():
+        return policy_file.load(place)
+    policies = policy_file.team(place)
+    if len(policies) == 1:
+        return policies[0]
+    return {agent: policy for policy in policies for agent in policy.agents}
+
+
+def export(
+    source: "Place | Policy",
+    folder: Place,
+    *,
+    targets: str | Iterable[str] = ("c",),
+    bits: "Bits | Mapping[str, int] | None" = None,
+    per: str | None = None,
+    calibration: Place | None = None,
+    parallel: tuple[int, int] | None = None,
+    part: str | None = None,
+    implement: bool = False,
+    vectors: int = 1_000_000,
+    episodes: int = 100,
+    import_environment: bool = False,
+    tool_limit: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write a policy as integers for these targets (c, onnx, cuda, verilog) into a new folder, and return its manifest.
+
+    source: a run directory, a policy file, or a policy. ``manifest["checks"]`` says of every target whether it is equal
+    to the interpreter. The keywords are the flags of ``distqtrl export``, whose help explains them; ``say`` is called
+    with every check's line. Raises UserError, and writes nothing, where something is wrong.
+    """
+    from distqtrl.export import folder as exporting
+    from distqtrl.export.options import Options
+    from distqtrl.export.targets import named
+    from distqtrl.export.verilog.folded import Folding
+    from distqtrl.policy.policy_file import Policy
+
+    options = Options(
+        targets=named(targets if isinstance(targets, str) else ",".join(targets)),
+        bits=_bits(bits),
+        per=per if per is None else lookup("per", per, {"channel": "channel", "tensor": "tensor"}),
+        calibration=None if calibration is None else Path(calibration),
+        folding=None if parallel is None else Folding(*parallel),
+        part=part,
+        vectors=_positive("vectors", vectors),
+        episodes=_positive("episodes", episodes),
+        implement=implement,
+        energy=None,
+        imports=import_environment,
+        limit_s=tool_limit,
+    )
+    telling = say or (lambda text: None)
+    if isinstance(source, Policy):
+        with tempfile.TemporaryDirectory(prefix="distqtrl-") as place:
+            path = Path(place) / "policy.safetensors"
+            source.save(path)
+            return exporting.export(path, Path(folder), options, telling)
+    return exporting.export(_one_file(Path(source)), Path(folder), options, telling)
+
+
+def verify(
+    folder: Place,
+    *,
+    targets: str | Iterable[str] = (),
+    vectors: int = 1_000_000,
+    episodes: int = 100,
+    netlists: bool = False,
+    import_environment: bool = False,
+    tool_limit: float | None = None,
+) -> "list[Check]":
+    """Check an exported folder again: one ``Check(target, status, vectors, detail, figures)`` after another.
+
+    targets: these alone; else all that it has. A status is "equal", "built" (where nothing can run it), "DIFFERENT" or
+    "not checked". The keywords are the flags of ``distqtrl verify``. Raises UserError for what is no exported folder.
+    """
+    from distqtrl.export import tools
+    from distqtrl.export import verify as verifying
+    from distqtrl.export.targets import named
+
+    text = targets if isinstance(targets, str) else ",".join(targets)
+    wanted = named(text) if text else ()
+    numbers = _positive("vectors", vectors), _positive("episodes", episodes)
+    with tools.orderly(tool_limit):
+        return list(verifying.checks(Path(folder), *numbers, wanted, netlists=netlists, imports=import_environment))
+
+
+def describe(config: Config | str) -> dict[str, Any]:
+    """Qubits, parameter counts and compression of a configuration, or of a preset; as ``distqtrl describe --json``."""
+    from distqtrl.report.describe import describe as facts
+
+    return facts(preset(config) if isinstance(config, str) else config)
+
+
+def _one_file(source: Path) -> Path:
+    """The policy file of a run, or the file itself; raises UserError where there are several."""
+    from distqtrl.policy import policy_file
+
+    files = policy_file.files(source) if source.is_dir() else [source]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{source} has several policies: give one of {names}, or one that load returned")
+    return files[0]
+
+
+def _bits(given: "Bits | Mapping[str, int] | None") -> "Bits | None":
+    from distqtrl.quantize.formats import Bits, bits
+
+    if given is None or isinstance(given, Bits):
+        return given
+    return bits(",".join(f"{name}={value}" for name, value in given.items()))
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} = {shortened(value)}: give a whole number, 1 or more")
+    return value
+
+
+def _say(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,151 @@
+"""Start a training, or go on with one, on all replicas of this process: for the command line and ``distqtrl.train``."""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distqtrl.allreduce import threads
+from distqtrl.allreduce.agreement import Refused, agreed
+from distqtrl.allreduce.communicator import Communicator
+from distqtrl.allreduce.rendezvous import Rendezvous
+from distqtrl.circuit import compiled
+from distqtrl.circuit.qpu import QPU
+from distqtrl.config.run import Config
+from distqtrl.environment.vector import Environments
+from distqtrl.errors import UserError
+from distqtrl.record import directory as run_directory
+from distqtrl.training import shared_qpu, stopping
+from distqtrl.training.build import compare, prepare
+from distqtrl.training.loop import train
+from distqtrl.training.metrics import prediction
+from distqtrl.training.run import Run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be trained, and where: in ``directory``, or in a new one called ``name`` below train.directory.
+
+    resume: only go on with a run that has a checkpoint.
+    """
+
+    config: Config
+    directory: Path | None
+    name: str
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known when a training begins; ``asked`` is what the QPUs of all ranks will be asked for."""
+
+    directory: Path
+    ranks: int
+    replicas: int  # of every rank
+    batched: bool  # whether the replicas' circuits run as one batch
+    qpu: QPU | None
+    asked: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The run directory, the result of the run, and whether there was anything left to do."""
+
+    directory: Path
+    result: dict[str, Any]
+    trained: bool
+
+
+def start(request: Request, comm: Communicator, *, began: Callable[[Beginning], None], say: Say) -> Outcome:
+    """Train, go on with an unfinished run, extend a complete one, or return the result of one that is complete.
+
+    All ranks call this with the same request. Nothing is written before every rank has made its environments: a try
+    that cannot run owns no directory. ``began`` is called on rank 0 when a training begins, ``say`` with lines for
+    people on the rank that they are about. Raises UserError, which is Refused where all ranks raise it.
+    """
+    directory, config = request.directory, request.config
+    comm.limit(config.allreduce.timeout_s)
+    there = run_directory.found(directory, config, comm) if directory else None
+    if there is not None and not there.goes_on:
+        assert directory is not None
+        assert there.result is not None
+        if there.changes:
+            _extend(directory, config, there, comm, say)
+        return Outcome(directory, there.result, trained=False)
+    with stopping.collected() as pending:
+        return _trained(request, comm, there, pending, began, say)
+
+
+def _trained(
+    request: Request,
+    comm: Communicator,
+    there: run_directory.Found | None,
+    pending: Sequence[signal.Signals],
+    began: Callable[[Beginning], None],
+    say: Say,
+) -> Outcome:
+    """The outcome of the training that this process takes part in, with all its replicas."""
+    config, directory = request.config, request.directory
+    meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
+    resume = directory if request.resume or (there is not None and there.saved) else None
+    runs = _prepared(config, comm, threads.members(comm, meet), resume)
+    if directory is None:
+        directory = run_directory.create(config, request.name, comm)
+    elif there is None:
+        run_directory.claim(directory, config, comm)
+    elif there.changes:
+        _extend(directory, config, there, comm, say)
+    made = directory
+    qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
+    batched = len(qpus) > 1 and shared_qpu.share(qpus, circuits)
+
+    def trained(run: Run) -> dict[str, Any]:
+        if run.restarted:
+            say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
+        asked = prediction(run)
+        if run.comm.rank == 0:
+            began(Beginning(made, comm.size, len(runs), batched, run.learner.generator.qpu, asked))
+        return train(run, made, pending)
+
+    try:
+        result = threads.each(runs, trained, [meet, circuits])[0]
+    except UserError as error:
+        if isinstance(error, Refused) or comm.size == 1:  # else the job ends, and soon
+            _close(runs, say)
+        raise
+    _close(runs, say)
+    return Outcome(directory, result, trained=True)
+
+
+def _prepared(config: Config, comm: Communicator, members: Sequence[Communicator], resume: Path | None) -> list[Run]:
+    """The runs of this process's replicas, once all ranks have made theirs and found the same environment."""
+    limit_s = config.allreduce.timeout_s
+    if limit_s is not None and not compiled.ready(config.qpu.precision):
+        comm.limit(limit_s + compiled.WAIT_S)  # some may have nothing to compile, and wait for those that do
+    runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
+    comm.limit(limit_s)
+    compare(comm, runs[0])
+    return runs
+
+
+def _extend(directory: Path, config: Config, there: run_directory.Found, comm: Communicator, say: Say) -> None:
+    run_directory.extend(directory, config, there, comm)
+    for key, (old, new) in there.changes.items() if comm.rank == 0 else ():
+        say(f"distqtrl: {directory} goes on with {key} {old} -> {new}")
+
+
+def _close(runs: list[Run], say: Say) -> None:
+    for run in runs:
+        _close_environments(run.environments, say)
+
+
+def _close_environments(environments: Environments, say: Say) -> None:
+    """Give an environment's resources back; its last words cannot undo what was done."""
+    try:
+        environments.close()
+    except Exception as error:
+        words = " ".join(str(error).split())
+        say(f"distqtrl: warning: an environment did not close ({type(error).__name__}: {words})")

@@ -1,0 +1,91 @@
+"""All commands: help, exit codes, one line per mistake, nothing left behind, and the libraries that are not loaded."""
+
+import subprocess
+import sys
+from argparse import ArgumentParser
+from types import SimpleNamespace
+
+import pytest
+
+from distqtrl.cli import parser
+from distqtrl.cli.commands import COMMANDS
+from distqtrl.config.run import field_names
+from distqtrl.config.sources import presets
+
+HEAVY = ("torch", "matplotlib", "numba", "mpi4py", "pennylane", "qiskit")
+
+
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS)])
+def test_help_is_complete(command, argv):
+    code, out, _ = command(*argv, "--help")
+    assert code == 0
+    if not argv:
+        assert all(f"\n    {name} " in out for name in COMMANDS)
+    if argv == ["train"]:
+        assert all(f"--{name} " in out for name in field_names())
+        assert all(name in "".join(out.split()) for name in presets())  # lines break at hyphens
+
+
+def test_help_and_mistakes_load_no_heavy_library():
+    program = f"""
+import sys
+from distqtrl.cli.main import main
+for argv in (["--help"], ["--version"], *([name, "--help"] for name in {list(COMMANDS)}), ["export"], ["train", "--x"]):
+    main(argv)
+print([name for name in sys.modules if name in {HEAVY}], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
+    def add(sub: ArgumentParser) -> None:
+        sub.add_argument("--times", type=int, default=1)
+
+    def run(args, flags, comm):
+        print("hello " * args.times, flags, comm.size)
+        return 3
+
+    dummy = SimpleNamespace(TEXT="Say hello.", SHARED=False, add=add, run=run)
+    monkeypatch.setitem(COMMANDS, "hello", dummy)
+    parser.parser.cache_clear()
+    assert command("hello", "--times", 2) == (3, "hello hello  {} 1\n", "")
+    dummy.SHARED = True
+    assert command("hello") == (3, "hello  {} 1\n", "")
+    assert "Say hello." in command("--help")[1]
+    assert command("hello", "--time", 2)[2] == "distqtrl: unknown key 'time': known: help, json\n"
+    parser.parser.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "train takes one of PRESET, --config FILE, --resume RUN"),
+        (["train", "cartpol"], "unknown preset 'cartpol': did you mean 'cartpole'?"),
+        (["train", "cartpole", "--config", "x"], "train takes one of"),
+        (["train", "cartpole", "surplus"], "unexpected argument 'surplus'"),
+        (["train", "cartpole", "--circuit.layer", "3"], "unknown key 'circuit.layer': did you mean 'circuit.layers'?"),
+        (["train", "cartpole", "--environment.id", "CartPol-v1"], "unknown environment 'CartPol-v1': did you mean"),
+        (["train", "cartpole", "--environment.id", "minigrid:MiniGrid-Empty-5x5-v0"], "observation space MissionSpace"),
+        (["train", "cartpole", "--environment.kwargs", '{"no": 1}'], "environment.id = 'CartPole-v1'"),
+        (["train", "cartpole", "--qpu.backend", "statevectr"], "unknown qpu.backend 'statevectr': did you mean"),
+        (["train", "cartpole", "--circuit.ansatz", "ry_cnt"], "unknown ansatz 'ry_cnt': did you mean 'ry_cnot'?"),
+        (
+            ["train", "cartpole", "--policy.hidden", "10000", "10000", "--mapping.chunk", "1"],
+            "take 27 qubits and about",
+        ),
+        (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
+        (["evaluate", "nowhere"], "cannot read nowhere"),
+        (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is not a whole number from 1 to 1000000000"),
+        (["describe", "nowhere"], "unknown preset 'nowhere'"),
+        (["launch"], "invalid choice: 'launch'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*argv)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []

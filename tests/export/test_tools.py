@@ -1,0 +1,116 @@
+"""Broken tools and unprepared machines are never a difference, and leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from export.broken import QUICK, REAL, links, run, script, verdict
+from needs import soon
+
+from distqtrl.export import tools
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("echo 'out of licences' >&2; exit 3", "not checked: cc failed with exit code 3: out of licences: mend it"),
+        ("kill -SEGV $$", "not checked: cc failed with signal SIGSEGV: it said nothing: mend it"),
+        ("exit 0", "not checked: cc said that all was well and wrote no policy.so: mend it"),
+        ('for o; do echo no >policy.so; done', "not checked: cc wrote a library that does not load"),
+    ],
+)  # fmt: skip
+def test_a_broken_compiler_is_no_difference(folder, tmp_path, monkeypatch, text, says, capfd):
+    script(tmp_path / "bin", "cc", text)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{REAL}")
+    monkeypatch.delenv("CC", raising=False)
+    code, out, _ = run(capfd, "verify", folder, "--target", "c", *QUICK)
+    assert code == 3
+    assert verdict(out, "c").startswith(says)
+    assert verdict(out, "closed loop").startswith("not checked: cc ")
+    assert run(capfd, "verify", folder, *QUICK)[0] == 0  # ONNX is equal, and C was not asked for by name
+
+
+def test_the_variable_names_a_compiler_as_for_make(folder, tmp_path, monkeypatch, capfd):
+    other = links(tmp_path / "bin", clang="gcc", **{name: name for name in ("as", "ld")})
+    cases = [("gcc -m64", REAL, "equal"), ("", REAL, "equal"), ("clang", other, "equal"), ("  ", other, "equal")]
+    cases += [("icc -O1", REAL, "not checked: no icc: unset CC"), ("gcc 'x", REAL, "not checked: CC=gcc 'x: ")]
+    for value, path, says in cases:
+        monkeypatch.setenv("CC", value)
+        monkeypatch.setenv("PATH", path)
+        code, out, _ = run(capfd, "verify", folder, "--target", "c", *QUICK)
+        assert verdict(out, "c").startswith(says), value
+        assert code == (0 if says == "equal" else 3)
+
+
+HANGS = "echo $$ > '{0}.new'; mv '{0}.new' '{0}'; sleep 100 & sleep 100"
+
+
+def left(file):
+    """Whether a process of the script's group is there; killed processes may need a moment."""
+    group = int(file.read_text())
+
+    def gone():
+        return not [p for p in psutil.pids() if _group(p) == group]
+
+    return not soon(gone, 5)
+
+
+def _group(pid):
+    try:
+        return os.getpgid(pid) if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else 0
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return 0
+
+
+def test_a_tool_that_hangs_is_ended_with_its_children(folder, tmp_path, monkeypatch, capfd):
+    script(tmp_path / "bin", "cc", HANGS.format(tmp_path / "pid"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{REAL}")
+    code, out, _ = run(capfd, "verify", folder, "--target", "c", *QUICK, "--tool-limit", 1)
+    assert code == 3
+    assert verdict(out, "c") == "not checked: cc did not end within 1 s: give it more with --tool-limit"
+    assert not left(tmp_path / "pid")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_tools_and_leaves_nothing(policies, tmp_path, sent):
+    script(tmp_path / "bin", "cc", HANGS.format(tmp_path / "pid"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "made").mkdir()
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{REAL}", "TMPDIR": str(tmp_path / "tmp")}
+    words = ["export", policies["small"], "-o", tmp_path / "made" / "out", "--target", "c", *QUICK]
+    command = [sys.executable, "-m", "distqtrl", *map(str, words)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        try:
+            assert soon((tmp_path / "pid").exists, 120)
+            process.send_signal(sent)
+            error = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 128 + sent
+    assert error == f"distqtrl: interrupted by {sent.name}; files that were written stay whole\n"
+    assert not left(tmp_path / "pid")
+    assert [*(tmp_path / "made").iterdir(), *(tmp_path / "tmp").iterdir()] == []
+
+
+def test_a_place_that_works_is_chosen(tmp_path, monkeypatch):
+    spaced, absent, good = tmp_path / "with space", tmp_path / "absent", tmp_path / "good"
+    spaced.mkdir()
+    good.mkdir()
+    for given, parent in ((spaced, None), (absent, None), (good, good)):
+        monkeypatch.setenv("TMPDIR", str(given))
+        with tools.workplace() as place:
+            assert place.parent != spaced
+            assert parent is None or place.parent == parent
+            assert " " not in str(place)
+        assert not place.exists()
+    room = tools._room
+    monkeypatch.setattr(tools, "_room", lambda path: 4096 if path == good else room(path))  # a full one
+    with tools.workplace() as place:
+        assert place.parent != good
+    monkeypatch.setattr(tools, "_usable", lambda path: False)
+    with pytest.raises(tools.Unchecked, match="set TMPDIR to one that can be written"), tools.workplace():
+        pass

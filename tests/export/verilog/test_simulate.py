@@ -1,0 +1,80 @@
+"""Both cores against the interpreter, over random programs; no tolerance."""
+
+import numpy as np
+import pytest
+from quantize.programs import observations, program
+
+from distqtrl.export import tools
+from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
+from distqtrl.export.verilog.folded import Folding
+
+
+@pytest.fixture
+def verilator():
+    try:
+        tools.verilator()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("seed", "factored"), [(0, False), (1, False), (2, True), (11, True)])
+def test_verilog(verilator, tmp_path, seed, factored):
+    """Both cores, without and with a receiver and a sender that pause; Verilator's warnings are errors."""
+    made = program(100 + seed, most=24, factored=factored)
+    x_BO = observations(made, 400)
+    lanes, columns = ((1, 1), (4, 4))[seed % 2]
+    cores = {
+        "unrolled": (unrolled.verilog(made, depth=1 + seed % 2, chains=2 * seed), len(made.input_fraction_O)),
+        "folded": (folded.verilog(made, Folding(lanes, columns)), columns),
+    }
+    for name, (text, width) in cores.items():
+        simulator = simulate.build(text, f"policy_{name}", tmp_path / name)
+        for stall in (0, 3):
+            y_BA, _ = simulate.run(simulator, made, x_BO, width, stall)
+            np.testing.assert_equal(y_BA, made.run(x_BO))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_icarus_agrees(tmp_path, seed):
+    """The second opinion, on more programs and foldings: it needs no C++ compiler."""
+    try:
+        tools.icarus()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+    made = program(200 + seed, most=24, factored=seed % 3 == 2)
+    x_BO = observations(made, 40)
+    columns = 1 << seed % 3
+    cores = {
+        "unrolled": (unrolled.verilog(made, depth=1 + seed % 4, chains=seed % 3 * 2), len(made.input_fraction_O)),
+        "folded": (folded.verilog(made, Folding(columns * (1 + seed % 5), columns)), columns),
+    }
+    for name, (text, width) in cores.items():
+        y_BA = simulate.icarus(text, f"policy_{name}", tmp_path, made, x_BO, width)
+        np.testing.assert_equal(y_BA, made.run(x_BO))
+
+
+@pytest.mark.parametrize("name", ["unrolled", "folded"])
+def test_the_netlist_is_the_program(verilator, tmp_path, name):
+    """Cells of the 7 series, simulated; what toggles is counted, the more the more differs from action to action."""
+    try:
+        tools.yosys()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+    made = program(308, most=3)
+    width = len(made.input_fraction_O) if name == "unrolled" else 1
+    text = unrolled.verilog(made) if name == "unrolled" else folded.verilog(made, Folding(1, 1))
+    simulator = simulate.build(synthesis.netlist(text, f"policy_{name}"), f"policy_{name}", tmp_path, tools.cells())
+    x_BO = observations(made, 50)
+    counted = []
+    for rows in (x_BO, np.repeat(x_BO[:1], 50, axis=0)):
+        y_BA, _ = simulate.run(simulator, made, rows, width)
+        np.testing.assert_equal(y_BA, made.run(rows))
+        counted.append(simulate.toggles(simulator))
+    assert counted[0] > counted[1]
+
+
+def test_toggles_are_changed_bits(tmp_path):
+    """Without the first values and the clock: 3 bits of b, then 1 of a."""
+    dump = "$var wire 1 ! clk $end\n$var wire 1 a a $end\n$var wire 4 b b [3:0] $end\n$enddefinitions $end\n"
+    (tmp_path / "trace.vcd").write_text(dump + "#0\n0!\n0a\nb0001 b\n#1\n1!\nb0110 b\n#2\n0!\n1a\n")
+    assert simulate.toggles(tmp_path / "simulator") == 4
