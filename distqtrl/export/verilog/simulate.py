@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,7 @@ int main(int argc, char **argv)
 # Verilator's own library, which is the same in every simulator and takes longer to compile than a small core does: its
 # object files, by all that they depend on
 _objects: dict[tuple[str | None, ...], dict[str, bytes]] = {}
+_first = threading.Lock()
 COMPILED_BY = ("PATH", "CXXFLAGS", "CPPFLAGS", "OPT_GLOBAL", "OBJCACHE", "CPATH", "CPLUS_INCLUDE_PATH")
 
 
@@ -132,10 +135,11 @@ def build(text: str, name: str, folder: Path, library: Path | None = None) -> Pa
     python = tools.plain(Path(sys.executable), folder)
     names = [f"PYTHON3={python}", f"CXX={cxx}", f"LINK={cxx}", "CFG_CXXFLAGS_PCH_I=-include"]
     kind = (makefile.read_text(), cxx, *map(os.environ.get, COMPILED_BY))
-    for file, data in _objects.get(kind, {}).items():
-        (makefile.parent / file).write_bytes(data)  # newer than its source, so that make leaves it as it is
-    tools.run(make, ["-C", "obj_dir", "-f", makefile.name, "-j", "2", *names], folder)
-    _objects[kind] = {path.name: path.read_bytes() for path in makefile.parent.glob("verilated*.o")}
+    with nullcontext() if kind in _objects else _first:  # of two cores, the second would compile the same once more
+        for file, data in _objects.get(kind, {}).items():
+            (makefile.parent / file).write_bytes(data)  # newer than its source, so that make leaves it as it is
+        tools.run(make, ["-C", "obj_dir", "-f", makefile.name, "-j", "2", *names], folder)
+        _objects[kind] = {path.name: path.read_bytes() for path in makefile.parent.glob("verilated*.o")}
     return tools.made(make, folder / "obj_dir" / "simulator")
 
 
