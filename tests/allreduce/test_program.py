@@ -26,7 +26,7 @@ def waiting(monkeypatch):
 
 
 def test_a_wait_in_vain_is_announced_and_ends(waiting, capfd):
-    with pytest.raises(UserError, match="not all ranks called it: rank 3 waited 0.3 s"), program.together("it", 0.3):
+    with pytest.raises(UserError, match=r"not all ranks called it: rank 3 waited 0\.3 s"), program.together("it", 0.3):
         pass
     assert capfd.readouterr().err == "distqtrl: rank 3 waits for the other ranks: every rank has to call it\n"
     with pytest.raises(UserError, match="an earlier it failed on rank 3 alone"), program.together("it", 0.3):
@@ -34,7 +34,11 @@ def test_a_wait_in_vain_is_announced_and_ends(waiting, capfd):
 
 
 def test_two_threads_at_once_are_refused(waiting):
-    first = threading.Thread(target=lambda: pytest.raises(UserError, program.together("it", 1.0).__enter__))
+    def wait():
+        with pytest.raises(UserError), program.together("it", 1.0):
+            pass
+
+    first = threading.Thread(target=wait)
     first.start()
     time.sleep(0.2)
     with pytest.raises(UserError, match="two threads at once"), program.together("it", 0.1):
