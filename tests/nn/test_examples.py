@@ -52,8 +52,8 @@ def test_examples_are_short():
 
 def test_the_door(tmp_path):
     names = ran("Train, load, export", tmp_path)
-    assert names["result"]["evaluation"]["mean"] > 200  # of 500; 20 at first
-    assert names["episode_return"] > 200
+    assert names["result"]["evaluation"]["mean"] > 100  # of 500; 20 at first
+    assert names["episode_return"] > 50
     for checks in (names["manifest"]["checks"], [vars(check) for check in names["checks"]]):
         status = {check["target"]: check["status"] for check in checks}
         assert "DIFFERENT" not in status.values()
