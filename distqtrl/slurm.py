@@ -59,7 +59,7 @@ class Job:
         """SLURM counts memory per node or per CPU, and a rank has ``threads`` CPUs; rounded up."""
         match = MEMORY.fullmatch(self.memory)
         if match is None:
-            raise UserError(f"--memory {self.memory!r}: write a size of one rank such as 2G or 500M")
+            raise UserError(f"--memory {self.memory!r}: write the memory of one rank, such as 2G or 500M")
         if self.threads == 1:
             return self.memory.upper()
         megabytes = int(match[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match[2].upper()]
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How ranks are started inside a job: srun with this MPI plugin, or (none) the mpirun."""
+    """How ranks are started inside a job: by srun with this MPI plugin or, where it is None, by mpirun."""
 
     plugin: str | None
     mpirun: str = "mpirun"
@@ -84,7 +84,9 @@ def checked(job: Job, config: Config) -> Job:
     if TIME.fullmatch(job.time) is None:
         raise UserError(f"--time {job.time!r}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
     if job.notice_s >= seconds(job.time):
-        raise UserError(f"--notice {job.notice_s}: the signal comes so many seconds before --time {job.time}: less")
+        raise UserError(
+            f"--notice {job.notice_s} must be less than --time {job.time}: the signal comes that many seconds before it"
+        )
     for count in job.ranks:
         if not 1 <= count <= job.size:
             raise UserError(f"--array-ranks {count}: {job.nodes} nodes x {job.ranks_per_node} ranks are {job.size}")
@@ -104,7 +106,7 @@ def checked(job: Job, config: Config) -> Job:
 
 
 def seconds(time: str) -> int:
-    """Of a time limit as SLURM writes it: one number is minutes, two are m:s, or hours after days.
+    """Seconds of a time limit as SLURM writes it: one number is minutes, two are m:s, or hours after days.
 
     >>> seconds("90"), seconds("1:30:00"), seconds("2-12"), seconds("2-12:30")
     (5400, 5400, 216000, 217800)
@@ -128,7 +130,7 @@ def numbers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"'{text[:60]}' is no list of numbers: write such as 0-9 or 1,2,4")
+            raise UserError(f"'{text[:60]}' is not a list of numbers: write for example 0-9 or 1,2,4")
         first, last = int(match[1]), int(match[2] or match[1])
         if len(found) + last - first >= MANY:
             raise UserError(f"'{text[:60]}' has more than {MANY:,} numbers: write fewer")

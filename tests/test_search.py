@@ -160,10 +160,10 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--core-bits", "4:2"], "--core-bits 4:2: the rule takes one number for all layers: use --mode pareto"),
         (["--mode", "pareto", "--core-bits", "4:2:2"], "--core-bits 4:2:2: the policy has 2 layers: give 1 or 2"),
         (["--input-bits", "0"], "--input-bits 0: 0 does not fit: at least 1, at most 8"),
-        (["--widths", "big"], "--widths: 'big' is no list of numbers"),
+        (["--widths", "big"], "--widths: 'big' is not a list of numbers"),
         (["--output-bits", "8,4"], "--output-bits 8,4: the rule keeps one number"),
         (["--seeds", "0"], "--seeds 0: the rule needs the deviation over seeds: give 2 or more"),
-        (["--seeds", "3-1"], "--seeds: '3-1' is no list of numbers"),
+        (["--seeds", "3-1"], "--seeds: '3-1' is not a list of numbers"),
         (["--cost", "luts"], "--cost luts: the rule looks at no cost"),
         (["--mode", "pareto", "--cost", "energy"], "--cost energy needs --energy WATTS,JOULES"),
         (["--mode", "pareto", "--energy", "1,1"], "--energy 1,1: only --cost energy has a use for it"),
@@ -172,7 +172,7 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--train.seed", "1"], "--train.seed: the search sets it itself: remove it, and give --seeds"),
         (["--quantize.core_bits", "3"], "remove it, and give --core-bits"),
         (["--policy.hidden", "none"], "policy.hidden is empty"),
-        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search has one replica"),
+        (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search runs in one thread"),
         (["--environment.id", "Blackjack-v1"], "Blackjack-v1: observation space Tuple"),
         (["--core-bit", "3"], "unknown key 'core-bit'"),
     ],
@@ -310,7 +310,7 @@ def test_other_settings_are_refused(whole, capfd, words, message):
 def test_a_folder_of_something_else_is_refused(tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert cli.main([*COMMAND, "-o", str(tmp_path)]) == 2
-    assert "is no search, it has no search.json" in capfd.readouterr().err
+    assert "is not a search (it has no search.json)" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -34,12 +34,12 @@ class Critics(nn.Module):
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
-    """As torch.nn.Linear draws: uniform in +-1/sqrt(fan_in)."""
+    """A parameter drawn as in torch.nn.Linear: uniform in +-1/sqrt(fan_in)."""
     return nn.Parameter((torch.rand(shape) * 2 - 1) / fan_in**0.5)
 
 
 def log_deviation(x_NA: Tensor) -> Tensor:
-    """What a network says, as a log deviation between LOG_STD_LOW and LOG_STD_HIGH."""
+    """A network's output as a log deviation between LOG_STD_LOW and LOG_STD_HIGH."""
     return LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (torch.tanh(x_NA) + 1)
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration: every stage, and what must hold between them."""
+"""The whole configuration: every stage, and the conditions between stages."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -86,7 +86,7 @@ class Config(BaseModel):
             raise ValueError("qpu.shift distributed shares one gradient's circuits over ranks: use qpu.replicas 1")
         if self.qpu.replicas > 1 and self.allreduce.lost_rank == "shrink":
             raise ValueError(
-                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its own"
+                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its threads with it"
             )
         if a.normalize_over == "episode" and a.rollout == "steps":
             raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")

@@ -67,7 +67,7 @@ class Categorical:
         return actions_B + self.start if self.start else actions_B
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
-        """Its own of actions that share an array with wider ones of other heads, (..., B, A)."""
+        """This head's actions out of an array (..., B, A) that also holds wider ones of other heads."""
         return actions[..., 0].astype(np.int64)
 
 
@@ -76,7 +76,7 @@ class Factored:
     """Several independent choices at once: factor f's is one of sizes[f] actions, counted from starts[f] on.
 
     Outputs are the factors' logits, one factor's after the other's; actions are int64 (B, F), probabilities products.
-    masked: as of ``Categorical``, with a number for every logit.
+    masked: as in ``Categorical``, with a number for every logit.
     """
 
     sizes: Annotated[tuple[Choices, ...], Field(min_length=1)]
@@ -115,7 +115,7 @@ class Factored:
         return actions[..., : len(self.sizes)].astype(np.int64)
 
     def centred(self, weight_AK: Array, bias_A: Array) -> tuple[Array, Array]:
-        """The last layer with the mean over its own logits taken out of every factor, whose differences alone count."""
+        """The last layer with every factor's mean taken out of its logits, of which only differences count."""
         cuts = np.cumsum(self.sizes)[:-1]
         weights, biases = (
             np.concatenate([part - part.mean(0) for part in np.split(x, cuts)]) for x in (weight_AK, bias_A)
@@ -128,7 +128,7 @@ class Factored:
 
     @cached_property
     def _place_FC(self) -> npt.NDArray[np.int64]:
-        """Where every factor's logits stand, rows filled up to the longest with the number of none."""
+        """Positions (F, C) of every factor's logits; rows shorter than the longest are filled up with -1."""
         ends = np.cumsum(self.sizes).tolist()
         place_FC = np.full((len(self.sizes), max(self.sizes)), -1, dtype=np.int64)
         for row_C, end, size in zip(place_FC, ends, self.sizes, strict=True):
@@ -197,7 +197,7 @@ class SquashedGaussian(Bounded):
         return out
 
     def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std: Tensor) -> Tensor:
-        """Of actions in (-1, 1), those at the very ends taken for the nearest inside; log_std (A,) or (B, A)."""
+        """Log densities (B,) of actions in (-1, 1), those at the very ends moved inside; log_std (A,) or (B, A)."""
         end = 1 - torch.finfo(actions_BA.dtype).eps
         u_BA = torch.atanh(actions_BA.clamp(-end, end))
         # log(1 - tanh(u)**2) without cancellation
@@ -223,7 +223,7 @@ Head = Categorical | Factored | Gaussian | SquashedGaussian
 def allowed(logits: Array, mask: np.ndarray) -> Array:
     """Logits of the same actions, where the mask is 0 so low that their probability is exactly 0.
 
-    Where it is 0 everywhere, as of an agent that does not act, all actions are alike.
+    Where it is 0 everywhere (an agent that does not act), all actions are equally probable.
     """
     return np.where(mask, logits, np.finfo(logits.dtype).min / 2)  # half: differences stay finite
 

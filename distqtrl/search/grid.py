@@ -34,7 +34,7 @@ class Candidate:
 
 
 def name(candidate: Candidate | None) -> str:
-    """How it is called, in tables and run directories.
+    """The candidate's name in tables and run directories.
 
     >>> name(Candidate(64, (4, 2, 3), 6)), name(None)
     ('w64-c4.2.3-i6-o8', 'float')
@@ -75,7 +75,7 @@ class Search:
         return self.directory / "runs" / f"{name(candidate)}-seed{seed}"
 
     def configuration(self, candidate: Candidate | None, seed: int) -> Config:
-        """Of a training; raises UserError."""
+        """The configuration of one training; raises UserError where it is not valid."""
         values = self.config.model_dump()
         values["train"]["seed"] = seed
         values["quantize"]["aware"] = candidate is not None
@@ -105,7 +105,7 @@ def search(args: Namespace, config: Config, flags: Mapping[str, Any]) -> Search:
             f"agents.sharing = {config.agents.sharing}: a search chooses the bits of one policy: use shared"
         )
     if config.qpu.replicas > 1:
-        raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search has one replica: use 1")
+        raise UserError(f"qpu.replicas = {config.qpu.replicas}: every training of a search runs in one thread: use 1")
     rule = args.mode == "rule"
     made = Search(
         directory=args.output,

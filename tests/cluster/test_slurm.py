@@ -148,7 +148,7 @@ def test_what_slurm_cannot_give_is_refused_in_one_line(slurm, tmp_path, words, s
     ("words", "said"),
     [
         (["--array-ranks", "2,16"], "--array-ranks 16: 1 nodes x 4 ranks are 4"),
-        (["--array-seeds", "5-2"], "'5-2' is no list of numbers"),
+        (["--array-seeds", "5-2"], "'5-2' is not a list of numbers"),
         (["--time", "1:2:3:4"], "--time '1:2:3:4': write minutes"),
         (["--time", "2"], "--notice 120"),
         (["--array-ranks", "1,2", "--qpu.per_rank", '[{"shots": 9}, {}]'], "qpu.per_rank has 2 entries, the job has 1"),
@@ -166,7 +166,7 @@ def test_numbers_that_do_not_fit_are_refused_without_slurm(capfd, words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--memory", "lots"], "--memory 'lots': write a size of one rank such as 2G or 500M"),
+        (["--memory", "lots"], "--memory 'lots': write the memory of one rank, such as 2G or 500M"),
         (["--memory", "0"], "--memory '0': write a size"),
         (["--memory", "-1G"], "--memory '-1G': write a size"),
         (["--sbatch=account=abc"], "--sbatch 'account=abc': write a flag of sbatch in one line, such as --sbatch=--ac"),
