@@ -1,4 +1,4 @@
-"""Letters of shapes: one legend, the same in distqtrl's docstring and docs/design.md, and no letter that is not in it."""
+"""Letters of shapes: one legend, the same in the package's docstring and docs/design.md, and no letter outside it."""
 
 import ast
 import re

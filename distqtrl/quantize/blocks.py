@@ -218,16 +218,6 @@ def decode(encoded: Encoded) -> Floats:
     return weight[:, : encoded.shape[1]]
 
 
-def bits_per_weight(encoded: Encoded) -> float:
-    """Bits stored for each of the N * K weights: padding and all scales included.
-
-    >>> bits_per_weight(encode(np.ones((64, 64)), "mxfp4"))
-    4.25
-    """
-    scales = 0 if encoded.tensor_scale is None else 32
-    return (8 * (encoded.codes.size + encoded.scales_NY.size) + scales) / (encoded.shape[0] * encoded.shape[1])
-
-
 def rounded(name: str, weight_NK: npt.NDArray[Any], pad: bool = False) -> Floats:
     """What float32 weights mean after they were put in a format: one of FORMATS.
 

@@ -17,7 +17,6 @@ from distqtrl.quantize.blocks import (
     E4M3,
     FORMATS,
     INTEGERS,
-    bits_per_weight,
     decode,
     e8m0_codes,
     e8m0_values,
@@ -305,13 +304,6 @@ def test_blocks_do_not_cross_rows():
     weight_NK = np.ones((2, 17), np.float32)
     weight_NK[0] = 1000
     assert rounded("mxfp4", weight_NK, pad=True)[1].tolist() == [1] * 17
-
-
-def test_bits_per_weight():
-    ones = np.ones((64, 64))
-    assert bits_per_weight(encode(ones, "mxfp4")) == 4.25
-    assert bits_per_weight(encode(ones, "nvfp4")) == 4.5 + 32 / 64**2
-    assert bits_per_weight(encode(np.ones((1, 17)), "nvfp4", pad=True)) == (32 * 4 + 2 * 8 + 32) / 17
 
 
 @pytest.mark.parametrize("name", FORMATS)
