@@ -13,7 +13,18 @@ SOURCES = [path for folder in ("distqtrl", "benchmarks") for path in (ROOT / fol
 PATH = re.compile(r"(?<![\w/.-])(?:distqtrl|benchmarks|docs|launch|tests)/[\w./*-]*\w")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 FIELD = re.compile(rf"`(?:--)?((?:{'|'.join(stages())})\.[a-z_]+)`")
-EXTENSIONS = ("json", "csv", "png", "safetensors", "onnx", "py", "md")  # `search.json` is a file, no field of a stage
+EXTENSIONS = (
+    "c",
+    "cu",
+    "h",
+    "json",
+    "md",
+    "onnx",
+    "png",
+    "py",
+    "safetensors",
+    "v",
+)  # `search.json` is a file, not a field of a stage
 
 
 def missing(text):

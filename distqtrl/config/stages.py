@@ -225,7 +225,7 @@ class Environment(Stage):
         "CartPole-v1",
         description="Gymnasium's id, or package.module/environment_v0 of PettingZoo (mpe2/simple_spread_v3)",
     )
-    local_num: Many = Field(4, description="B, environment copies on each rank")
+    local_num: Many = Field(4, description="E, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
     observation: Text | None = Field(
         None,
