@@ -1,4 +1,4 @@
-"""docs/design.md is true: its layout names every module that is there and no other, its floors are those of the test."""
+"""docs/design.md is true: its layout names the modules that are there and no other, its floors are the tested ones."""
 
 import re
 from pathlib import Path

@@ -61,6 +61,7 @@ class Noise(Stage):
 
 
 def with_file(program: Program, path: str) -> Compiled:
+    """The circuit as pulses, with the errors of a noise file on all of its qubits; raises UserError for the file."""
     from qiskit_aer.noise import NoiseModel
 
     noise, compiled, model = _noise(Path(path)), pulsed(program), NoiseModel()

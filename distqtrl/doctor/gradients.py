@@ -50,6 +50,7 @@ class Row:
 
     @property
     def sampled(self) -> bool:
+        """Whether results are drawn at random, so that errors are counted in standard errors."""
         return "shots" in self.result or self.method == "spsa"
 
 
@@ -160,4 +161,5 @@ def _cell(row: Row) -> str:
 
 
 def as_json(found: list[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON has them."""
     return [asdict(row) for row in found]

@@ -299,6 +299,7 @@ class Environments:
         return restarted
 
     def close(self) -> None:
+        """Release every environment's resources; raises Foreign where one does not let go."""
         for env in self.envs:
             env.close()
 

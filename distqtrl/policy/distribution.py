@@ -41,6 +41,7 @@ class Categorical:
 
     @property
     def num_outputs(self) -> int:
+        """How many outputs of the network the head reads."""
         return self.num_actions
 
     def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
@@ -54,16 +55,20 @@ class Categorical:
         return below_BA.sum(-1)
 
     def log_prob(self, logits_BA: Tensor, actions_B: Tensor, log_std: Tensor) -> Tensor:
+        """Log probabilities, or densities, of actions (B,)."""
         return torch.log_softmax(logits_BA, dim=-1).gather(-1, actions_B.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, logits_BA: Tensor, log_std: Tensor) -> Tensor:
+        """Entropies of the distributions (B,)."""
         log_p_BA = torch.log_softmax(logits_BA, dim=-1)
         return -(log_p_BA.exp() * log_p_BA).sum(-1)
 
     def greedy(self, logits_BA: Array) -> npt.NDArray[np.int64]:
+        """The most probable actions, or the means."""
         return logits_BA.argmax(-1)
 
     def to_environment(self, actions_B: np.ndarray) -> np.ndarray:
+        """The policy's actions as the environment's."""
         return actions_B + self.start if self.start else actions_B
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
@@ -200,9 +205,7 @@ class SquashedGaussian(Bounded):
         """Log densities (B,) of actions in (-1, 1), those at the very ends moved inside; log_std (A,) or (B, A)."""
         end = 1 - torch.finfo(actions_BA.dtype).eps
         u_BA = torch.atanh(actions_BA.clamp(-end, end))
-        # log(1 - tanh(u)**2) without cancellation
-        slope_BA = 2 * (math.log(2) - u_BA - torch.nn.functional.softplus(-2 * u_BA))
-        return _normal_log_prob(mean_BA, u_BA, log_std) - slope_BA.sum(-1)
+        return _normal_log_prob(mean_BA, u_BA, log_std) - _log_slope(u_BA).sum(-1)
 
     def entropy(self, mean_BA: Tensor, log_std: Tensor) -> Tensor:
         raise NotImplementedError("a squashed normal distribution's entropy has no closed form: average -log_prob")
@@ -210,6 +213,21 @@ class SquashedGaussian(Bounded):
     def greedy(self, mean_BA: Array) -> Array:
         out: Array = np.tanh(mean_BA)
         return out
+
+
+def squashed(mean_BA: Tensor, log_std_BA: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions tanh(mean + std * noise) in (-1, 1) of a SquashedGaussian, and their log densities (B,).
+
+    Both are differentiable in mean and log_std (reparameterised), as the loss of SAC's policy needs them.
+    """
+    u_BA = mean_BA + log_std_BA.exp() * noise_BA
+    log_prob_BA = -0.5 * noise_BA**2 - log_std_BA - HALF_LOG_2PI - _log_slope(u_BA)
+    return torch.tanh(u_BA), log_prob_BA.sum(-1)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2), without cancellation or overflow."""
+    return 2 * (math.log(2) - u - torch.nn.functional.softplus(-2 * u))
 
 
 def _normal_log_prob(mean_BA: Tensor, x_BA: Tensor, log_std: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Normalizer:
 
     @classmethod
     def fresh(cls, num_observations: int) -> "Normalizer":
+        """One that has seen nothing, and leaves observations as they are."""
         return cls(0.0, np.zeros(num_observations), np.zeros(num_observations))
 
     @property

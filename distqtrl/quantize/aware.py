@@ -53,10 +53,12 @@ class Levels:
 
     @property
     def top(self) -> int:
+        """The highest level."""
         return (1 << self.bits) - 1
 
     @property
     def learned(self) -> bool:
+        """Whether there are scales of this vector to be learned."""
         return self.place.stop > self.place.start
 
 

@@ -44,6 +44,7 @@ class Range:
 
     @property
     def signed(self) -> bool:
+        """Whether an element may be negative."""
         return bool((self.low_N < 0).any())
 
 
@@ -69,6 +70,7 @@ class Matmul:
         return bool(fit) and len(x.low_N) < 1 << 15
 
     def range(self, x: Range) -> Range:
+        """The range of what is written where the range of what is read is x, exactly; so for every operation."""
         up: Ints = self.weights_NK.clip(0)
         down: Ints = self.weights_NK.clip(max=0)
         return Range(up @ x.low_N + down @ x.high_N, up @ x.high_N + down @ x.low_N)

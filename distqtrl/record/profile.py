@@ -43,5 +43,6 @@ class Profile:
         return self._not_counted_s - before
 
     def take(self) -> dict[str, float]:
+        """Wall seconds of every phase since the last call."""
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return seconds
