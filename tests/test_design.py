@@ -40,3 +40,9 @@ def test_the_floors_are_those_of_the_imports():
     block = PAGE.partition("## Direction of imports")[2].split("\n\n")[1]
     floors = [set(floor.split(", ")) for floor in " ".join(block.split()).split(" ─▶ ")]
     assert floors == LAYERS[1:-1][::-1]
+
+
+def test_docstrings_name_their_subject():
+    dangling = re.compile(r'^ *"""(?:Of|That run|As of)\b.*', re.MULTILINE)
+    files = {path: dangling.findall(path.read_text()) for path in (ROOT / "distqtrl").rglob("*.py")}
+    assert {str(path): found for path, found in files.items() if found} == {}

@@ -45,7 +45,7 @@ def check(policies: Sequence[Policy]) -> None:
 def returns(
     environment: Environment, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
 ) -> npt.NDArray[np.float64]:
-    """Of num episodes, means over agents; act plays ``agents`` (empty: the only one).
+    """The returns of num episodes, means over agents; act plays ``agents`` (empty: the only one).
 
     Without a time limit of the environment an episode is cut after rollout.AT_LEAST steps.
     """

@@ -71,7 +71,7 @@ class Schedule:
 
     @property
     def clocks(self) -> int:
-        """Of all layers, without the pipeline's filling."""
+        """The clocks of all layers, without filling the pipeline."""
         return sum(p * t for p, t in zip(self.periods, self.tiles, strict=True))
 
 

@@ -271,7 +271,7 @@ def _reaches(name: str, x: Wire, thresholds: list[int], decided: tuple[str, ...]
 
 
 def _majority(a: str, b: str, c: str) -> str:
-    """Of three bits, the second of which may be a constant."""
+    """The majority of three bits, the second of which may be a constant."""
     if b == c:
         return b
     if b in CONSTANTS:
