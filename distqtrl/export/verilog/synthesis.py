@@ -14,7 +14,7 @@ BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources of the 7 series: 6-input lookup tables (memory and inverters too), flip-flops, 36 kbit memories, DSP48E1."""
+    """What a 7 series device has: 6-input tables (memory and inverters too), flip-flops, 36 kbit memories, DSP48E1."""
 
     lut: int
     ff: int
