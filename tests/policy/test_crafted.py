@@ -126,8 +126,8 @@ DISCRETE = [
     ("mean_O has the shape (2,)", held("mean_O", lambda t: t[:2])),
     ("mean_O holds float32", held("mean_O", np.float32)),
     ("mean_O holds a number that is not finite", held("mean_O", with_number(np.inf))),
-    ("are no mean and no sum of squares", held("m2_O", with_number(-1.0))),
-    ("are no mean and no sum of squares", held("mean_O", with_number(1e307))),
+    ("are not a mean and a sum of squares", held("m2_O", with_number(-1.0))),
+    ("are not a mean and a sum of squares", held("mean_O", with_number(1e307))),
 ]
 BOUNDED = [
     ("head: low and high are not bounds", said("head.low", [3.0, 0.0])),
