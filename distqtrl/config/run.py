@@ -167,7 +167,7 @@ def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Con
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """``stage.field`` -> (in a, in b) of every field that differs.
 
-    >>> differences(Config(), with_flags(Config(), {"circuit.layers": "5"}))
+    >>> differences(Config(), validated({"circuit": {"layers": 5}}, "here"))
     {'circuit.layers': (3, 5)}
     """
     old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
