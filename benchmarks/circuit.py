@@ -357,8 +357,9 @@ def main():
 
 def measured(row, goal, peers, seconds):
     """One row: answers compared, then times taken in turns."""
+    from lib.effort import traffic
+
     from distqtrl.circuit.ansatz import program
-    from distqtrl.circuit.statevector import traffic
 
     ansatz, n, layers = row
     title = f"{ansatz} n={n} L={layers}"
@@ -460,7 +461,7 @@ def table(results):
         "",
         "## Memory traffic",
         "",
-        "Bytes that ours reads and writes in memory (`statevector.traffic`), the copy bandwidth measured in the",
+        "Bytes that ours reads and writes in memory (`lib/effort.py`), the copy bandwidth measured in the",
         f"same turns (bytes read + written, arrays of {COPIED >> 20} MiB), and the time that this gives. A state that",
         "fits in a cache does not wait for memory: ours is then bound by arithmetic. For the peers, one pass per gate",
         "is assumed.",

@@ -15,11 +15,12 @@ from pathlib import Path
 import depth
 import numpy as np
 from lib import runs, setting
+from lib.effort import sample_complexity
 
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.report import figures
 from distqtrl.report.describe import describe
-from distqtrl.report.statistics import interval, on_grid, sample_complexity
+from distqtrl.report.statistics import interval, on_grid
 
 GNN = ("--mapping.kind", "gnn", "--mapping.activation", "tanh", "--mapping.hidden", "10", "10")
 CASES = {

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 from lib import runs, setting
+from lib.effort import first_reached
 
 from distqtrl.config import sources
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
-from distqtrl.report.statistics import first_reached, interval, median
+from distqtrl.report.statistics import interval, median
 
 POLICIES = {"generated": "circuit", "classical": "direct"}
 AGGREGATIONS = ("mean", "sum", "average")

@@ -8,9 +8,22 @@
 
 Left of ``w_M`` is quantum and distributed, right of it classical and serial; the border is a file.
 
-Letters, one legend for the whole package: P circuit parameters, Q mapping parameters, n qubits,
-S = 2**n basis states, M policy weights, T steps, B environments on this rank, O observation,
-A actions, R ranks, L circuit layers. Wire 0 is the most significant bit of a basis state.
+Wire 0 is the most significant bit of a basis state. Arrays end in the letters of their shape (``obs_BO``):
+
+    everywhere: P circuit parameters · Q mapping parameters · n qubits · S = 2**n basis states · M policy weights
+    everywhere: L circuit layers · R ranks · T steps · E environments on this rank · G agents of an environment
+    everywhere: B = E G rows, or of any batch · O observation · A actions · F factors of an action · N samples
+    everywhere: K policies
+    allreduce: V numbers of a vector
+    circuit: G gates · K parameter sets · D angles of the device · W wires · J compiled steps or angles · I passes
+    environment, training: S numbers of a critic's state
+    export: J bytes
+    mapping: F features of a basis state · c weights made by a basis state
+    policy: C choices of a factor
+    policy, quantize: S learned scales
+    policy, quantize, export: N outputs of a layer · K inputs of a layer
+    quantize: C candidates · Y blocks of a row · Z elements of a block
+    report: R runs
 """
 
 import importlib

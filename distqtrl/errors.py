@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 class Foreign(UserError):
-    """Code that is not ours raised: its text is one line, ``trace`` the frames of that code."""
+    """Code that is not ours raised an error: the text is one line, ``trace`` the frames of that code."""
 
     exit_code = 1
 
@@ -42,7 +42,7 @@ class Foreign(UserError):
 
 
 class Diverged(UserError):
-    """A training cannot go on: its numbers are no numbers any more, or no integers can hold them."""
+    """A training cannot go on: its numbers are no longer finite, or integers cannot hold them."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """One seed -> independent counter-based streams keyed by (purpose, global indices).
 
 A stream belongs to a thing of the whole job (an environment, an episode, an update), never to a rank,
-so R ranks x B environments and 1 rank x R*B environments draw the same numbers; and none has to be saved:
+so R ranks x E environments and 1 rank x R*E environments draw the same numbers; and none has to be saved:
 the key is the state. Counter-based generator: Philox 4x64 (Salmon et al., SC 2011).
 """
 

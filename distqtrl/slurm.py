@@ -58,7 +58,7 @@ class Job:
         """SLURM counts memory per node or per CPU, and a rank has ``threads`` CPUs; rounded up."""
         match = MEMORY.fullmatch(self.memory)
         if match is None:
-            raise UserError(f"--memory {self.memory!r}: write a size of one rank such as 2G or 500M")
+            raise UserError(f"--memory {self.memory!r}: write the memory of one rank, such as 2G or 500M")
         if self.threads == 1:
             return self.memory.upper()
         megabytes = int(match[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match[2].upper()]
@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How ranks are started inside a job: srun with this MPI plugin, or (none) the mpirun."""
+    """How ranks are started inside a job: by srun with this MPI plugin or, where it is None, by mpirun."""
 
     plugin: str | None
     mpirun: str = "mpirun"
@@ -83,7 +83,9 @@ def checked(job: Job, config: Config) -> Job:
     if TIME.fullmatch(job.time) is None:
         raise UserError(f"--time {job.time!r}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
     if job.notice_s >= seconds(job.time):
-        raise UserError(f"--notice {job.notice_s}: the signal comes so many seconds before --time {job.time}: less")
+        raise UserError(
+            f"--notice {job.notice_s} must be less than --time {job.time}: the signal comes that many seconds before it"
+        )
     for count in job.ranks:
         if not 1 <= count <= job.size:
             raise UserError(f"--array-ranks {count}: {job.nodes} nodes x {job.ranks_per_node} ranks are {job.size}")
@@ -103,7 +105,7 @@ def checked(job: Job, config: Config) -> Job:
 
 
 def seconds(time: str) -> int:
-    """Of a time limit as SLURM writes it: one number is minutes, two are m:s, or hours after days.
+    """Seconds of a time limit as SLURM writes it: one number is minutes, two are m:s, or hours after days.
 
     >>> seconds("90"), seconds("1:30:00"), seconds("2-12"), seconds("2-12:30")
     (5400, 5400, 216000, 217800)

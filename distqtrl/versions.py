@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def version(package: str) -> str:
-    """What is installed of a package; 'not installed' where it is absent."""
+    """The installed version of a package, or 'not installed'."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

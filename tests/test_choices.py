@@ -227,4 +227,4 @@ def test_a_run_that_may_do_nothing_ends_in_one_line(tmp_path, capfd):
     assert cli.main(["train", "cartpole", "--run", str(tmp_path / "run"), *words]) == 2
     said = capfd.readouterr().err.splitlines()
     assert len([line for line in said if "action_mask" in line]) == 1
-    assert "step 3 of its episode: action_mask allows no action: mend the environment" in said[-1]
+    assert "step 3 of its episode: action_mask allows no action: fix the environment" in said[-1]

@@ -1,7 +1,7 @@
 """The reductions of an update by themselves: which there are, what they take here, what they would take on a network.
 
-    mpirun -n 2 python benchmarks/reductions.py measure '{"lengths": [50], "calls": [["sum", 50, 4]], "bursts": 9}'
-    python benchmarks/reductions.py trace cartpole
+    mpirun -n 2 python benchmarks/lib/reductions.py measure '{"lengths": [50], "calls": [["sum", 50, 4]], "bursts": 9}'
+    python benchmarks/lib/reductions.py trace cartpole
 
 scaling.py runs these two programs and asks the model at the end of this file. Both print JSON. ``trace`` trains
 alone and notes every call that would go to other ranks; ``measure`` times them on the ranks of mpirun, in bursts of

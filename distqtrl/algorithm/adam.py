@@ -14,7 +14,7 @@ BETAS = 0.9, 0.999
 
 
 class Adam:
-    """groups: parameters with their learning rate. ``rates`` may be changed between steps.
+    """The optimizer of groups of parameters, each with its learning rate; ``rates`` may be changed between steps.
 
     >>> p = torch.ones(2)
     >>> optimizer = Adam([([p], 0.1)], eps=1e-8)

@@ -24,7 +24,7 @@ class Transitions:
 
 
 class Replay:
-    """``capacity`` transitions of each of ``num`` environments; ``added`` counts those of one since the start."""
+    """``capacity`` transitions of each of ``num`` environments; ``added`` counts all that one environment ever gave."""
 
     def __init__(self, num: int, capacity: int, num_observations: int, num_actions: int) -> None:
         self.capacity, self.added = capacity, 0
@@ -37,7 +37,7 @@ class Replay:
 
     @property
     def filled(self) -> int:
-        """Transitions of one environment that are there."""
+        """How many transitions of one environment are stored."""
         return min(self.added, self.capacity)
 
     def add(self, obs_TBO: Floats, actions_TBA: np.ndarray, rewards_TB: np.ndarray, *rest: np.ndarray) -> None:
@@ -48,13 +48,13 @@ class Replay:
         self.added += len(rewards_TB)
 
     def sample(self, uniform_B: list[np.ndarray]) -> Transitions:
-        """The transitions that numbers in [0, 1) choose, so many of every environment."""
+        """The transitions chosen by numbers in [0, 1), as many of every environment as it has numbers."""
         b_N = np.repeat(np.arange(len(uniform_B)), [len(u) for u in uniform_B])
         i_N = (np.concatenate(uniform_B) * self.filled).astype(np.int64)
         return Transitions(*(ring[b_N, i_N] for ring in self._rings().values()))
 
     def last(self, steps: int) -> Floats:
-        """Observations of the last so many steps of every environment, (steps * num, O)."""
+        """Observations of the last ``steps`` steps of every environment, (steps * num, O)."""
         at_T = (self.added - np.arange(steps, 0, -1)) % self.capacity
         seen: Floats = self.obs_BNO[:, at_T]
         return seen.reshape(-1, seen.shape[-1])

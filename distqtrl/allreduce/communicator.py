@@ -1,4 +1,4 @@
-"""What a rank can say to the others: a small protocol, its serial form, and what is built on it.
+"""What a rank can say to the others: a small protocol, and its serial form.
 
 One rank is the same program with the serial communicator; mpi4py is needed only when a launcher started us.
 """
@@ -28,13 +28,13 @@ class Communicator(Protocol):
     def allgather(self, x: np.ndarray) -> np.ndarray:
         """Every rank's x (same shape and dtype everywhere), stacked in rank order: (R, *x.shape)."""
 
-    def allreduce_sum(self, x_N: Array) -> Array:
+    def allreduce_sum(self, x_V: Array) -> Array:
         """Sum over ranks in whatever order the MPI likes."""
 
-    def exchange(self, x_N: Array, partner: int) -> Array:
-        """The partner's x_N, which gets ours; all ranks call this, those without a partner name themselves."""
+    def exchange(self, x_V: Array, partner: int) -> Array:
+        """The partner's x_V, which gets ours; all ranks call this, those without a partner name themselves."""
 
-    def among(self, ranks: Sequence[int]) -> "Communicator":
+    def subset(self, ranks: Sequence[int]) -> "Communicator":
         """These ranks only, of which this is one; nothing is said before they first speak with each other."""
 
     def arrival(self) -> Callable[[], bool]:
@@ -53,7 +53,7 @@ class Communicator(Protocol):
         """Leave; ends the process where the library cannot end after a loss."""
 
     def describe(self) -> dict[str, str]:
-        """The library behind it, for people."""
+        """The library behind the communicator, in words."""
 
 
 class Serial:
@@ -65,13 +65,13 @@ class Serial:
     def allgather(self, x: np.ndarray) -> np.ndarray:
         return x[np.newaxis]
 
-    def allreduce_sum(self, x_N: Array) -> Array:
-        return x_N
+    def allreduce_sum(self, x_V: Array) -> Array:
+        return x_V
 
-    def exchange(self, x_N: Array, partner: int) -> Array:
-        return x_N
+    def exchange(self, x_V: Array, partner: int) -> Array:
+        return x_V
 
-    def among(self, ranks: Sequence[int]) -> "Serial":
+    def subset(self, ranks: Sequence[int]) -> "Serial":
         return self
 
     def arrival(self) -> Callable[[], bool]:

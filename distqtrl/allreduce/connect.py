@@ -83,7 +83,7 @@ def connect(timeout_s: float | None = 1800.0, calling: str = "") -> Communicator
     except (ImportError, RuntimeError) as error:
         raise UserError(
             f"the launcher started {size} ranks, but MPI cannot be loaded ({error}); "
-            f"pip install 'distqtrl[mpich]', or distqtrl[mpi] beside a site MPI"
+            f"pip install 'distqtrl[mpich]', or distqtrl[mpi] for the MPI of your site"
         ) from None
     finally:
         connected()
@@ -92,6 +92,6 @@ def connect(timeout_s: float | None = 1800.0, calling: str = "") -> Communicator
     if world.size != size:
         raise UserError(
             f"the launcher started {size} ranks, but MPI sees {world.size}: mpirun and the library of mpi4py "
-            f"({world.describe()['mpi']}) are not of one MPI; use the mpirun beside this python"
+            f"({world.describe()['mpi']}) belong to different MPIs: use the mpirun of this Python's environment"
         )
     return world

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 class Mpi:
     """All ranks of COMM_WORLD; where the MPI has User Level Failure Mitigation (ULFM), those that are left.
 
-    parent, ranks: those of its ranks only.
+    parent, ranks: the communicator of these of the parent's ranks only.
     """
 
     def __init__(self, parent: "Mpi | None" = None, ranks: Sequence[int] = ()) -> None:
@@ -38,11 +38,11 @@ class Mpi:
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
         self.survives = told in ("1", "true") and library().startswith("Open MPI")
 
-    def among(self, ranks: Sequence[int]) -> "Mpi":
+    def subset(self, ranks: Sequence[int]) -> "Mpi":
         return Mpi(self, ranks)
 
     def _begin(self) -> None:
-        """Of a part of the ranks: make its communicator, where it is first used."""
+        """Make the communicator of a subset of the ranks, when it is first used."""
         if self._parent is not None and self._comm == MPI.COMM_NULL:
             whole = self._parent._comm
             assert isinstance(whole, MPI.Intracomm)
@@ -54,18 +54,18 @@ class Mpi:
             self._comm.Allgather(np.ascontiguousarray(x), gathered)
         return gathered
 
-    def allreduce_sum(self, x_N: Array) -> Array:
-        total = np.empty_like(x_N)
+    def allreduce_sum(self, x_V: Array) -> Array:
+        total = np.empty_like(x_V)
         with self._waiting(total.nbytes):
-            self._comm.Allreduce(x_N, total)
+            self._comm.Allreduce(x_V, total)
         return total
 
-    def exchange(self, x_N: Array, partner: int) -> Array:
+    def exchange(self, x_V: Array, partner: int) -> Array:
         if partner == self.rank:
-            return x_N
-        other = np.empty_like(x_N)
+            return x_V
+        other = np.empty_like(x_V)
         with self._waiting(other.nbytes):
-            self._comm.Sendrecv(x_N, partner, recvbuf=other, source=partner)
+            self._comm.Sendrecv(x_V, partner, recvbuf=other, source=partner)
         return other
 
     def arrival(self) -> Callable[[], bool]:
@@ -116,7 +116,7 @@ class Mpi:
             os._exit(code)
 
     def _ended_in_time(self) -> None:
-        """Limits what comes after Python's own end: MPI_Finalize, which may wait for the others."""
+        """Limit MPI_Finalize, which comes after Python has ended and may wait for the others."""
         keeper(self._number, self._watchdog.limit_s, "ending MPI")
 
     def describe(self) -> dict[str, str]:
@@ -124,5 +124,5 @@ class Mpi:
 
 
 def library() -> str:
-    """Its version line."""
+    """The version line of the MPI library that is loaded."""
     return MPI.Get_library_version().splitlines()[0].rstrip("\x00").replace("\t", " ")

@@ -1,4 +1,4 @@
-"""Sums over ranks, in an order that is the same with any MPI."""
+"""Sums over ranks, in an order that does not depend on the MPI (but for ``fast``)."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,16 @@ import numpy as np
 from distqtrl.allreduce.communicator import Array, Communicator
 
 
-def ordered_sum(comm: Communicator, x_N: Array) -> Array:
+def ordered_sum(comm: Communicator, x_V: Array) -> Array:
     """Sum over ranks in rank order, float64: bitwise the same on any MPI for a given number of ranks."""
-    x_RN = comm.allgather(x_N)
-    total = x_RN[0].copy()
-    for row in x_RN[1:]:
+    x_RV = comm.allgather(x_V)
+    total = x_RV[0].copy()
+    for row in x_RV[1:]:
         total += row
     return total
 
 
-def tree_sum(comm: Communicator, x_N: Array) -> Array:
+def tree_sum(comm: Communicator, x_V: Array) -> Array:
     """Sum over ranks along a binary tree, float64: as reproducible as ``ordered_sum``, in about log2(R) messages.
 
     Recursive doubling: partners add the same two numbers, so all ranks hold the same bits after every round. Ranks
@@ -25,7 +25,7 @@ def tree_sum(comm: Communicator, x_N: Array) -> Array:
     power = 1 << (comm.size.bit_length() - 1)
     below, fold = comm.rank < power, comm.rank ^ power
     fold = fold if fold < comm.size else comm.rank
-    total = x_N.copy()
+    total = x_V.copy()
     if power < comm.size:
         other = comm.exchange(total, fold)
         total = total + other if fold != comm.rank else total
@@ -43,7 +43,7 @@ def tree_sum(comm: Communicator, x_N: Array) -> Array:
 REDUCTIONS: dict[str, Callable[[Communicator, Array], Array]] = {
     "ordered": ordered_sum,
     "tree": tree_sum,
-    "fast": lambda comm, x_N: comm.allreduce_sum(x_N),
+    "fast": lambda comm, x_V: comm.allreduce_sum(x_V),
 }
 
 

@@ -1,4 +1,4 @@
-"""Where the threads of one process meet: what each brings becomes one call, and each takes its part of the result."""
+"""Where the threads of one process meet: one call on what each contributes, and each takes its part of the result."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Rendezvous:
-    """Of num threads, numbered from 0."""
+    """A meeting of num threads, numbered from 0."""
 
     def __init__(self, num: int) -> None:
         self.num = num
@@ -33,5 +33,5 @@ class Rendezvous:
         return self._results[number]
 
     def leave(self) -> None:
-        """This thread will not come again: nobody shall wait for it."""
+        """Say that this thread will not come again: the others must not wait for it."""
         self._barrier.abort()

@@ -1,7 +1,7 @@
-"""Several replicas in one process: K threads, each with a communicator, make ranks r K to r K + K - 1 of R K.
+"""Several ranks in one process (qpu.replicas): K threads with a communicator each, ranks r K to r K + K - 1 of R K.
 
-A replica's program is that of a rank. What makes them worth hosting together is a device that runs K circuits as
-one batch (``circuit.shared``); Python's part of their work takes turns.
+A thread runs the program of a rank. What makes them worth hosting together is a device that runs K circuits as one
+batch (``training.shared_qpu``); Python's part of their work takes turns.
 """
 
 import threading
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Member:
-    """The communicator of one replica of this process."""
+    """The communicator of one thread of this process."""
 
     survives = False
 
@@ -41,19 +41,19 @@ class Member:
         gathered: np.ndarray = self._meet(self._number, x, together)
         return gathered
 
-    def allreduce_sum(self, x_N: Array) -> Array:
+    def allreduce_sum(self, x_V: Array) -> Array:
         def together(parts: list[Array]) -> list[Array]:
             return [self._process.allreduce_sum(np.sum(parts, axis=0))] * len(parts)
 
-        total: Array = self._meet(self._number, x_N, together)
+        total: Array = self._meet(self._number, x_V, together)
         return total
 
-    def exchange(self, x_N: Array, partner: int) -> Array:
-        part: Array = self.allgather(x_N)[partner]
+    def exchange(self, x_V: Array, partner: int) -> Array:
+        part: Array = self.allgather(x_V)[partner]
         return part
 
-    def among(self, ranks: Sequence[int]) -> Communicator:
-        raise NotImplementedError("replicas of one process all speak with each other")
+    def subset(self, ranks: Sequence[int]) -> Communicator:
+        raise NotImplementedError("the threads of one process all speak with each other")
 
     def arrival(self) -> Callable[[], bool]:
         raise NotImplementedError("processes meet before they have replicas")
@@ -62,7 +62,7 @@ class Member:
         self._process.limit(timeout_s)
 
     def shrink(self) -> list[int]:
-        raise NotImplementedError("a process that is lost takes all its replicas along")
+        raise NotImplementedError("a lost process takes all its threads with it")
 
     def abort(self, code: int) -> NoReturn:
         self._process.abort(code)
@@ -75,35 +75,35 @@ class Member:
 
 
 def members(process: Communicator, meet: Rendezvous) -> Sequence[Communicator]:
-    """The communicators of this process's replicas; of one replica, the process's own."""
+    """The communicators of this process's threads; the process's own where there is one thread."""
     if meet.num == 1:
         return [process]
     return [Member(process, meet, number) for number in range(meet.num)]
 
 
-def each(replicas: Sequence[T], body: Callable[[T], Result], meetings: Sequence[Rendezvous]) -> list[Result]:
-    """body(replica) of all of them, in threads of their own; raises what the first one that failed raised.
+def each(items: Sequence[T], body: Callable[[T], Result], meetings: Sequence[Rendezvous]) -> list[Result]:
+    """body(item) of every item, each in a thread; raises what the first one that failed raised.
 
     meetings: where the others would wait for one that failed.
     """
-    if len(replicas) == 1:
-        return [body(replicas[0])]
+    if len(items) == 1:
+        return [body(items[0])]
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
 
     def run(number: int) -> None:
         try:
-            results[number] = body(replicas[number])
+            results[number] = body(items[number])
         except BaseException as error:
             errors.append(error)
             for meet in meetings:
                 meet.leave()
 
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(replicas))]
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(items))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
-    return [results[number] for number in range(len(replicas))]
+    return [results[number] for number in range(len(items))]

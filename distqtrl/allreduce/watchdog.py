@@ -29,7 +29,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def limit(self, timeout_s: float | None) -> None:
-        """Watch with this limit from now on; None for none."""
+        """Watch with this limit from now on; None: without one."""
         self.limit_s = timeout_s
         if timeout_s is not None and self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -100,7 +100,7 @@ def until_read(fd: int) -> None:
 
 
 def _turn_s(rank: int) -> float:
-    """One rank's words are enough, and the job ends with it: rank 0 speaks, or rank 1 if it is rank 0 that hangs."""
+    """How long this rank waits for a lower one to speak: one message is enough, and the job ends with it."""
     return float(min(rank, 2))
 
 

@@ -71,7 +71,7 @@ class Aer:
             return np.concatenate([self._counted(theta_P, self.shots or 1, seed) for theta_P, seed in rows])
         starts = range(0, len(theta_KP), self._batch)
         p_KS = np.concatenate([self._exact(theta_KP[first : first + self._batch]) for first in starts])
-        p_KS = _read_out(p_KS, self._compiled.confusion_N22)
+        p_KS = _read_out(p_KS, self._compiled.confusion_W22)
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
 
     def differentiable(self, theta_P: Array, method: str) -> Any:
@@ -130,7 +130,7 @@ def _method(settings: Qpu, compiled: Compiled) -> str:
         return "density_matrix" if noisy and cheaper else "statevector"
     if wanted not in METHODS:
         methods = " or ".join(METHODS)
-        raise UserError(f"qpu.device = '{wanted}' is no method of qpu.backend aer for these circuits: use {methods}")
+        raise UserError(f"qpu.device = '{wanted}' is not a method of qpu.backend aer for these circuits: use {methods}")
     if noisy and not shots and wanted != "density_matrix":
         raise UserError(f"qpu.device = {wanted} is exact only without noise: use density_matrix, or set qpu.shots")
     return wanted
@@ -160,11 +160,11 @@ def _simulator(settings: Qpu, method: str, noise: Any, trajectories: bool) -> An
         raise UserError(f"qpu.options {settings.options}: {' '.join(str(error).split())}") from None
 
 
-def _read_out(p_KS: Array, confusion_N22: Array | None) -> Array:
+def _read_out(p_KS: Array, confusion_W22: Array | None) -> Array:
     """p_KS as it is read: each wire's confusion, exactly."""
-    if confusion_N22 is None:
+    if confusion_W22 is None:
         return p_KS
     shape = p_KS.shape
-    for wire, confusion_22 in enumerate(confusion_N22):
+    for wire, confusion_22 in enumerate(confusion_W22):
         p_KS = np.einsum("katb,tr->karb", p_KS.reshape(shape[0], 2**wire, 2, -1), confusion_22)
     return p_KS.reshape(shape)

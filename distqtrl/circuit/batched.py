@@ -144,7 +144,7 @@ def _gradient(program: Program, theta_PK: Tensor, psi_SK: Tensor, v_SK: Tensor) 
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Over all axes but the first and the last."""
+    """Sums over all axes but the first and the last."""
     return values.sum(tuple(range(1, values.dim() - 1)))
 
 
@@ -233,7 +233,7 @@ def _available(device: torch.device) -> float:
 
 def _device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"qpu.device = '{name}' is no device of qpu.backend torch: use cpu, cuda or cuda:1")
+        raise UserError(f"qpu.device = '{name}' is not a device of qpu.backend torch: use cpu, cuda or cuda:1")
     device, count = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         lower = f" or cuda:{count - 1}" if count else ""

@@ -59,7 +59,7 @@ def _temporary() -> Path:
 
 
 def _place() -> tuple[Path | None, bool]:
-    """The folder, None where nothing can be written; and whether it is a temporary one."""
+    """The folder (None where nothing can be written), and whether it is a temporary one."""
     key = _key()
     for home in _homes():
         with suppress(OSError):
@@ -124,7 +124,7 @@ def _taken(lock: int) -> bool:
 
 
 def told() -> str:
-    """A line on what happened, for people; empty when the code was on disk."""
+    """A line that says what was compiled; empty when the code was on disk."""
     if not seconds:
         return ""
     line = f"compiled the circuit's kernels in {seconds[0]:.1f} s; "

@@ -160,6 +160,7 @@ def sweep(x, y, size, real, target, control, value, coef, sums):
 
 @numba.njit(inline="always")
 def add(sums, row, vector):
+    """Add a vector to a row of the sums."""
     store(sums, row * LANES, load(sums, row * LANES) + vector)
 
 

@@ -1,4 +1,4 @@
-"""What a state may take: the machine's memory, and the refusal that names both sizes."""
+"""How large a state may be: the machine's memory, and a refusal that names both sizes."""
 
 import os
 

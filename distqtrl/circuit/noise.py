@@ -61,6 +61,7 @@ class Noise(Stage):
 
 
 def with_file(program: Program, path: str) -> Compiled:
+    """The circuit as pulses, with the errors of a noise file on all of its qubits; raises UserError for the file."""
     from qiskit_aer.noise import NoiseModel
 
     noise, compiled, model = _noise(Path(path)), pulsed(program), NoiseModel()
@@ -69,7 +70,7 @@ def with_file(program: Program, path: str) -> Compiled:
     compiled.noise = None if model.is_ideal() else model
     if noise.readout is not None:
         up, down = noise.readout.zero_to_one, noise.readout.one_to_zero
-        compiled.confusion_N22 = np.tile([[1 - up, up], [down, 1 - down]], (program.num_qubits, 1, 1))
+        compiled.confusion_W22 = np.tile([[1 - up, up], [down, 1 - down]], (program.num_qubits, 1, 1))
     return compiled
 
 
@@ -140,15 +141,15 @@ def with_backend(program: Program, name: str) -> Compiled:
         raise UserError(
             f"qpu.noise = {name}: Qiskit cannot route this circuit on it ({reason}): use {_others(program, name)}"
         ) from None
-    qubits_N = routed.layout.final_index_layout()
+    qubits_W = routed.layout.final_index_layout()
     placed = [(step.operation, [routed.find_bit(qubit).index for qubit in step.qubits]) for step in routed.data]
-    used = sorted({*qubits_N, *(qubit for _, qubits in placed for qubit in qubits)})
+    used = sorted({*qubits_W, *(qubit for _, qubits in placed for qubit in qubits)})
     compiled.circuit = QuantumCircuit(len(used))
     for operation, qubits in placed:
         compiled.circuit.append(operation, [used.index(qubit) for qubit in qubits])
-    compiled.qubit_N = [used.index(qubit) for qubit in qubits_N]
-    compiled.noise, confusion_Q22 = _measured(target, used, {operation.name for operation, _ in placed})
-    compiled.confusion_N22 = confusion_Q22[compiled.qubit_N]
+    compiled.qubit_W = [used.index(qubit) for qubit in qubits_W]
+    compiled.noise, confusion = _measured(target, used, {operation.name for operation, _ in placed})
+    compiled.confusion_W22 = confusion[compiled.qubit_W]
     return compiled
 
 
@@ -159,7 +160,7 @@ def _backend(program: Program, name: str) -> Any:
         raise UserError(f"qpu.noise {name} needs Qiskit's runtime: pip install 'distqtrl[aer]'") from None
     known = [key for key in dir(fake_provider) if key.startswith("Fake") and "Provider" not in key]
     if name not in known:
-        raise UserError(f"qpu.noise = '{name}' is no fake backend and no *.json file: {nearest(name, known)}")
+        raise UserError(f"qpu.noise = '{name}' is neither a fake backend nor a *.json file: {nearest(name, known)}")
     backend = getattr(fake_provider, name)()
     if backend.num_qubits < program.num_qubits:
         raise UserError(
@@ -170,7 +171,7 @@ def _backend(program: Program, name: str) -> Any:
 
 
 def _others(program: Program, name: str) -> str:
-    """What runs a circuit of this size."""
+    """What else could run a circuit of this size, for a message: a larger fake backend, or a noise file."""
     bigger = [other for other, size in BACKENDS if size >= program.num_qubits and other != name]
     return " or ".join([*bigger[:1], "a noise file (*.json)"])
 
@@ -186,11 +187,11 @@ def _measured(target: Any, used: list[int], names: set[str]) -> tuple[Any, Array
         placed = {at: facts for at, facts in target[name].items() if set(at) <= set(used)}
         renumbered = {tuple(used.index(qubit) for qubit in at): facts for at, facts in placed.items()}
         part.add_instruction(target.operation_from_name(name), renumbered, name=name)
-    model, confusion_Q22 = NoiseModel(), np.tile(np.eye(2), (len(used), 1, 1))
+    model, confusion = NoiseModel(), np.tile(np.eye(2), (len(used), 1, 1))
     with warnings.catch_warnings():  # as from_backend does
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="qiskit_aer.noise")
         for name, qubits, error in basic_device_gate_errors(target=part):
             model.add_quantum_error(_whole(error), name, qubits)
     for (qubit,), error in basic_device_readout_errors(target=part):
-        confusion_Q22[qubit] = error.probabilities
-    return None if model.is_ideal() else model, confusion_Q22
+        confusion[qubit] = error.probabilities
+    return None if model.is_ideal() else model, confusion

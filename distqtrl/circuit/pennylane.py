@@ -123,7 +123,7 @@ class PennyLane:
             )
 
     def _needed(self, method: str) -> float:
-        """Bytes, about."""
+        """About how many bytes the states need."""
         held = HELD_PER_OPERATION * len(self._circuit.operations) if method == "backprop" else HELD[method]
         return 16.0 * self._numbers * max(held, HELD["probabilities"])
 
@@ -135,7 +135,7 @@ class PennyLane:
             raise UserError(f"qpu.device {self._name}{options} cannot be made: {_line(error)}") from error
 
     def _refuse_useless(self) -> None:
-        """Refuse what cannot flip wire 0, the most significant bit."""
+        """Refuse a device that cannot flip wire 0, the most significant bit."""
         flip = _Circuit(self._qml, compiled(self.program.num_qubits, [Gate("x", 0)]))
         try:
             p_S = _probabilities(self.device, flip, np.empty((1, 0)), self.shots)[0]

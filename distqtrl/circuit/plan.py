@@ -66,6 +66,7 @@ class _Step:
 
     @property
     def bits(self) -> list[int]:
+        """The index bits that the step mixes or reads."""
         return [self.target] if self.control is None else [self.target, self.control]
 
 

@@ -29,22 +29,22 @@ class Compiled:
     circuit: Any
     parameters: list[Any]
     angle_JP: Array
-    qubit_N: list[int]
+    qubit_W: list[int]
     noise: Any = None  # a NoiseModel, or None when no gate is noisy
-    confusion_N22: Array | None = None  # probability of what is read, by wire, truth and what is read
+    confusion_W22: Array | None = None  # probability of what is read, by wire, truth and what is read
 
     def measure(self, sampled: bool) -> None:
         """End the circuit with what is wanted of it; the first qubit that Aer is given is the last bit."""
-        n = len(self.qubit_N)
+        n = len(self.qubit_W)
         if not sampled:
-            self.circuit.save_probabilities(self.qubit_N[::-1])
+            self.circuit.save_probabilities(self.qubit_W[::-1])
             return
         from qiskit.circuit import ClassicalRegister
 
         self.circuit.add_register(ClassicalRegister(n))
-        self.circuit.measure(self.qubit_N[::-1], range(n))
-        if self.confusion_N22 is not None:
-            for qubit, confusion_22 in zip(self.qubit_N, self.confusion_N22, strict=True):
+        self.circuit.measure(self.qubit_W[::-1], range(n))
+        if self.confusion_W22 is not None:
+            for qubit, confusion_22 in zip(self.qubit_W, self.confusion_W22, strict=True):
                 self.noise.add_readout_error(confusion_22, [qubit])
 
     def binds(self, theta_KP: Array) -> dict[Any, list[float]]:
@@ -125,12 +125,12 @@ def _controlled(kind: str, control: int, target: int, angles: list[Array], progr
 
 
 class _Pulses:
-    """A decomposed program as pulses; ``frame_NP`` holds the rz that each wire's next pulse will see."""
+    """A decomposed program as pulses; ``frame_WP`` holds the rz that each wire's next pulse will see."""
 
     def __init__(self, program: Program, virtual: str = "rz") -> None:
         self.operations: list[Operation] = []
         self._virtual = virtual
-        self._frame_NP = np.zeros((program.num_qubits, program.num_angles + 1))
+        self._frame_WP = np.zeros((program.num_qubits, program.num_angles + 1))
         self._turn = pi * np.eye(program.num_angles + 1)[-1]
         for gate, angles in _angles(program):
             if gate.control is None:
@@ -139,13 +139,13 @@ class _Pulses:
                 self._controlled(gate.kind, gate.control, gate.target)
 
     def _rz(self, wire: int, angle: Array) -> None:
-        self._frame_NP[wire] += angle
+        self._frame_WP[wire] += angle
 
     def _pulse(self, name: str, *wires: int) -> None:
         target = wires[-1]  # rz passes a cx's control
-        if self._frame_NP[target].any():
-            self.operations.append(Operation(self._virtual, (target,), [self._frame_NP[target].copy()]))
-            self._frame_NP[target] = 0
+        if self._frame_WP[target].any():
+            self.operations.append(Operation(self._virtual, (target,), [self._frame_WP[target].copy()]))
+            self._frame_WP[target] = 0
         self.operations.append(Operation(name, wires))
 
     def _u3(self, wire: int, t: Array, p: Array, l: Array) -> None:  # noqa: E741

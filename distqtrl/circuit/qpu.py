@@ -28,7 +28,7 @@ Gradient = Callable[[Array], Array]
 
 
 class Device(Protocol):
-    """What can run a circuit. ``exact`` names its exact gradient methods, best first; none with shots or noise."""
+    """What can run a circuit. ``exact`` names its exact gradient methods, best first; empty with shots or noise."""
 
     program: Program
     exact: tuple[str, ...]
@@ -49,12 +49,12 @@ BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
 
 
 class DeviceFailure(UserError):
-    """A device broke down, or returned what is no distribution, while it was in use."""
+    """A device broke down, or returned something other than a distribution, while it was in use."""
 
 
 @dataclass
 class Ledger:
-    """What this rank's QPU was asked to do: circuit executions, shots, and exact gradients beside them."""
+    """What this rank's QPU was asked to do: circuit executions, shots, and exact gradients."""
 
     circuits: int = 0
     gradients: int = 0
@@ -93,7 +93,7 @@ class QPU:
         return counts.get(self.method, 0)
 
     def facts(self) -> dict[str, Any]:
-        """What was resolved, for people."""
+        """What the settings were resolved to, for output."""
         s = self.settings
         return {
             "backend": s.backend,
@@ -146,8 +146,8 @@ class QPU:
             first = tuple(np.argwhere(~np.isfinite(theta))[0].tolist())
             index, value = first[-1], theta[first]
             raise Diverged(
-                f"angle {index} of the circuit (theta_P[{index}]) is {value} on rank {self.ranks.rank}, no finite "
-                "number: lower algorithm.learning_rate"
+                f"angle {index} of the circuit (theta_P[{index}]) is {value} on rank {self.ranks.rank}, not a "
+                "finite number: lower algorithm.learning_rate"
             )
         theta_D = theta if self.spread_DP is None else theta @ self.spread_DP.T
         return theta_D if largest <= PERIOD else _reduced(theta_D)
@@ -160,7 +160,7 @@ class QPU:
         return self._guarded(lambda: gradient(v_S))
 
     def _shifted(self, theta_D: Array, v_S: Array) -> Array:
-        """The gradient; with shared circuits, this rank's part of the one of the sum of all ranks' v.p."""
+        """The gradient by shifted circuits; where ranks share them, this rank's part of that of the summed v.p."""
         if self._shares:
             v_S = self.ranks.total(v_S)
         angle_K, offset_K, weight_K = self._rule
@@ -189,7 +189,7 @@ class QPU:
         return gradient_P
 
     def _next(self, count: int = 1) -> int:
-        """The number of the first of the next circuits of this step."""
+        """Count the next ``count`` circuits of this step; returns the number of the first."""
         self._executed += count
         return self._executed - count
 
@@ -208,13 +208,13 @@ class QPU:
             raise DeviceFailure(f"{self._name} failed: {type(error).__name__}: {error}") from error
 
     def _checked(self, p: Array) -> Array:
-        """p, unless it is no distribution; it is never renormalised."""
+        """p as it is, never renormalised; raises DeviceFailure unless it is a distribution."""
         sums = p.sum(axis=-1)
         wrong = ~(np.isfinite(p).all(axis=-1) & (p.min(axis=-1) >= -TOLERANCE) & (abs(sums - 1) <= self._tolerance))
         if wrong.any():
             worst = p.reshape(-1, p.shape[-1])[np.flatnonzero(wrong)[0]]
             raise DeviceFailure(
-                f"{self._name} returned no distribution: sum {worst.sum():.9g}, smallest {worst.min():.3g}"
+                f"{self._name} returned an invalid distribution: sum {worst.sum():.9g}, smallest {worst.min():.3g}"
             )
         return p
 
@@ -230,7 +230,7 @@ class QPU:
 
 
 def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks: shift.Ranks | None = None) -> QPU:
-    """This rank's QPU; raises UserError for what does not exist or cannot do what is asked."""
+    """This rank's QPU; raises UserError for a backend or method that does not exist or cannot do what is asked."""
     ranks = ranks or shift.Ranks()
     own = settings.of_rank(ranks.rank)
     backend = lookup("qpu.backend", own.backend, BACKENDS)

@@ -31,7 +31,7 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who shares one gradient's circuits: this rank, their number, and a vector's sum over all of them."""
+    """The ranks that share one gradient's circuits: this one, their number, and the sum of a vector over them."""
 
     rank: int = 0
     size: int = 1
@@ -71,7 +71,7 @@ def shifted(theta_P: Array, angle_K: npt.NDArray[np.int64], offset_K: Array) -> 
 
 
 def batches(num: int, numbers: int) -> Iterator[slice]:
-    """Slices of num circuits, so many at a time that their probabilities, or angles, fit in memory."""
+    """Slices of num circuits, as many at a time as have room in memory for their probabilities, or angles."""
     size = max(1, BATCH // numbers)
     for first in range(0, num, size):
         yield slice(first, first + size)

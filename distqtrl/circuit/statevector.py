@@ -388,15 +388,6 @@ def gradient(p: Plan, after: State, v_S: Array) -> Array:
     return _backward(p, after.trig_G, after.w_J, x, y)
 
 
-def traffic(circuit: Program, precision: str) -> int:
-    """Bytes read and written between memory and the kernels by one value and gradient, counted by passes.
-
-    Every pass reads and writes the state once going forward, psi and lambda once each going back.
-    """
-    p = plan(circuit)
-    return len(p.pass_I) * 3 * 2 * np.dtype(precision).itemsize * (p.components << p.num_bits)
-
-
 @cache
 def _compile(precision: str) -> None:
     """Compile the kernels for a precision, which happens on their first call, by one on a single qubit.

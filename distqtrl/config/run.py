@@ -1,4 +1,4 @@
-"""The whole configuration: every stage, and what must hold between them."""
+"""The whole configuration: every stage, and the conditions between stages."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -86,7 +86,7 @@ class Config(BaseModel):
             raise ValueError("qpu.shift distributed shares one gradient's circuits over ranks: use qpu.replicas 1")
         if self.qpu.replicas > 1 and self.allreduce.lost_rank == "shrink":
             raise ValueError(
-                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its own"
+                "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its threads with it"
             )
         if a.normalize_over == "episode" and a.rollout == "steps":
             raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")
@@ -167,7 +167,7 @@ def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Con
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """``stage.field`` -> (in a, in b) of every field that differs.
 
-    >>> differences(Config(), with_flags(Config(), {"circuit.layers": "5"}))
+    >>> differences(Config(), validated({"circuit": {"layers": 5}}, "here"))
     {'circuit.layers': (3, 5)}
     """
     old, new = a.model_dump(mode="json"), b.model_dump(mode="json")

@@ -23,7 +23,7 @@ MOST_WEIGHTS = 2**27  # between two layers: half a GiB
 
 
 def _whole(value: Any) -> Any:
-    """TOML's 1e6 is a whole number, too."""
+    """A float that is a whole number as an int: TOML's 1e6."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -68,7 +68,7 @@ class Stage(BaseModel):
 
 
 def _tuple(value: Any) -> Any:
-    """Files have lists where fields are tuples."""
+    """A list as a tuple: files have lists where fields are tuples."""
     return tuple(_tuple(x) for x in value) if isinstance(value, list) else value
 
 
@@ -106,8 +106,8 @@ class Qpu(Stage):
     shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
     replicas: Few = Field(
         1,
-        description="K, QPUs with their learners and environments that one process hosts, as K ranks would; on backend "
-        "torch their circuits run as one batch",
+        description="K, ranks that one process hosts as threads, each with its QPU, learners and environments; on "
+        "backend torch their circuits run as one batch",
     )
     per_rank: tuple[dict[str, Any], ...] = Field(
         (),
@@ -225,7 +225,7 @@ class Environment(Stage):
         "CartPole-v1",
         description="Gymnasium's id, or package.module/environment_v0 of PettingZoo (mpe2/simple_spread_v3)",
     )
-    local_num: Many = Field(4, description="B, environment copies on each rank")
+    local_num: Many = Field(4, description="E, environment copies on each rank")
     max_episode_steps: Positive | None = Field(None, description="time limit; none = the environment's own")
     observation: Text | None = Field(
         None,
@@ -237,7 +237,9 @@ class Environment(Stage):
         description="rows and columns to which an image is averaged, in grey; none = pixels as they are",
     )
     frames: Few = Field(1, description="how many of the last observations the policy sees at once")
-    num_actions: Positive | None = Field(None, description="only the first so many discrete actions; none = all")
+    num_actions: Positive | None = Field(
+        None, description="how many of the discrete actions, from the first on; none = all"
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
 
     @model_validator(mode="after")
@@ -248,7 +250,7 @@ class Environment(Stage):
 
 
 class Agents(Stage):
-    """Several agents in one environment (PettingZoo): who shares what."""
+    """Several agents in one environment (PettingZoo): what they share."""
 
     sharing: Literal["shared", "independent", "shared_circuit"] = Field(
         "shared",
@@ -332,7 +334,7 @@ class Algorithm(Stage):
 
 
 class Allreduce(Stage):
-    """How ranks agree."""
+    """How ranks add up their gradients, and how long they wait for each other."""
 
     reduction: Literal["ordered", "tree", "fast"] = Field(
         "ordered",
@@ -343,7 +345,7 @@ class Allreduce(Stage):
         "mean", description="of gradients: mean or sum over ranks; average = parameters, every average_every updates"
     )
     average_every: Positive = Field(1, description="updates between two parameter averages")
-    check_every: Positive = Field(10, description="updates between two comparisons of the replicas' hashes")
+    check_every: Positive = Field(10, description="updates between two comparisons of the ranks' parameters, by hash")
     timeout_s: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         1800.0, description="a rank that waits longer than this for the others ends the job; none = it waits for ever"
     )
@@ -367,7 +369,7 @@ class Evaluate(Stage):
 
 
 class Train(Stage):
-    """Budget, seed, files."""
+    """The budget, the seed, and what is written where."""
 
     steps: Budget | None = Field(100_000, description="budget in environment steps over all ranks; none = no limit")
     updates: Budget | None = Field(None, description="budget in updates; none = no limit")

@@ -43,6 +43,7 @@ class Row:
 
     @property
     def sampled(self) -> bool:
+        """Whether results are drawn at random, so that errors are counted in standard errors."""
         return "shots" in self.result or self.method == "spsa"
 
 
@@ -97,7 +98,7 @@ def _compared(settings: dict[str, Any], result: str, method: str) -> dict[str, A
 
 
 def _reference(circuit: Circuit, settings: dict[str, Any], theta_P: Array, v_S: Array) -> Array:
-    """What a gradient without shots is, by a way of its own."""
+    """The gradient without shots, computed in another way."""
     n = len(v_S).bit_length() - 1
     if settings.get("noise") is None:
         return qpu.build(circuit, Qpu(), n).probabilities(theta_P)[1](v_S)
@@ -159,4 +160,5 @@ def _cell(row: Row) -> str:
 
 
 def as_json(found: list[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON has them."""
     return [asdict(row) for row in found]

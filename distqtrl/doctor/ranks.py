@@ -1,4 +1,4 @@
-"""The state of one rank."""
+"""What one rank runs on."""
 
 import os
 import platform

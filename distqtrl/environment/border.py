@@ -1,7 +1,7 @@
 """The border to an environment: whatever crosses it is checked against its space, copied and converted here.
 
-Once, for Gymnasium's and PettingZoo's alike. Messages say what was wrong; which copy, seed and step it was, ``vector``
-puts in front of them.
+This is the only such place, for Gymnasium and PettingZoo alike. A message says what was wrong; ``vector`` prefixes the
+copy, seed and step at which it was.
 """
 
 import math
@@ -76,7 +76,7 @@ def _first(space: Space, num: int | None, who: str) -> Space:
 
 
 def taker(space: Space, who: str) -> Callable[[Any], Any]:
-    """What makes an action of this space, in its type and bounds, of a policy's: a number, or a row of A or more.
+    """A function from a policy's action (a number, or a row of A or more) to one of this space, in its type and bounds.
 
     A Box of integers gets the nearest ones. Raises UserError where float32 does not have all of them.
     """
@@ -120,7 +120,7 @@ def taker(space: Space, who: str) -> Callable[[Any], Any]:
 
 
 def number(given: Any, *where: str) -> float:
-    """A reward of one element, whatever holds it; raises UserError for others and what is not finite."""
+    """A reward as a float, whatever holds its one element; raises UserError for anything else, NaN and infinity."""
     if not isinstance(given, float):
         try:
             array = np.asarray(given)
@@ -129,10 +129,10 @@ def number(given: Any, *where: str) -> float:
         except Exception:  # None, a word, an object of somebody's
             value = None
         if value is None:
-            raise UserError(f"{': '.join(where)} is {short(given)}: mend the environment, a reward is one number")
+            raise UserError(f"{': '.join(where)} is {short(given)}: fix the environment, a reward is one number")
         given = value
     if not math.isfinite(given):
-        raise UserError(f"{': '.join(where)} is {given}, which is not finite: mend the environment")
+        raise UserError(f"{': '.join(where)} is {given}, which is not finite: fix the environment")
     return float(given)
 
 
@@ -140,21 +140,21 @@ def flag(given: Any, *where: str) -> bool:
     """Whether an episode ended, as one true or false; raises UserError for anything else."""
     array = np.asarray(given)
     if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
-        raise UserError(f"{': '.join(where)} is {short(given)}: mend the environment, it is True or False")
+        raise UserError(f"{': '.join(where)} is {short(given)}: fix the environment, it is True or False")
     return bool(array.item())
 
 
 def parts(given: Any, names: tuple[str, ...], call: str, who: str) -> Any:
-    """What reset() or step() gave, a tuple of these; raises UserError for anything else."""
+    """What reset() or step() returned, a tuple of ``names``; raises UserError for anything else."""
     if not isinstance(given, (tuple, list)) or len(given) != len(names):
-        raise UserError(f"{who}: {call} gives {short(given)} in place of {len(names)} things, {', '.join(names)}")
+        raise UserError(f"{who}: {call} gives {short(given)} instead of {len(names)} things, {', '.join(names)}")
     return given
 
 
 def by_agent(given: Any, agents: frozenset[Any], what: str, who: str) -> dict[Any, Any]:
-    """What is said of agents; raises UserError unless it is a dictionary of these."""
+    """A value per agent; raises UserError unless it is a dictionary whose keys are some of these agents."""
     if not isinstance(given, dict):
-        raise UserError(f"{who}: {what} are {short(given)} in place of a dictionary by agent: mend the environment")
+        raise UserError(f"{who}: {what} are {short(given)} instead of a dictionary by agent: fix the environment")
     if not given.keys() <= agents:
         odd = sorted(str(agent) for agent in given.keys() - agents)
         raise UserError(f"{who}: {what} name agent {odd[0]}, which is not in possible_agents: add it there")
@@ -162,17 +162,17 @@ def by_agent(given: Any, agents: frozenset[Any], what: str, who: str) -> dict[An
 
 
 def state(given: Any, width: int | None, who: str) -> Floats:
-    """What a centralised critic sees, of this many numbers where that is known; raises UserError unless it is that."""
+    """What a centralised critic sees, ``width`` numbers where that is known; raises UserError for anything else."""
     x = _floats(given)
     if x is None:
         raise UserError(
-            f"{who}: state() gives {short(given)} in place of an array of numbers: mend it, or set agents.critic to "
+            f"{who}: state() gives {short(given)} instead of an array of numbers: fix it, or set agents.critic to "
             "independent"
         )
     if width is not None and x.size != width:
         raise UserError(f"{who}: state() gives {x.size} numbers, {width} were expected: it must not change its size")
     if not np.isfinite(x).all():
-        raise UserError(f"{who}: state() is not finite, {short(x.tolist())}: mend the environment")
+        raise UserError(f"{who}: state() is not finite, {short(x.tolist())}: fix the environment")
     return x
 
 

@@ -16,7 +16,7 @@ Ints = tuple[int, ...]
 
 
 def factors(space: Space) -> tuple[Ints, Ints] | None:
-    """How many choices every factor has and the number of its first one; None for a space that is no product of them.
+    """How many choices every factor has and the number of its first one; None for a space that is no such product.
 
     >>> factors(MultiDiscrete([3, 2], start=[0, 5])), factors(MultiBinary(3)), factors(Discrete(4))
     (((3, 2), (0, 5)), ((2, 2, 2), (0, 0, 0)), None)

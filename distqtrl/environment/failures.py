@@ -14,7 +14,7 @@ LETTERS = 300  # of an exception's text
 
 
 def failure(error: BaseException, what: str) -> Foreign | None:
-    """What to raise in its place; None where our own code failed, which is a bug."""
+    """The exception to raise instead of this one; None where our own code failed, which is a bug."""
     found = traceback.TracebackException.from_exception(error)
     frames, (ours, *between) = list(found.stack), _folders()
     first = next((i for i, frame in enumerate(frames) if not frame.filename.startswith((ours, *between))), None)
@@ -33,7 +33,7 @@ def failure(error: BaseException, what: str) -> Foreign | None:
 
 
 def close(environment: Callable[[], object], name: str) -> None:
-    """Close it; raises Foreign where it does not let us."""
+    """Close an environment; raises Foreign where its own code fails."""
     try:
         environment()
     except (Exception, SystemExit) as error:

@@ -41,7 +41,7 @@ def is_parallel(name: str) -> bool:
 
 
 def check_id(name: str) -> None:
-    """Raises UserError for an environment.id that is a file's name, or none."""
+    """Raise UserError for an environment.id that is empty, or the name of a file."""
     file = name.partition(":")[0]
     if name.startswith((".", "/", "~")) or "\\" in name or file.endswith((".py", ".pyc", ".ipynb")) or ".py/" in name:
         raise UserError(
@@ -85,7 +85,7 @@ class Parallel:
             port.forget()
         acts_G = self._acting()
         if not acts_G.any():
-            raise UserError(f"{self._name}: no agent acts after reset: mend the environment's agents")
+            raise UserError(f"{self._name}: no agent acts after reset: fix the environment's agents")
         return self._observations(observed), acts_G
 
     def step(self, actions_G: Sequence[Any]) -> Stepped:
@@ -135,7 +135,7 @@ class Parallel:
         return np.array([key in now for key in self._keys])
 
     def _ends(self, given: Any, what: str) -> Flags:
-        """Whose episode ended; not that of one of whom nothing is said."""
+        """Whether each agent's episode ended; an agent of whom nothing is said goes on."""
         given = border.by_agent(given, self._known, what, self._name)
         found = [given.get(key, False) for key in self._keys]
         for g, one in enumerate(found):
@@ -152,7 +152,7 @@ class Parallel:
 
 
 def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
-    """The environment of an id; raises UserError when there is none, or it is no parallel one."""
+    """The environment of an id; raises UserError when there is none, or it is not a parallel one."""
     name, (folder, _, last) = config.id, config.id.rpartition("/")
     maker = _maker(name, folder.replace("/", "."), last)
     more = {"render_mode": "rgb_array"} if render else {}
@@ -166,7 +166,7 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
             f"environment.num_actions is for Gymnasium's environments, {name} has several agents: remove it"
         )
     if not all(hasattr(env, part) for part in ("possible_agents", "observation_space", "action_space", "step")):
-        raise UserError(f"environment.id = '{name}' makes a {type(env).__name__}, which is no PettingZoo ParallelEnv")
+        raise UserError(f"environment.id = '{name}' makes a {type(env).__name__}, not a PettingZoo ParallelEnv")
     if hasattr(env, "agent_iter"):
         raise UserError(f"environment.id = '{name}' {AEC}")
     return env
@@ -193,7 +193,7 @@ def _maker(name: str, module: str, last: str) -> Callable[..., Any]:
 
 
 def _module(name: str, module: str) -> ModuleType | None:
-    """It, or None where there is no such module; raises UserError for one that cannot be imported."""
+    """The imported module, or None where there is none; raises UserError for one that cannot be imported."""
     what = f"environment.id = '{name}' cannot be imported"
     try:
         return importlib.import_module(module)

@@ -14,7 +14,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def check(metadata: dict[str, Any], name: str) -> None:
-    """Raises UserError for an environment that draws none."""
+    """Raise UserError for an environment that draws no pictures."""
     modes = metadata.get("render_modes") or ()
     if "rgb_array" not in modes:
         known = ", ".join(map(str, modes)) or "none"
@@ -22,7 +22,7 @@ def check(metadata: dict[str, Any], name: str) -> None:
 
 
 def picture(render: Callable[[], Any], name: str) -> Picture:
-    """What render() draws; raises UserError where it fails (no pygame, no OpenGL), or that is no picture."""
+    """What render() draws; raises UserError where it fails (no pygame, no OpenGL), or that is not a picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's, of environments that do not say how fast they are

@@ -43,7 +43,7 @@ class Rollout:
     next_states_TES: npt.NDArray[np.float32] | None = None
 
     def of(self, rows: Rows, width: int, unpadded: Callable[[np.ndarray], np.ndarray]) -> "Rollout":
-        """A role's rows of it, (T, rows, ...); ``unpadded`` takes its actions out of those of roles with wider ones."""
+        """The rows of one role, (T, rows, ...); ``unpadded`` takes its actions out of rows as wide as the widest."""
         if isinstance(rows, slice) and width == self.obs_TBO.shape[-1]:
             return self
         actions = self.actions[:, rows]
@@ -143,7 +143,7 @@ def evaluation(
 ) -> Episodes:
     """The episodes of these indices, each in an environment of its own, of which AT_ONCE are open at the same time.
 
-    acts: what every role does, as of ``Environments.acting``; max_steps: none = as ``bound`` has it.
+    acts: what every role does, see ``Environments.acting``; max_steps: None for that of ``bound``.
     """
     found: list[tuple[Array, Array, npt.NDArray[np.bool_]]] = []
     agents: tuple[str, ...] = ()
@@ -158,8 +158,8 @@ def evaluation(
 
 
 def bound(environments: Environments, wanted: int | None, longest: int = 0) -> int | None:
-    """After how many steps an evaluation cuts an episode: as wanted, never where the environment has a time limit,
-    else MULTIPLE times the longest that training saw, and AT_LEAST.
+    """After how many steps an evaluation cuts an episode: as wanted; never where the environment has a time limit;
+    otherwise MULTIPLE times the longest that training saw, at least AT_LEAST.
     """
     if wanted is not None or environments.max_steps is not None:
         return wanted
@@ -167,7 +167,7 @@ def bound(environments: Environments, wanted: int | None, longest: int = 0) -> i
 
 
 def cut(number: int, episodes: int, max_steps: int) -> str:
-    """For people: how many episodes had no end.
+    """A sentence that says how many episodes were cut, having no end.
 
     >>> cut(1, 5, 1000)
     '1 of 5 episodes had not ended after 1,000 steps and was cut there, as truncated (evaluate.max_steps)'

@@ -38,12 +38,12 @@ class Spaces:
 
     @property
     def num_masks(self) -> int:
-        """One for every choice, where there are masks."""
+        """How many numbers of a mask follow an observation: one for every choice; 0 without masks."""
         return (self.num_actions or sum(self.factors)) if self.masked else 0
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The spaces in words, for a message."""
         actions = f"{self.num_actions} actions" if self.num_actions else f"Box{self.low} to {self.high}"
         if self.factors:
             actions = f"{len(self.factors)} choices among {', '.join(map(str, self.factors))}"
@@ -51,7 +51,7 @@ class Spaces:
 
 
 def spaces(observation: Space, action: Space, name: str) -> Spaces:
-    """Of a flat observation space; raises UserError for actions that no head is made for."""
+    """What a policy must know of a flat space and its actions; raises UserError for actions that no head fits."""
     assert observation.shape is not None
     num_observations = observation.shape[0]
     if isinstance(action, Discrete):
@@ -70,8 +70,8 @@ def spaces(observation: Space, action: Space, name: str) -> Spaces:
 def part(space: Space, key: str | None, name: str) -> tuple[Space, Path]:
     """The part of an observation space at ``key`` (environment.observation; robot.position is in the Dict robot).
 
-    Without a key it is the whole. Raises UserError for a part that is not there and for one that is no vector of fixed
-    length.
+    Without a key it is the whole. Raises UserError for a part that is not there and for one that is not a vector of
+    fixed length.
     """
     parts = _parts(space)
     path: Path = ()
@@ -87,7 +87,7 @@ def part(space: Space, key: str | None, name: str) -> tuple[Space, Path]:
         at, one = odd[0]
         where = f" at {'.'.join(str(x) for x in (*path, *at))}" if (*path, *at) else ""
         kind = f"{type(one).__name__}{where}"
-        raise UserError(f"{name}: observation space {kind} is no vector of fixed length: {remedy}")
+        raise UserError(f"{name}: observation space {kind} is not a vector of fixed length: {remedy}")
     if not 0 < flatdim(space) <= WIDEST:
         raise UserError(
             f"{name}: observation space {short(space)} is {flatdim(space):,} numbers, one to {WIDEST:,} can be read: "
@@ -240,7 +240,7 @@ def _averaged(grey: Floats, rows: np.ndarray, columns: np.ndarray) -> Floats:
 
 
 def short(given: Any, most: int = 60) -> str:
-    """What something is, in one line for people."""
+    """A short description of any value, for a message."""
     if isinstance(given, np.ndarray) and given.size > 1:
         return f"an array of shape {given.shape}"
     try:

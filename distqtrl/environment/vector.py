@@ -57,10 +57,10 @@ class World(Protocol):
         """What a centralised critic sees; none where there is nothing but the observations."""
 
     def render(self) -> Picture:
-        """What it looks like now, where it was made to be drawn; raises UserError where it does not draw."""
+        """A picture of the environment, where it was made to be drawn; raises UserError where it does not draw."""
 
     def close(self) -> None:
-        """Give its resources back."""
+        """Release its resources."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Step:
 
 
 def merged(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One state of all the environments whose states these are."""
+    """The state of all environments, merged from the states of several ranks."""
     rows = {name: [state[name] for state in states] for name in states[0]}
     rows["actions"] = [actions for actions in rows["actions"] if len(actions)] or rows["actions"][:1]  # [] has no dtype
     return {name: np.concatenate(parts) for name, parts in rows.items()}
@@ -144,7 +144,7 @@ class Environments:
             self._reset(b)
 
     def _take(self, world: World, roles: Sequence[Role]) -> None:
-        """Lay out the rows."""
+        """Lay out the rows of the batch: which belong to which role, and how wide they are."""
         self.agents, self._listed = world.agents, world.agents != ("",)
         self.num_agents = len(self.agents)
         self.roles = [role or self.agents for role in roles] or [self.agents]
@@ -180,7 +180,7 @@ class Environments:
                     self.obs_BO[numbers[agent] :: self.num_agents, column] = 1
 
     def facts(self) -> dict[str, str]:
-        """What all ranks must have found alike."""
+        """What must be equal on all ranks."""
         return {
             "agents (in order)": ", ".join(self.agents) or "one",
             "observations and actions": "; ".join(dict.fromkeys(map(str, self.spaces.values()))),
@@ -189,12 +189,12 @@ class Environments:
         }
 
     def numbers(self, role: int) -> list[int]:
-        """The global numbers of a role's rows: of its environments and agents."""
+        """The global numbers of a role's rows, one per environment and agent."""
         every = np.arange(self.num * self.num_agents)[self.rows[role]]
         return [self.indices[b] * self.num_agents + g for b, g in (divmod(row, self.num_agents) for row in every)]
 
     def merged(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The B rows of what every role has for its own: numbers, or rows padded to the widest."""
+        """The B rows merged from those of every role: numbers, or rows padded to the widest."""
         if len(parts) == 1:
             return parts[0]
         widths = [part.shape[1] for part in parts if part.ndim > 1]
@@ -207,7 +207,7 @@ class Environments:
         return out
 
     def acting(self, acts: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
-        """obs_BO -> actions_B of every role's obs_BO -> actions_B."""
+        """One function obs_BO -> actions_B for all rows, made of every role's."""
         if len(acts) == 1 and self.obs_BO.shape[1] == self.widths[0]:
             return acts[0]
         own = list(zip(acts, self.rows, self.widths, strict=True))
@@ -299,6 +299,7 @@ class Environments:
         return restarted
 
     def close(self) -> None:
+        """Release every environment's resources; raises Foreign where one does not let go."""
         for env in self.envs:
             env.close()
 
@@ -322,7 +323,7 @@ class Environments:
         seen = short(obs_BO[row, : self._num_O[g]].tolist())
         raise UserError(
             f"environment {self._where(b, len(self.actions[b]))}: {self._name}{who} observes {seen}, which is not "
-            "finite: mend the environment"
+            "finite: fix the environment"
         )
 
     def _check_masks(self, envs: Sequence[int], obs_BO: Floats, acts_B: Flags) -> None:
@@ -339,7 +340,7 @@ class Environments:
             if stuck_E.any():
                 who, b = f"agent {agent}'s " if self._listed else "", envs[int(stuck_E.argmax())]
                 raise UserError(
-                    f"environment {self._where(b, len(self.actions[b]))}: {who}action_mask allows no action: mend the "
+                    f"environment {self._where(b, len(self.actions[b]))}: {who}action_mask allows no action: fix the "
                     "environment, or let the episode end there"
                 )
 

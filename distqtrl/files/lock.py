@@ -19,8 +19,8 @@ class Held(UserError):
 
 
 def locked(path: Path) -> IO[str]:
-    """The file with a lock on it, which is the kernel's: it is gone with this process, however that ends, and a
-    network filesystem tells other hosts of it.
+    """The file with the kernel's lock on it, which goes when this process ends, however it ends; network filesystems
+    tell other hosts of it.
 
     Raises Held where another process has it. Closing any other file of this path in this process gives it up, too.
     """

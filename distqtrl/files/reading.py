@@ -23,7 +23,7 @@ _STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
 
 
 def regular(path: Path) -> None:
-    """Raises ValueError unless path is a regular file: a pipe may wait for ever, and a device never end."""
+    """Raise ValueError unless path is a regular file: a pipe may wait for ever, and a device never end."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -33,11 +33,11 @@ def regular(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise ValueError("it is a folder")
     if not stat.S_ISREG(mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
 
 
 def content(path: Path) -> bytes:
-    """Of a regular file of no more than MOST_BYTES; raises ValueError."""
+    """The bytes of a regular file of at most MOST_BYTES; raises ValueError."""
     regular(path)
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -50,7 +50,7 @@ def content(path: Path) -> bytes:
 
 
 def text(path: Path) -> str:
-    """Of a file in UTF-8, with or without a byte order mark; raises ValueError."""
+    """The text of a file in UTF-8, with or without a byte order mark; raises ValueError."""
     try:
         return content(path).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -58,7 +58,7 @@ def text(path: Path) -> str:
 
 
 def parsed(text: str, infinite: bool = False) -> Any:
-    """The value of a JSON text; raises ValueError where it is none, names a key twice, or is nested beyond DEPTH.
+    """The value of a JSON text; raises ValueError where it is not JSON, names a key twice, or is nested beyond DEPTH.
 
     infinite: NaN and Infinity count as numbers, which JSON does not know and Python writes.
     """
@@ -76,12 +76,12 @@ def parsed(text: str, infinite: bool = False) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     except UnicodeEncodeError:
-        raise ValueError("a text in it is half a character") from None
+        raise ValueError("a text in it is not valid Unicode") from None
     return found
 
 
 def toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text; raises ValueError where it is none."""
+    """The tables of a TOML text; raises ValueError where it is not TOML."""
     if text.count("[") + text.count("{") > 10_000:
         raise ValueError("it holds too many lists and tables")
     try:
@@ -115,7 +115,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _integer(word: str) -> int:

@@ -31,9 +31,9 @@ class Record(BaseModel):
 
 
 def distinct(values: Sequence[Any]) -> Sequence[Any]:
-    """The values; raises ValueError where one is there twice."""
+    """The values as they are; raises ValueError where one occurs twice."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{shortened(next(x for x in values if values.count(x) > 1))} is there twice")
+        raise ValueError(f"{shortened(next(x for x in values if values.count(x) > 1))} occurs twice")
     return values
 
 
@@ -53,7 +53,7 @@ def document(
         values = reading.parsed(text, infinite)
         return model.model_validate_json(text), values
     except ValidationError as error:
-        raise UserError(f"{path} is no {what} ({reading.reason(error)}): {remedy}") from None
+        raise UserError(f"{path} is not a {what} ({reading.reason(error)}): {remedy}") from None
     except ValueError as error:
         raise UserError(f"cannot read {path} ({error}): {remedy}") from None
 

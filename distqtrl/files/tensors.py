@@ -74,7 +74,7 @@ def check(tensors: Tensors, wanted: Mapping[str, tuple[type, Shape]]) -> None:
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:
-    """Raise ValueError where a number is none."""
+    """Raise ValueError where a number is not finite."""
     if np.issubdtype(tensor.dtype, np.floating) and not np.isfinite(tensor).all():
         raise ValueError(f"{name} holds a number that is not finite")
 

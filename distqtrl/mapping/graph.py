@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def num_nodes(num_weights: int, chunk: int) -> int:
-    """K = ceil(M / c): the basis states that yield weights, c each."""
+    """ceil(M / c): how many basis states yield weights, c each."""
     return math.ceil(num_weights / chunk)
 
 
@@ -41,9 +41,9 @@ def hypercube(n: int) -> Tensor:
     return torch.stack([index_S.repeat(n), neighbours])
 
 
-def scaled(p_K: Tensor, n: int, gamma: float, beta: float, alpha: float) -> Tensor:
-    """x_K of the probabilities p_K of the nodes used (module docstring)."""
-    x_K = beta * torch.tanh(gamma * 2 ** (n - 1) * p_K)
+def scaled(p_S: Tensor, n: int, gamma: float, beta: float, alpha: float) -> Tensor:
+    """x_S of the probabilities p_S of the nodes used (module docstring)."""
+    x_S = beta * torch.tanh(gamma * 2 ** (n - 1) * p_S)
     if alpha != 1:
-        x_K = x_K.clamp(min=1e-300) ** alpha  # the slope at p = 0 is infinite for alpha < 1
-    return x_K - x_K.mean()
+        x_S = x_S.clamp(min=1e-300) ** alpha  # the slope at p = 0 is infinite for alpha < 1
+    return x_S - x_S.mean()

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def network(n: int, hidden: tuple[int, ...], chunk: int, activation: nn.Module) -> nn.Module:
-    """features_KF -> out_Kc.
+    """features_SF -> out_Sc.
 
     >>> sum(p.numel() for p in network(10, (10, 10, 10), 1, nn.Identity()).parameters())
     351

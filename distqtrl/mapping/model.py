@@ -1,6 +1,6 @@
 """The mapping as one module: features, network, and the scale of the weights it yields.
 
-    out_M = network(features) of the K nodes that are used, in order, cut to M
+    out_M = network(features) of the nodes that are used, in order, cut to M
     w_M   = out_M - mean(out_M)                                              ``raw``: arXiv 2407.06103
     w_M   = scale_l out_M - shift_l      on the slice of policy layer l      ``fan_in``: ours
 
@@ -44,10 +44,10 @@ KINDS: dict[str, Kind] = {
 
 
 class Mapping(nn.Module):
-    """p_S (float64) -> w_M.
+    """The module p_S (float64) -> w_M.
 
-    layers: (number of weights, fan-in) of every policy layer, in the order of w_M. num_qubits: of a circuit that also
-    serves larger policies; by default as many as this one needs.
+    layers: (number of weights, fan-in) of every policy layer, in the order of w_M. num_qubits: those of a circuit that
+    also serves larger policies; by default as many as this policy needs.
     """
 
     bits: Tensor

@@ -89,7 +89,7 @@ class Foreign(nn.Module):
         return p
 
     def _refuse(self, p_S: Any) -> None:
-        """Raise UserError for what is no distribution over basis states, or cannot be trained."""
+        """Raise UserError for what is not a distribution over basis states, or cannot be trained."""
         name = f"the source {self._name}"
         if not isinstance(p_S, Tensor) or not p_S.is_floating_point() or p_S.dim() != 1:
             what = f"a {p_S.dtype} of shape {tuple(p_S.shape)}" if isinstance(p_S, Tensor) else type(p_S).__name__
@@ -99,7 +99,7 @@ class Foreign(nn.Module):
         p, tolerance = p_S.detach().double(), 1e-6 if p_S.dtype == torch.float64 else 1e-3
         total, least = float(p.sum()), float(p.min())
         if not (least >= -tolerance and abs(total - 1) <= tolerance):  # also NaN
-            raise UserError(f"{name} returned no distribution: sum {total:.9g}, smallest {least:.3g}")
+            raise UserError(f"{name} returned an invalid distribution: sum {total:.9g}, smallest {least:.3g}")
         trained = any(p.requires_grad for p in self.parameters())
         if torch.is_grad_enabled() and p_S.requires_grad != trained:
             if trained:
@@ -149,7 +149,7 @@ def configured(config: Config | None, seed: int | None, **stages: Any) -> Config
 
 
 def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tuple[nn.Module, Mapping]:
-    """Of a configuration, as the command line makes them."""
+    """Circuit and mapping of a configuration, as the command line makes them."""
     if config.generator.source in ("direct", "equal_mlp"):
         raise UserError(f"{WHERE}: generator.source = {config.generator.source} generates nothing: leave the net alone")
     if qubits is not None:

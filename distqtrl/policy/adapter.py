@@ -71,6 +71,6 @@ class Adapter(nn.Module):
         parts: Sequence[Tensor] = torch.split(factors_F, sizes)
         made = []
         for k, (o, i) in enumerate(self.architecture.shapes):
-            a_RK, b = parts[2 * k].view(self.rank, i), parts[2 * k + 1]
-            made.append((b[: o * self.rank].view(o, self.rank) @ a_RK, b[o * self.rank :]))
+            a, b = parts[2 * k].view(self.rank, i), parts[2 * k + 1]
+            made.append((b[: o * self.rank].view(o, self.rank) @ a, b[o * self.rank :]))
         return behaviour.packed(made)

@@ -18,12 +18,12 @@ from distqtrl.quantize import blocks, noise
 
 
 def differs(config: Rollout) -> bool:
-    """Whether the acting policy is another one than the learned one."""
+    """Whether the acting policy differs from the learned one."""
     return config.precision != "none" or config.noise != "none"
 
 
 def checked(config: Rollout, architecture: Architecture) -> None:
-    """Raise UserError for a format that these layers do not fit, or noise that cannot be."""
+    """Raise UserError for a format that does not fit these layers, and for impossible noise."""
     noise.deviation(config.noise, config.noise_start, config.noise_end, config.noise_stages, 0.0)
     if config.precision != "none":
         for o, i in architecture.shapes:
@@ -59,5 +59,5 @@ def packed(layers: Sequence[Layer]) -> Tensor:
 
 
 def rounded(name: str, weight_NK: Tensor, pad: bool) -> Tensor:
-    """What weights mean after they were put in a format (``blocks.FORMATS``)."""
+    """Weights rounded to a number format (``blocks.FORMATS``)."""
     return torch.from_numpy(blocks.rounded(name, weight_NK.float().numpy(), pad)).to(weight_NK.dtype)

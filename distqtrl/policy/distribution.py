@@ -41,6 +41,7 @@ class Categorical:
 
     @property
     def num_outputs(self) -> int:
+        """How many outputs of the network the head reads."""
         return self.num_actions
 
     def noise(self, rng: np.random.Generator, steps: int) -> npt.NDArray[np.float64]:
@@ -54,20 +55,24 @@ class Categorical:
         return below_BA.sum(-1)
 
     def log_prob(self, logits_BA: Tensor, actions_B: Tensor, log_std: Tensor) -> Tensor:
+        """Log probabilities, or densities, of actions (B,)."""
         return torch.log_softmax(logits_BA, dim=-1).gather(-1, actions_B.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, logits_BA: Tensor, log_std: Tensor) -> Tensor:
+        """Entropies of the distributions (B,)."""
         log_p_BA = torch.log_softmax(logits_BA, dim=-1)
         return -(log_p_BA.exp() * log_p_BA).sum(-1)
 
     def greedy(self, logits_BA: Array) -> npt.NDArray[np.int64]:
+        """The most probable actions, or the means."""
         return logits_BA.argmax(-1)
 
     def to_environment(self, actions_B: np.ndarray) -> np.ndarray:
+        """The policy's actions as the environment's."""
         return actions_B + self.start if self.start else actions_B
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
-        """Its own of actions that share an array with wider ones of other heads, (..., B, A)."""
+        """This head's actions out of an array (..., B, A) that also holds wider ones of other heads."""
         return actions[..., 0].astype(np.int64)
 
 
@@ -76,7 +81,7 @@ class Factored:
     """Several independent choices at once: factor f's is one of sizes[f] actions, counted from starts[f] on.
 
     Outputs are the factors' logits, one factor's after the other's; actions are int64 (B, F), probabilities products.
-    masked: as of ``Categorical``, with a number for every logit.
+    masked: as in ``Categorical``, with a number for every logit.
     """
 
     sizes: Annotated[tuple[Choices, ...], Field(min_length=1)]
@@ -115,7 +120,7 @@ class Factored:
         return actions[..., : len(self.sizes)].astype(np.int64)
 
     def centred(self, weight_AK: Array, bias_A: Array) -> tuple[Array, Array]:
-        """The last layer with the mean over its own logits taken out of every factor, whose differences alone count."""
+        """The last layer with every factor's mean taken out of its logits, of which only differences count."""
         cuts = np.cumsum(self.sizes)[:-1]
         weights, biases = (
             np.concatenate([part - part.mean(0) for part in np.split(x, cuts)]) for x in (weight_AK, bias_A)
@@ -128,7 +133,7 @@ class Factored:
 
     @cached_property
     def _place_FC(self) -> npt.NDArray[np.int64]:
-        """Where every factor's logits stand, rows filled up to the longest with the number of none."""
+        """Positions (F, C) of every factor's logits; rows shorter than the longest are filled up with -1."""
         ends = np.cumsum(self.sizes).tolist()
         place_FC = np.full((len(self.sizes), max(self.sizes)), -1, dtype=np.int64)
         for row_C, end, size in zip(place_FC, ends, self.sizes, strict=True):
@@ -197,12 +202,10 @@ class SquashedGaussian(Bounded):
         return out
 
     def log_prob(self, mean_BA: Tensor, actions_BA: Tensor, log_std: Tensor) -> Tensor:
-        """Of actions in (-1, 1), those at the very ends taken for the nearest inside; log_std (A,) or (B, A)."""
+        """Log densities (B,) of actions in (-1, 1), those at the very ends moved inside; log_std (A,) or (B, A)."""
         end = 1 - torch.finfo(actions_BA.dtype).eps
         u_BA = torch.atanh(actions_BA.clamp(-end, end))
-        # log(1 - tanh(u)**2) without cancellation
-        slope_BA = 2 * (math.log(2) - u_BA - torch.nn.functional.softplus(-2 * u_BA))
-        return _normal_log_prob(mean_BA, u_BA, log_std) - slope_BA.sum(-1)
+        return _normal_log_prob(mean_BA, u_BA, log_std) - _log_slope(u_BA).sum(-1)
 
     def entropy(self, mean_BA: Tensor, log_std: Tensor) -> Tensor:
         raise NotImplementedError("a squashed normal distribution's entropy has no closed form: average -log_prob")
@@ -210,6 +213,21 @@ class SquashedGaussian(Bounded):
     def greedy(self, mean_BA: Array) -> Array:
         out: Array = np.tanh(mean_BA)
         return out
+
+
+def squashed(mean_BA: Tensor, log_std_BA: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions tanh(mean + std * noise) in (-1, 1) of a SquashedGaussian, and their log densities (B,).
+
+    Both are differentiable in mean and log_std (reparameterised), as the loss of SAC's policy needs them.
+    """
+    u_BA = mean_BA + log_std_BA.exp() * noise_BA
+    log_prob_BA = -0.5 * noise_BA**2 - log_std_BA - HALF_LOG_2PI - _log_slope(u_BA)
+    return torch.tanh(u_BA), log_prob_BA.sum(-1)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2), without cancellation or overflow."""
+    return 2 * (math.log(2) - u - torch.nn.functional.softplus(-2 * u))
 
 
 def _normal_log_prob(mean_BA: Tensor, x_BA: Tensor, log_std: Tensor) -> Tensor:
@@ -223,7 +241,7 @@ Head = Categorical | Factored | Gaussian | SquashedGaussian
 def allowed(logits: Array, mask: np.ndarray) -> Array:
     """Logits of the same actions, where the mask is 0 so low that their probability is exactly 0.
 
-    Where it is 0 everywhere, as of an agent that does not act, all actions are alike.
+    Where it is 0 everywhere (an agent that does not act), all actions are equally probable.
     """
     return np.where(mask, logits, np.finfo(logits.dtype).min / 2)  # half: differences stay finite
 

@@ -27,7 +27,7 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of all vectors, input first."""
+        """The width of every vector, input first."""
         return self.num_inputs, *self.hidden, self.num_outputs
 
     @property
@@ -46,7 +46,7 @@ class Architecture:
 
     @property
     def num_weights(self) -> int:
-        """M."""
+        """M, the number of weights and biases."""
         return sum(size for size, _ in self.layers)
 
 

@@ -22,11 +22,12 @@ class Normalizer:
 
     @classmethod
     def fresh(cls, num_observations: int) -> "Normalizer":
+        """One that has seen nothing, and leaves observations as they are."""
         return cls(0.0, np.zeros(num_observations), np.zeros(num_observations))
 
     @property
     def scale_O(self) -> Array:
-        """What deviations from the mean are multiplied by; only where something was seen."""
+        """What deviations from the mean are multiplied by; only defined once something was seen."""
         return 1 / np.sqrt(self.m2_O / self.count + 1e-8)
 
     @property
@@ -43,10 +44,10 @@ class Normalizer:
         return np.clip((obs - self.mean_O) * self.scale_O, -CLAMP, CLAMP).astype(np.float32)
 
     @staticmethod
-    def sums(obs_NO: np.ndarray) -> Array:
-        """What ``merge`` wants to know of a batch: sums and sums of squares, (2 O,)."""
-        obs_NO = obs_NO.astype(np.float64)
-        return np.concatenate([obs_NO.sum(0), (obs_NO**2).sum(0)])
+    def sums(obs_BO: np.ndarray) -> Array:
+        """What ``merge`` needs of a batch: sums and sums of squares, (2 O,)."""
+        obs_BO = obs_BO.astype(np.float64)
+        return np.concatenate([obs_BO.sum(0), (obs_BO**2).sum(0)])
 
     def merge(self, count: float, sums: Array) -> None:
         """Take in a batch, or several whose ``sums`` were added up."""

@@ -67,7 +67,7 @@ class Shape(Record):
 
 
 class Description(Record):
-    """A policy file beside its tensors; head, environment and quantize have models of their own."""
+    """What a policy file holds besides tensors; head, environment and quantize have their own models."""
 
     format: Literal["distqtrl policy 1"]
     architecture: Shape
@@ -167,7 +167,7 @@ class Policy:
 
 
 def load(path: Path) -> Policy:
-    """The policy of a file; raises UserError when it is absent, truncated, foreign, changed, or none that can act."""
+    """The policy of a file; raises UserError when the file is absent, truncated, foreign or changed, or cannot act."""
     about, tensors = tensorfile.read(path, FORMAT, REMEDY)
     try:
         with np.errstate(all="ignore"):  # what overflows is refused by what it gives
@@ -177,7 +177,7 @@ def load(path: Path) -> Policy:
 
 
 def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
-    """Raises ValueError and UserError for what does not fit."""
+    """The policy of a description and tensors; raises ValueError and UserError for what does not fit."""
     told = schema.checked(Description, about)
     architecture = Architecture(**told.architecture.model_dump())
     head = _head(told.head)
@@ -201,7 +201,7 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         tensorfile.check(tensors, wanted)
     mean_O, m2_O = tensors["mean_O"], tensors["m2_O"]
     if m2_O.min(initial=0) < 0 or max(m2_O.max(initial=0), np.abs(mean_O).max(initial=0)) > MOST_SEEN:
-        raise ValueError("mean_O and m2_O are no mean and no sum of squares")
+        raise ValueError("mean_O and m2_O are not a mean and a sum of squares")
     if 0 < told.count < 1 or (not told.count and (mean_O.any() or m2_O.any())):
         raise ValueError(f"count = {told.count} observations cannot have a mean and a sum of squares")
     w_M, normalizer = torch.from_numpy(tensors["w_M"]), Normalizer(told.count, mean_O, m2_O)
@@ -210,7 +210,7 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
 
 
 def _affordable(tensors: tensorfile.Tensors, architecture: Architecture) -> bool:
-    """Whether the file is as large as its architecture says: before anything of that size is made."""
+    """Check that the file is as large as its architecture says, before anything of that size is allocated."""
     return "w_M" in tensors and tensors["w_M"].size == architecture.num_weights
 
 
@@ -227,7 +227,7 @@ def _head(values: Mapping[str, Any]) -> Head:
     if isinstance(head, Bounded) and not (
         len(head.low) == len(head.high) and all(a <= b for a, b in zip(head.low, head.high, strict=True))
     ):
-        raise ValueError("head: low and high are no bounds")
+        raise ValueError("head: low and high are not bounds")
     return head
 
 
@@ -237,9 +237,9 @@ def files(run: Path) -> list[Path]:
 
 
 def names(policies: Sequence[str]) -> list[str]:
-    """The names of the files of all policies of a run; of several each its own, also where case does not count.
+    """The file names of all policies of a run, which differ even where case does not count.
 
-    A name that is no good in a file's name, too long or like another one's gets a digest; the file holds the agents.
+    A name that cannot be a file's, is too long or too much like another gets a digest; the file lists the agents.
 
     >>> names(["a"]), names(["a", "red/0"])
     (['policy.safetensors'], ['policy-a.safetensors', 'policy-red_0-36825b529af7.safetensors'])
@@ -257,10 +257,10 @@ def names(policies: Sequence[str]) -> list[str]:
 
 
 def team(path: Path) -> list[Policy]:
-    """All policies of a run directory; of a file, it and those beside it that play other agents. Raises as ``load``."""
+    """All policies of a run directory; given a file, its policy and its partners. Raises UserError, as ``load``."""
     return [load(file) for file in files(path)] if path.is_dir() else [load(path), *partners(path)]
 
 
 def partners(path: Path) -> list[Policy]:
-    """The policies beside a policy file that play the other agents."""
+    """The policies in the folder of a policy file that play the other agents."""
     return [load(file) for file in files(path.parent) if file != path and path.name.startswith("policy-")]

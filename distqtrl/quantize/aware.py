@@ -53,10 +53,12 @@ class Levels:
 
     @property
     def top(self) -> int:
+        """The highest level."""
         return (1 << self.bits) - 1
 
     @property
     def learned(self) -> bool:
+        """Whether there are scales of this vector to be learned."""
         return self.place.stop > self.place.start
 
 
@@ -143,7 +145,7 @@ class Quantizer(nn.Module):
         return straight
 
     def statistics(self) -> Array:
-        """Of the batch that was collected last, what each scale would be (S,): a percentile of absolute values."""
+        """What each scale would be by the batch that was collected last (S,): a percentile of absolute values."""
         return self._statistics_S.copy()
 
     def update_scales(self, statistics_S: Array) -> None:
@@ -170,7 +172,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def of(cls, trained: Trained, widths: tuple[int, ...], activation: str, kind: str) -> "Quantizer":
-        """The quantizer that ``trained`` describes; raises ValueError where the scales are not as many."""
+        """The quantizer that ``trained`` describes; raises ValueError for a wrong number of scales."""
         made = cls(trained.settings, widths, activation, kind).double()
         if trained.scales_S.shape != made.scales_S.shape:
             raise ValueError(f"{trained.scales_S.shape} scales, the network needs {tuple(made.scales_S.shape)}")
@@ -201,13 +203,13 @@ class Quantizer(nn.Module):
         return beyond_S
 
     def _input_grid(self, step: Array, mean_O: Array, scale_O: Array) -> Grid:
-        """Of the raw observations."""
+        """The grid of the raw observations."""
         levels = self.levels[0]
         step_O = resolved(levels.top * step / scale_O, mean_O) / levels.top
         return Grid(levels.bits, mean_O - levels.zero * step_O, step_O)
 
     def _layer(self, i: int, weight_NK: Tensor, bias_N: Tensor, steps: list[Array]) -> Layer:
-        """Layer i from 1 on."""
+        """Layer i, counted from 1."""
         num, before, after = self.widths[i], self.levels[i - 1], self.levels[i]
         ints_NK, unit_N = weight_levels(weight_NK.detach().float(), steps[i - 1], self.core_bits[i - 1], self.settings)
         step_N = np.broadcast_to(unit_N, num).copy()
@@ -281,7 +283,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _gradients(tape: Tape, g: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Of the scales, and of weight and bias of every layer, for the gradient g of what the last levels mean.
+    """Gradients of the scales, and of weight and bias of every layer, given that of what the last levels mean, g.
 
     A quantizer's value is step * clamp(z / step + zero, 0, top) plus what rounding adds, which counts as constant in z
     and as proportional to step.
@@ -317,7 +319,7 @@ def _dot(a_BN: Tensor, b_BN: Tensor) -> Tensor:
 
 
 def core_bits(settings: Quantize, widths: tuple[int, ...]) -> tuple[int, ...]:
-    """Bits of every layer's weights; raises UserError where there are not as many as layers."""
+    """Bits of every layer's weights; raises UserError unless there is one number, or one per layer."""
     num = len(widths) - 1
     given = settings.core_bits
     if len(given) == 1:
@@ -360,7 +362,7 @@ def _scaled(scale: Scale, sums_BN: Tensor) -> Tensor:
 
 
 def _percentile(x_BK: Tensor, percentile: float) -> Array:
-    """Of every column; the nearest element."""
+    """The percentile of every column: its nearest element."""
     num = len(x_BK)
     rank = min(max(int(percentile / 100 * num + 0.5), 1), num)
     out: Array = x_BK.topk(num - rank + 1, dim=0).values[-1].double().numpy()

@@ -15,7 +15,7 @@ mxfp4-even      32     E8M0           as mxfp4, but significands of 1.75 or more
 ==============  =====  =============  ====================================================================
 
 All arithmetic is float32, rounded half to even and saturating, and a scale is rounded before elements are divided by
-it. Letters: N outputs, K inputs, B blocks of a row, Z elements of a block.
+it. Letters: N outputs, K inputs, Y blocks of a row, Z elements of a block.
 """
 
 from collections.abc import Callable
@@ -101,19 +101,19 @@ def e8m0_values(codes: Bytes) -> Floats:
 class Encoded:
     """A weight matrix in a block format.
 
-    codes is (N, B * block / 2): two elements a byte, the first in the low nibble, rows filled up with zeros to whole
-    blocks; scales_NB are bytes of E4M3 or E8M0. tensor_scale is what elements and block scales are divided by
+    codes is (N, Y * block / 2): two elements a byte, the first in the low nibble, rows filled up with zeros to whole
+    blocks; scales_NY are bytes of E4M3 or E8M0. tensor_scale is what elements and block scales are divided by
     (nvfp4) or multiplied by (nvfp4-torchao); MXFP4 has none.
     """
 
     format: str
     shape: tuple[int, int]
     codes: Bytes
-    scales_NB: Bytes
+    scales_NY: Bytes
     tensor_scale: np.float32 | None
 
 
-Scaled = tuple[Bytes, np.float32 | None, Floats]  # scales_NB, the tensor's scale, blocks_NBZ in units of their scales
+Scaled = tuple[Bytes, np.float32 | None, Floats]  # scales_NY, the tensor's scale, blocks_NYZ in units of their scales
 
 
 @dataclass(frozen=True)
@@ -121,49 +121,49 @@ class BlockFormat:
     """The size of a block, how blocks are scaled, and what the scales mean."""
 
     block: int
-    scaled: Callable[[Floats, Floats], Scaled]  # of blocks_NBZ and their greatest magnitudes_NB
+    scaled: Callable[[Floats, Floats], Scaled]  # of blocks_NYZ and their greatest magnitudes_NY
     scales: Callable[[Encoded], Floats]
 
 
-def _compressed_tensors(blocks_NBZ: Floats, greatest_NB: Floats) -> Scaled:
+def _compressed_tensors(blocks_NYZ: Floats, greatest_NY: Floats) -> Scaled:
     # a number over a tensor is a product with the reciprocal in torch, which rounds twice
-    tensor_scale = np.float32(E4M3.greatest * E2M1.greatest) * (1 / greatest_NB.max())
+    tensor_scale = np.float32(E4M3.greatest * E2M1.greatest) * (1 / greatest_NY.max())
     if not np.isfinite(tensor_scale):  # as compressed-tensors does for a tensor of zeros, or next to zero
         tensor_scale = np.float32(1)
-    scale_NB = E4M3.values(E4M3.codes(tensor_scale * (greatest_NB / np.float32(E2M1.greatest))))
-    scales_NB = E4M3.codes(np.where(scale_NB == 0, INSTEAD_OF_0, scale_NB))
-    return scales_NB, tensor_scale, blocks_NBZ / (E4M3.values(scales_NB) / tensor_scale)[..., None]
+    scale_NY = E4M3.values(E4M3.codes(tensor_scale * (greatest_NY / np.float32(E2M1.greatest))))
+    scales_NY = E4M3.codes(np.where(scale_NY == 0, INSTEAD_OF_0, scale_NY))
+    return scales_NY, tensor_scale, blocks_NYZ / (E4M3.values(scales_NY) / tensor_scale)[..., None]
 
 
-def _torchao(blocks_NBZ: Floats, greatest_NB: Floats) -> Scaled:
-    tensor_scale = greatest_NB.max() / np.float32(E4M3.greatest * E2M1.greatest)
+def _torchao(blocks_NYZ: Floats, greatest_NY: Floats) -> Scaled:
+    tensor_scale = greatest_NY.max() / np.float32(E4M3.greatest * E2M1.greatest)
     if not np.isfinite(1 / tensor_scale / LEAST_NORMAL):  # torchao makes NaN of zeros, and next to zero
         tensor_scale = np.float32(1)
-    scale_NB = (greatest_NB / np.float32(E2M1.greatest)) / tensor_scale
-    scales_NB = E4M3.codes(np.maximum(scale_NB, LEAST_NORMAL))
-    return scales_NB, tensor_scale, blocks_NBZ * ((1 / tensor_scale) / E4M3.values(scales_NB))[..., None]
+    scale_NY = (greatest_NY / np.float32(E2M1.greatest)) / tensor_scale
+    scales_NY = E4M3.codes(np.maximum(scale_NY, LEAST_NORMAL))
+    return scales_NY, tensor_scale, blocks_NYZ * ((1 / tensor_scale) / E4M3.values(scales_NY))[..., None]
 
 
-def _microscaling(blocks_NBZ: Floats, greatest_NB: Floats, mode: str) -> Scaled:
+def _microscaling(blocks_NYZ: Floats, greatest_NY: Floats, mode: str) -> Scaled:
     if mode == "rceil":  # a product with the float32 of 1/6, as in torchao
-        scales_NB = e8m0_codes(greatest_NB * np.float32(1 / E2M1.greatest), "ceil")
+        scales_NY = e8m0_codes(greatest_NY * np.float32(1 / E2M1.greatest), "ceil")
     else:
-        scales_NB = e8m0_codes(greatest_NB, mode, lowered=2)  # 4 = 2**2 is E2M1's greatest power of two
-    return scales_NB, None, np.ldexp(blocks_NBZ, BIAS - scales_NB.astype(np.int64)[..., None])
+        scales_NY = e8m0_codes(greatest_NY, mode, lowered=2)  # 4 = 2**2 is E2M1's greatest power of two
+    return scales_NY, None, np.ldexp(blocks_NYZ, BIAS - scales_NY.astype(np.int64)[..., None])
 
 
 def _divided(encoded: Encoded) -> Floats:
     assert encoded.tensor_scale is not None
-    return E4M3.values(encoded.scales_NB) / encoded.tensor_scale
+    return E4M3.values(encoded.scales_NY) / encoded.tensor_scale
 
 
 def _multiplied(encoded: Encoded) -> Floats:
     assert encoded.tensor_scale is not None
-    return encoded.tensor_scale * E4M3.values(encoded.scales_NB)
+    return encoded.tensor_scale * E4M3.values(encoded.scales_NY)
 
 
 def _powers(encoded: Encoded) -> Floats:
-    return e8m0_values(encoded.scales_NB)
+    return e8m0_values(encoded.scales_NY)
 
 
 BLOCK_FORMATS = {
@@ -179,11 +179,11 @@ BLOCK_FORMATS = {
 def encode(weight_NK: npt.NDArray[Any], format: str, pad: bool = False) -> Encoded:
     """Weights in a block format; with ``pad``, zeros fill up the last block of every row.
 
-    Raises UserError for a format without blocks, weights that are not finite, and a K that is no multiple of the block
-    unless ``pad``.
+    Raises UserError for a format without blocks, weights that are not finite, and a K that is not a multiple of the
+    block unless ``pad``.
 
     >>> encoded = encode(np.float32([[6, -3] + [0] * 29 + [0.5]]), "mxfp4")
-    >>> encoded.codes[0, 0] == 0xD7, encoded.codes[0, -1] == 0x10, encoded.scales_NB.tolist()
+    >>> encoded.codes[0, 0] == 0xD7, encoded.codes[0, -1] == 0x10, encoded.scales_NY.tolist()
     (np.True_, np.True_, [[127]])
     """
     if format not in BLOCK_FORMATS:
@@ -197,32 +197,22 @@ def encode(weight_NK: npt.NDArray[Any], format: str, pad: bool = False) -> Encod
             f"allow padding to {num_inputs + missing} (rollout.pad or adapter.pad true), or "
             f"choose a format without blocks, such as int4"
         )
-    blocks_NBZ = np.pad(weight_NK, ((0, 0), (0, missing))).reshape(num_outputs, -1, rule.block)
+    blocks_NYZ = np.pad(weight_NK, ((0, 0), (0, missing))).reshape(num_outputs, -1, rule.block)
     with np.errstate(over="ignore", divide="ignore"):  # infinities are looked for, or saturate
-        scales_NB, tensor_scale, scaled_NBZ = rule.scaled(blocks_NBZ, np.abs(blocks_NBZ).max(-1))
-    codes = E2M1.codes(scaled_NBZ).reshape(num_outputs, -1)
+        scales_NY, tensor_scale, scaled_NYZ = rule.scaled(blocks_NYZ, np.abs(blocks_NYZ).max(-1))
+    codes = E2M1.codes(scaled_NYZ).reshape(num_outputs, -1)
     packed = codes[:, ::2] | (codes[:, 1::2] << np.uint8(4))
-    return Encoded(format, (num_outputs, num_inputs), packed, scales_NB, tensor_scale)
+    return Encoded(format, (num_outputs, num_inputs), packed, scales_NY, tensor_scale)
 
 
 def decode(encoded: Encoded) -> Floats:
     """What the weights mean, (N, K), without padding; infinite where scale times element exceeds float32."""
     codes = np.stack([encoded.codes & 15, encoded.codes >> 4], axis=-1)
-    blocks_NBZ = E2M1.values(codes).reshape(*encoded.scales_NB.shape, BLOCK_FORMATS[encoded.format].block)
+    blocks_NYZ = E2M1.values(codes).reshape(*encoded.scales_NY.shape, BLOCK_FORMATS[encoded.format].block)
     with np.errstate(over="ignore"):
-        scale_NB = BLOCK_FORMATS[encoded.format].scales(encoded)
-        weight = (blocks_NBZ * scale_NB[..., None]).reshape(len(blocks_NBZ), -1)
+        scale_NY = BLOCK_FORMATS[encoded.format].scales(encoded)
+        weight = (blocks_NYZ * scale_NY[..., None]).reshape(len(blocks_NYZ), -1)
     return weight[:, : encoded.shape[1]]
-
-
-def bits_per_weight(encoded: Encoded) -> float:
-    """Bits stored for each of the N * K weights: padding and all scales included.
-
-    >>> bits_per_weight(encode(np.ones((64, 64)), "mxfp4"))
-    4.25
-    """
-    scales = 0 if encoded.tensor_scale is None else 32
-    return (8 * (encoded.codes.size + encoded.scales_NB.size) + scales) / (encoded.shape[0] * encoded.shape[1])
 
 
 def rounded(name: str, weight_NK: npt.NDArray[Any], pad: bool = False) -> Floats:

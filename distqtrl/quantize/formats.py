@@ -20,7 +20,7 @@ CLIPS = np.linspace(0.3, 1, 36)  # shares of the greatest weight or activation t
 
 @dataclass(frozen=True)
 class Bits:
-    """Of weights and hidden activations (core), observations (input), and what the head reads (output); 1 to 8."""
+    """Bits (1 to 8) of weights and hidden activations (core), observations (input) and what the head reads (output)."""
 
     core: int = 4
     input: int = 8

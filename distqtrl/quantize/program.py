@@ -26,7 +26,7 @@ WORD = 62  # bits that an intermediate may need, so that int64 cannot overflow
 
 
 def signed_bits(low: int, high: int) -> int:
-    """Of a two's complement number between these, sign included also where it is never negative."""
+    """Bits of a two's complement number between these, always including its sign."""
     return max((~min(low, -1)).bit_length(), max(high, 0).bit_length()) + 1
 
 
@@ -39,11 +39,12 @@ class Range:
 
     @property
     def bits(self) -> int:
-        """Of a two's complement number that holds every element."""
+        """Bits of a two's complement number that can hold every element."""
         return signed_bits(int(self.low_N.min()), int(self.high_N.max()))
 
     @property
     def signed(self) -> bool:
+        """Whether an element may be negative."""
         return bool((self.low_N < 0).any())
 
 
@@ -55,7 +56,7 @@ class Matmul:
 
     @cached_property
     def _floating_KN(self) -> npt.NDArray[np.floating]:
-        """For a fast product: exact where sums stay below 2**24, or 2**53; takes() keeps them below 2**31."""
+        """The weights as floats, whose fast product is exact: sums stay below 2**24, or (see ``takes``) 2**31."""
         small = int(np.abs(self.weights_NK).sum(1).max(initial=0)) * 255 < 1 << 24
         return self.weights_NK.T.astype(np.float32 if small else np.float64)
 
@@ -64,11 +65,12 @@ class Matmul:
         return y_BN
 
     def takes(self, x: Range) -> bool:
-        """Levels 0 to 255, weights -128 to 127, and sums of 32 bits, which every target has an instruction for."""
+        """Whether levels are 0 to 255, weights -128 to 127, sums 32 bits: every target has an instruction for that."""
         fit = x.low_N.min() >= 0 and x.high_N.max() <= 255 and np.abs(self.weights_NK * 2 + 1).max() <= 255
         return bool(fit) and len(x.low_N) < 1 << 15
 
     def range(self, x: Range) -> Range:
+        """The range of what is written where the range of what is read is x, exactly; so for every operation."""
         up: Ints = self.weights_NK.clip(0)
         down: Ints = self.weights_NK.clip(max=0)
         return Range(up @ x.low_N + down @ x.high_N, up @ x.high_N + down @ x.low_N)
@@ -89,12 +91,12 @@ class Scale:
         return y_BN
 
     def product(self, x: Range) -> Range:
-        """Of x_i * multiplier_N[i]."""
+        """The range of x_i * multiplier_N[i]."""
         a_N, b_N = x.low_N * self.multiplier_N, x.high_N * self.multiplier_N
         return Range(np.minimum(a_N, b_N), np.maximum(a_N, b_N))
 
     def shifted(self, x: Range) -> Range:
-        """Of what is shifted."""
+        """The range of what is shifted, x_i * multiplier_N[i] + offset_N[i]."""
         product = self.product(x)
         return Range(product.low_N + self.offset_N, product.high_N + self.offset_N)
 
@@ -115,7 +117,7 @@ class Lookup:
 
     def range(self, x: Range) -> Range:
         if x.low_N.min() < 0 or x.high_N.max() >= len(self.table):
-            raise ValueError(f"a table of {len(self.table)} is asked for {x.low_N.min()} to {x.high_N.max()}")
+            raise ValueError(f"a table of {len(self.table)} entries cannot look up {x.low_N.min()} to {x.high_N.max()}")
         num = len(x.low_N)
         return Range(np.full(num, self.table.min()), np.full(num, self.table.max()))
 
@@ -131,7 +133,7 @@ class Argmax:
     sizes: tuple[int, ...] = ()
 
     def factors(self, num: int) -> list[tuple[int, int, int]]:
-        """(first number, how many, start) of every factor of so many numbers; raises ValueError where they do not fit.
+        """(first position, size, start) of every factor of ``width`` numbers; raises ValueError where they do not fit.
 
         >>> Argmax((0, 5), (3, 2)).factors(5)
         [(0, 3, 0), (3, 2, 5)]
@@ -141,7 +143,7 @@ class Argmax:
         if len(starts) != len(sizes) or isinstance(self.start, tuple) != bool(self.sizes):
             raise ValueError(f"{len(starts)} starts of {len(sizes)} factors")
         if sum(sizes) != num or min(sizes) < 1:
-            raise ValueError(f"factors of {sizes} do not share out {num} numbers")
+            raise ValueError(f"factors of {sizes} do not add up to {num} numbers")
         return list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, starts, strict=True))
 
     def __call__(self, x_BN: Ints) -> Ints:
@@ -182,7 +184,7 @@ class Program:
 
     @property
     def inputs(self) -> Range:
-        """Of the observations as integers."""
+        """The range of the observations as integers."""
         top = 1 << (self.input_bits - 1)
         return Range(np.full(len(self.input_fraction_O), -top), np.full(len(self.input_fraction_O), top - 1))
 
@@ -196,7 +198,7 @@ class Program:
 
     @property
     def outputs(self) -> Range:
-        """Of the action's integers."""
+        """The range of the action's integers."""
         return list(self.steps())[-1][2]
 
     def convert(self, obs_BO: np.ndarray) -> Ints:
@@ -224,7 +226,7 @@ class Program:
 
 
 def converted(obs_BO: np.ndarray, fraction_O: tuple[int, ...], bits: int) -> Ints:
-    """What ``Program.convert`` says; raises UserError for observations of another width."""
+    """Observations as integers (see ``Program.convert``); raises UserError for observations of another width."""
     if np.shape(obs_BO)[-1] != len(fraction_O):
         raise UserError(
             f"the program reads {len(fraction_O)} observations, not {np.shape(obs_BO)[-1]}: export it again"
@@ -266,7 +268,7 @@ class WrittenMatmul(Record):
     weights_NK: Annotated[tuple[Annotated[tuple[Annotated[int, Field(ge=-128, le=127)], ...], List], ...], List]
 
     def made(self, width: int) -> tuple[Op, int]:
-        """The operation on so many numbers, and how many it writes; raises ValueError where it does not fit them."""
+        """The operation on ``width`` numbers, and how many it writes; raises ValueError where it does not fit them."""
         _check_width("weights_NK", [len(row) for row in self.weights_NK], width)
         return Matmul(np.array(self.weights_NK, np.int64)), len(self.weights_NK)
 

@@ -1,7 +1,7 @@
 """Save and resume: one file per checkpoint with the whole job's state, written by rank 0, whole or not at all.
 
     RUN/checkpoints/update-000040.safetensors    description: counters, ranks, configuration
-        learner/policy<k>/<name>  replicas are equal: once; rank<r>/learner/... while ranks average parameters or hold
+        learner/policy<k>/<name>  once, as ranks are equal; rank<r>/learner/... while they average parameters or hold
                                   different agents' policies
         environment/<name>        of all environments, keyed by global index: any number of ranks can share them
         rank<r>/ledger            what rank r's QPU was asked for
@@ -39,7 +39,7 @@ Seconds = Field(ge=0, le=LARGE)
 
 
 class Description(Record):
-    """A checkpoint beside its tensors; a newer version may count more."""
+    """What a checkpoint holds besides tensors; a newer version may count more."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,7 +60,7 @@ class Description(Record):
 
 @dataclass
 class State:
-    """What a rank needs to go on: counters, its replica, environments (its own, or more), its QPU's ledger."""
+    """What a rank needs to go on: counters, its learners, environments (its own, or more), its QPU's ledger."""
 
     counters: dict[str, Any]
     learner: Tensors
@@ -99,7 +99,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     """The newest checkpoint's state, with the environments of all ranks; does not communicate.
 
     Any number of ranks can go on, unless parameters are averaged; with another number, rank 0 takes the whole ledger.
-    Raises UserError when there is no checkpoint, it is damaged, or of another configuration.
+    Raises UserError when there is no checkpoint, or it is damaged or belongs to another configuration.
     """
     files = _files(run)
     if not files:
@@ -111,7 +111,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
         told = schema.checked(Description, about)
         _check(told.ranks, tensors)
     except ValueError as error:
-        raise UserError(f"{path} is no checkpoint ({error}): {remedy}") from None
+        raise UserError(f"{path} is not a checkpoint ({error}): {remedy}") from None
     if told.config != _identity(config):
         raise UserError(f"{path} belongs to another configuration than {run}/config.json: restore config.json")
     learner, ranks = "learner/", told.ranks
@@ -139,8 +139,8 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
 
 
 def _check(ranks: int, tensors: Tensors) -> None:
-    """Raise ValueError unless names and types are those of a checkpoint of so many ranks, and every environment and
-    every ledger is there; whether a replica fits is its own to say."""
+    """Raise ValueError unless names and types are those of a checkpoint of that many ranks, and every environment and
+    every ledger is there; learners check their own tensors."""
     for name, tensor in tensors.items():
         if not NAME.match(name):
             raise ValueError(f"tensor {shortened(name)} does not belong there")
@@ -165,17 +165,17 @@ def _check(ranks: int, tensors: Tensors) -> None:
     if len({len(environments[name]) for name in shapes}) > 1 or not len(index_B):
         raise ValueError("the environments have states of different numbers of environments")
     if len(np.unique(index_B)) < len(index_B) or min(index_B.min(), environments["episode_B"].min()) < 0:
-        raise ValueError("environment/index_B and episode_B are no numbers of environments and episodes")
+        raise ValueError("environment/index_B and episode_B are not numbers of environments and episodes")
     actions = environments.get("actions", np.zeros(0))
     if length_B.min() < 0 or length_B.max() > len(actions) or length_B.sum() != len(actions):
-        raise ValueError(f"environment/length_B does not share out {len(actions)} actions")
+        raise ValueError(f"environment/length_B does not add up to {len(actions)} actions")
     for name, t in environments.items():
         if name.startswith("replay_") and (not t.ndim or len(t) != len(index_B)):
             raise ValueError(f"environment/{name} has the shape {t.shape} for {len(index_B)} environments")
 
 
 def _differ(config: Config) -> bool:
-    """Whether ranks have parameters of their own."""
+    """Whether parameters differ between ranks."""
     return config.allreduce.aggregation == "average" or config.agents.placement == "spread"
 
 
@@ -184,7 +184,7 @@ def _files(run: Path) -> list[Path]:
 
 
 def _identity(config: Config) -> str:
-    """Of what a run keeps: a checkpoint serves every budget, target and evaluation."""
+    """A digest of what a run keeps: a checkpoint serves every budget, target and evaluation."""
     kept = [
         (f"{stage}.{field}", value)
         for stage, fields in config.model_dump(mode="json").items()
@@ -195,5 +195,5 @@ def _identity(config: Config) -> str:
 
 
 def below(tensors: Tensors, prefix: str) -> Tensors:
-    """Those whose names begin so, without it."""
+    """The entries whose names begin with the prefix, which is taken off."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -42,7 +42,7 @@ class Found:
 
 
 class Summary(Record):
-    """Of the returns of an evaluation; a newer version may say more."""
+    """The returns of an evaluation; a newer version may say more."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -70,7 +70,7 @@ class Result(Record):
 
 
 def create(config: Config, name: str, comm: Communicator) -> Path:
-    """A new directory below ``train.directory`` with its config.json, on every rank; a number makes the name free."""
+    """A new directory below ``train.directory`` with its config.json, on every rank; a number makes the name unique."""
 
     def make() -> str:
         if comm.rank:
@@ -141,8 +141,8 @@ def claim(directory: Path, config: Config, comm: Communicator) -> None:
 
 
 def extend(directory: Path, config: Config, there: Found, comm: Communicator) -> None:
-    """Let the run go on with this configuration. A result that is no more the last one is put aside, and first: a run
-    that dies in between is not complete, and its policies stay until new ones are written.
+    """Let the run go on with this configuration. A result that is no longer the last is put aside first: a run that
+    dies in between is not complete, and its policies stay until new ones are written.
     """
 
     def change() -> None:
@@ -165,10 +165,10 @@ def complete(directory: Path) -> dict[str, Any] | None:
 
 
 def _check_free(directory: Path) -> None:
-    """Raise UserError for a folder of something else."""
+    """Raise UserError for a folder that belongs to something else."""
     begun = {"lock", "config.json.partial"}  # by a process that died here
     if directory.is_dir() and {path.name for path in directory.iterdir()} - begun - {"config.json"}:
-        raise UserError(f"{directory} is no run directory, it has no config.json: choose another --run")
+        raise UserError(f"{directory} is not a run directory (it has no config.json): choose another --run")
 
 
 def _write_config(directory: Path, config: Config) -> None:

@@ -62,7 +62,7 @@ def rows(path: Path) -> tuple[list[dict[str, Any]], str]:
 def keep_updates(path: Path, first_update: int) -> str:
     """Keep the lines of metrics before first_update, which a resumed run writes anew; returns what they lack.
 
-    A last line that was cut off is no damage. A file with damage elsewhere is left beside, as PATH.damaged.
+    A last line that was cut off is not damage. A file with damage elsewhere is kept as PATH.damaged.
     """
     try:
         lines = reading.content(path).decode(errors="replace").splitlines() if os.path.lexists(path) else []

@@ -34,7 +34,7 @@ class Profile:
                 self._not_counted_s += self._cpu_s() - cpu_start
 
     def seconds(self, phase: str) -> float:
-        """Of one phase since the last ``take``."""
+        """Wall seconds of one phase since the last ``take``."""
         return self._seconds[phase]
 
     def busy_s(self) -> float:
@@ -43,5 +43,6 @@ class Profile:
         return self._not_counted_s - before
 
     def take(self) -> dict[str, float]:
+        """Wall seconds of every phase since the last call."""
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return seconds

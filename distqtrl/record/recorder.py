@@ -24,7 +24,8 @@ EVENTS_EVERY_S = 0.05  # TensorBoard shows no more, and an update of whole episo
 class Recorder:
     """Writes one line of metrics per update. On ranks other than 0 every method does nothing.
 
-    It goes on after env_steps steps with update first_update; what is there of later ones goes, it is written anew.
+    It goes on after env_steps steps with update first_update; later updates that are there are removed, to be written
+    anew.
     Raises UserError when another process has a recorder in this directory, OSError with the file's name.
     """
 

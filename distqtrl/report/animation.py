@@ -33,8 +33,8 @@ def record(
 ) -> float:
     """Write the first episode of an evaluation with this seed, whole or not at all; returns its return.
 
-    acts: what every role does, as of ``Environments.acting``; max_steps: as of ``rollout.bound``. Raises UserError for
-    a path that is no GIF's, and for an environment that draws nothing.
+    acts: see ``Environments.acting``; max_steps: see ``rollout.bound``. Raises UserError for a path that does not name
+    a GIF, and for an environment that draws nothing.
     """
     if path.suffix.lower() != ".gif":
         raise UserError(f"--gif {path} does not end in .gif")

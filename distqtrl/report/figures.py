@@ -88,7 +88,7 @@ def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: st
 
 
 def wrapped(label: str) -> str:
-    """In lines, and with dollars that begin no formula."""
+    """A label broken into lines, its dollars escaped so that they begin no formula."""
     return textwrap.fill(label, WIDTH).replace("$", r"\$")
 
 
@@ -158,7 +158,7 @@ def learning_curve(run: Path) -> Path:
 
 
 def undrawn(run: Path) -> str:
-    """Draw the learning curve; where that fails, which is no reason for anything else to fail, why, in one line."""
+    """Draw the learning curve; returns why that failed, in one line, as nothing else should fail with it."""
     try:
         learning_curve(run)
     except Exception as error:  # whatever fonts, files and versions of matplotlib have in store

@@ -47,8 +47,8 @@ svg{max-width:100%;height:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto
 def report(folders: Sequence[Path], page: Path, marl_eval: Path | None = None) -> list[Path]:
     """Write the page about runs (or folders of runs), and its figures as PNG and PDF beside it; returns the files.
 
-    marl_eval: also the file that marl-eval reads. Raises UserError when a folder is no run, or the runs' environments
-    or budgets differ, or none is whole, or marl-eval could not read them.
+    marl_eval: also the file that marl-eval reads. Raises UserError when a folder is not a run, or the runs'
+    environments or budgets differ, or none is whole, or marl-eval could not read them.
     """
     groups = grouped([read(directory) for directory in directories(folders)])
     shown = [group for group in groups if group.whole]
@@ -141,7 +141,7 @@ def _rows(shown: Sequence[Group]) -> list[list[str]]:
 
 
 def _verdicts(shown: Sequence[Group]) -> list[str]:
-    """Every group beside the first one trained through a circuit (or the first one at all)."""
+    """Every group compared with the first one trained through a circuit (or the first one at all)."""
     reference = next((g for g in shown if g.whole[0].config.generator.source == "circuit"), shown[0])
     out = []
     for group in shown:

@@ -5,9 +5,9 @@
         ...,
         "absolute_metrics": {"return": [mean of the final evaluation]}}}}}}
 
-It puts numbers of algorithms and seeds beside each other by their keys, so that all algorithms must have the same seeds
-and all seeds the same steps; and an algorithm's name must have no comma. Its check of data wants the same metrics in
-every step and in absolute_metrics, so there is no elapsed_time.
+It compares algorithms and seeds by their keys, so all algorithms must have the same seeds and all seeds the same steps;
+an algorithm's name must have no comma. Its check of the data wants the same metrics in every step and in
+absolute_metrics, so there is no elapsed_time.
 """
 
 from collections.abc import Sequence

@@ -68,16 +68,16 @@ class Group:
 
     @property
     def scores(self) -> Array:
-        """Of the whole runs."""
+        """The scores of the whole runs."""
         return np.array([run.score for run in self.whole])
 
     @property
     def agents(self) -> list[str]:
-        """Those whose returns the whole runs hold; none where there is one agent."""
+        """The agents whose returns the whole runs hold; none where there is one agent."""
         return list(dict.fromkeys(agent for run in self.whole for agent in run.agent_returns))
 
     def column(self, name: str) -> Array:
-        """(runs, updates) of the whole runs, as far as all of them go."""
+        """A column of the whole runs (runs, updates), as far as all of them go."""
         return self._rows([run.columns[name] for run in self.whole])
 
     def agent_column(self, agent: str) -> Array:
@@ -100,9 +100,9 @@ def directories(folders: Iterable[Path]) -> list[Path]:
 
 
 def read(directory: Path) -> Run:
-    """A run directory; raises UserError when it is none, and notes as ``problem`` what is missing or cut off."""
+    """A run directory; raises UserError when it is not one, and notes as ``problem`` what is missing or cut off."""
     if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} is no run directory (it has no config.json): give folders that train has made")
+        raise UserError(f"{directory} is not a run directory (it has no config.json): give folders that train has made")
     config = load(directory / "config.json")
     result = run_directory.complete(directory) or {}
     rows, problem = _metrics(directory / "metrics.jsonl")

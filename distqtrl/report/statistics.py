@@ -1,7 +1,6 @@
 """Statistics over seeds: how well, how soon and how surely.
 
-iqm, interval, probability_of_improvement    arXiv 2108.13264 (rliable)
-sample_complexity                            arXiv 2501.15893 (Meyer et al.) and its code
+iqm, interval and probability_of_improvement are those of arXiv 2108.13264 (rliable).
 
 A score is a number or, where a run never reached its target, inf (censored); NaN is refused. Letters of shapes:
 R runs (seeds), T points of a grid of environment steps.
@@ -74,21 +73,6 @@ def interval(
     return float(low[cut]), float(high[-1 - cut])
 
 
-def sample_complexity(performance_RT: np.ndarray, steps_T: np.ndarray, threshold: float, probability: float) -> float:
-    """Environment steps until a run is better than threshold with this probability, Meyer et al.'s estimator.
-
-    The sum of the widths steps_t - steps_(t-1), from 0, of all checkpoints t (increasing) at which the fraction of
-    runs with performance > threshold is below probability: the spacing times their number on an even grid that
-    starts at its spacing. A fraction that falls back below adds its widths; NaN is a run that is not there yet.
-    inf when the fraction is below probability at every checkpoint (theirs: the last step).
-
-    >>> sample_complexity(np.array([[0, 1, 1], [0, 0, 1]]), np.array([10, 20, 30]), threshold=0.5, probability=0.9)
-    20.0
-    """
-    below_T = np.mean(performance_RT > threshold, axis=0) < probability
-    return np.inf if below_T.all() else float(np.diff(steps_T, prepend=0)[below_T].sum())
-
-
 def on_grid(steps: np.ndarray, values: np.ndarray, grid_T: np.ndarray) -> np.ndarray:
     """values_T, the last known at each grid point (steps increasing): the first before, the last after the end.
 
@@ -108,16 +92,6 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     found = values[known]
     means = [found[max(0, end - window) : end].mean() for end in range(1, len(found) + 1)]
     return np.array([np.nan, *means])[np.cumsum(known)]
-
-
-def first_reached(values: np.ndarray, target: float) -> int | None:
-    """Index of the first value >= target; None: there is none.
-
-    >>> first_reached(np.array([1, 5, 3, 6]), 5), first_reached(np.array([1, np.nan]), 5)
-    (1, None)
-    """
-    found = np.flatnonzero(values >= target)
-    return int(found[0]) if found.size else None
 
 
 def verdict(a: str, b: str, probability: float, low: float, high: float) -> str:

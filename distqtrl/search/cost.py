@@ -20,7 +20,7 @@ VECTORS = 10  # that clocks are counted over: they do not depend on them
 
 @dataclass(frozen=True)
 class Kind:
-    """A cost: its unit, and the tools it asks."""
+    """A kind of cost: its unit, and the tools that count it."""
 
     unit: str
     tools: tuple[Callable[[], object], ...]
@@ -44,7 +44,7 @@ def check(kind: str) -> None:
 
 
 def cost(kind: str, path: Path, core: str, energy: tuple[float, float] | None) -> float:
-    """Of the policy file's integer program, in the unit of KINDS; ``core`` is folded or unrolled.
+    """The cost of the policy file's integer program, in the unit of KINDS; ``core`` is folded or unrolled.
 
     energy: static watts and joules per toggle, for the kind energy. Raises UserError where a tool fails.
     """

@@ -72,12 +72,12 @@ class Cost(Record):
 
 
 def found(path: Path, remedy: str) -> dict[str, Any] | None:
-    """search.json, where there is one; raises UserError where it is of something else."""
+    """search.json, where there is one; raises UserError where it belongs to something else."""
     if not os.path.lexists(path):
         return None
     told, values = schema.document(path, Found, "search of ours", remedy)
     if told.chosen and told.chosen.name not in {row.name for row in told.candidates}:
-        raise UserError(f"{path} is no search of ours (chosen.name is no candidate): {remedy}")
+        raise UserError(f"{path} is not a search of ours (chosen.name is not a candidate): {remedy}")
     return values
 
 
@@ -91,7 +91,7 @@ def result(run: Path) -> dict[str, Any] | None:
 
 
 def cost(path: Path) -> float | None:
-    """Of a candidate, where it is known; raises UserError."""
+    """The cost of a candidate, None where it is not known; raises UserError for a damaged file."""
     if not os.path.lexists(path):
         return None
     return schema.document(path, Cost, "cost of a candidate", "remove it to count again")[0].cost

@@ -25,7 +25,7 @@ class Candidate:
 
 
 def name(candidate: Candidate | None) -> str:
-    """How it is called, in tables and run directories.
+    """The candidate's name in tables and run directories.
 
     >>> name(Candidate(64, (4, 2, 3), 6)), name(None)
     ('w64-c4.2.3-i6-o8', 'float')
@@ -66,7 +66,7 @@ class Search:
         return self.directory / "runs" / f"{name(candidate)}-seed{seed}"
 
     def configuration(self, candidate: Candidate | None, seed: int) -> Config:
-        """Of a training; raises UserError."""
+        """The configuration of one training; raises UserError where it is not valid."""
         values = self.config.model_dump()
         values["train"]["seed"] = seed
         values["quantize"]["aware"] = candidate is not None

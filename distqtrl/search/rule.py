@@ -44,12 +44,12 @@ def finished(scores: Scores) -> list[float]:
 
 
 def mean(scores: Scores) -> float | None:
-    """None where a training failed: a mean of the others would be no mean."""
+    """The mean; None where a training failed, as a mean of the others would be too good."""
     return fmean(finished(scores)) if None not in scores else None
 
 
 def deviation(scores: Scores) -> float | None:
-    """Of the sample, n - 1; None for one seed and where a training failed."""
+    """The sample's deviation (n - 1); None for one seed and where a training failed."""
     return stdev(finished(scores)) if None not in scores and len(scores) > 1 else None
 
 
@@ -150,7 +150,7 @@ def pareto(search: Search, known: Known, costs: Mapping[Candidate, float]) -> De
 
 
 def front(points: Mapping[Candidate, tuple[float, float]]) -> list[Candidate]:
-    """Of (cost, return), by cost, those that no other beats in one without losing in the other; of equals, all."""
+    """The (cost, return) that no other beats in one without losing in the other, by cost; of equals, all."""
 
     def beaten(cost: float, score: float) -> bool:
         return any(c <= cost and s >= score and (c < cost or s > score) for c, s in points.values())

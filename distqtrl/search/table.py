@@ -83,7 +83,7 @@ def _row(search: Search, candidate: Candidate | None, result: Result) -> dict[st
 
 
 def _compared(row: dict[str, Any], baseline: dict[str, Any], limit: float | None) -> dict[str, Any]:
-    """Beside the policy in floating point."""
+    """A row compared with the policy in floating point."""
     mean = baseline["mean"]
     if row["missing"] or mean is None:
         return {"passes": None, "gap": None, "gap_percent": None}
@@ -105,7 +105,7 @@ def _step(step: rule.Step) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout that runs; None where it is none."""
+    """The commit of the checkout that runs; None outside of one."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

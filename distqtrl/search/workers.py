@@ -94,7 +94,7 @@ def checked(search: Search) -> None:
 def work(worker: Worker) -> int:
     """Work until the search is complete, or a signal is pending; returns the exit code.
 
-    Raises UserError for a directory of something else or of another search.
+    Raises UserError for a directory that belongs to something else or to another search.
     """
     _begin(worker)
     waiting = ""
@@ -124,12 +124,12 @@ def stopped(pending: Sequence[signal.Signals]) -> int:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """search.json, where there is one; raises UserError where it is of something else."""
+    """search.json, where there is one; raises UserError where it belongs to something else."""
     return files.found(directory / FILE, "choose another -o")
 
 
 def complete(search: Search) -> bool:
-    """Whether nothing is left to do."""
+    """Whether the search is finished."""
     about = read(search.directory)
     return about is not None and about["status"] == "complete"
 
@@ -140,7 +140,7 @@ def _begin(worker: Worker) -> None:
     if directory.exists() and not (directory / FILE).exists():
         foreign = {path.name for path in directory.iterdir()} - {"locks", FILE, f"{FILE}.partial"}
         if foreign and not (directory / FILE).exists():
-            raise UserError(f"{directory} is no search, it has no {FILE}: choose another -o")
+            raise UserError(f"{directory} is not a search (it has no {FILE}): choose another -o")
     (directory / "locks").mkdir(parents=True, exist_ok=True)
     while not _written(worker):
         time.sleep(0.05)
@@ -204,7 +204,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
     there = run_directory.found(run, config, Serial())
     if there is not None and there.changes.keys() - set(OUTPUT):
         raise UserError(
-            f"{run} was extended ({', '.join(there.changes)}): give it another place, the search needs its own"
+            f"{run} was extended ({', '.join(there.changes)}): move it elsewhere, as the search needs its own run there"
         )
     saved = there is not None and there.saved
     worker.say(f"{run.name}: {'goes on' if saved else 'starts'}")

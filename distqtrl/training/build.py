@@ -150,7 +150,7 @@ def _team(
     held, ranks = list(range(len(played))), list(range(comm.size))
     if config.agents.placement == "spread":
         held, ranks = blocks(len(played), comm)
-    among = comm if len(ranks) == comm.size else comm.among(ranks)
+    among = comm if len(ranks) == comm.size else comm.subset(ranks)
     parts = np.array_split(range(num_environments), comm.size)
     shared = sum(len(parts[rank]) for rank in ranks)
     if config.allreduce.aggregation == "average":

@@ -310,7 +310,7 @@ def test_options_reach_the_simulator(caplog):
     ("fields", "message"),
     [
         ({"precision": "float32"}, "qpu.precision = 'float32' has no meaning for qpu.backend aer: remove it"),
-        ({"device": "stabilizer"}, "qpu.device = 'stabilizer' is no method .*: use statevector or density_matrix"),
+        ({"device": "stabilizer"}, "qpu.device = 'stabilizer' is not a method .*: use statevector or density_matrix"),
         ({"device": "statevector", "noise": "FakeManilaV2"}, "statevector is exact only without noise: use density_m"),
         ({"options": {"fusion_enabel": 1}}, r"AerSimulator has no option 'fusion_enabel': did you mean 'fusion_enab"),
         ({"options": {"fusion_max_qubit": "x"}}, r"qpu.options {'fusion_max_qubit': 'x'}: invalid option type"),
@@ -318,7 +318,7 @@ def test_options_reach_the_simulator(caplog):
         ({"options": {"blocking_qubits": 2}}, "blocking_qubits: a state that is split over MPI ranks .*: remove it"),
         ({"options": {"shots": 2}}, "qpu.options shots: remove it, set qpu.shots"),
         ({"options": {"max_parallel_threads": 2}}, "max_parallel_threads: remove it, it is always 1"),
-        ({"noise": "FakeManilla"}, r"qpu.noise = 'FakeManilla' is no fake backend .*: did you mean 'FakeManilaV2'\?"),
+        ({"noise": "FakeManilla"}, r"'FakeManilla' is neither a fake backend .*: did you mean 'FakeManilaV2'\?"),
         ({"noise": "/none.json"}, "cannot read qpu.noise /none.json: No such file"),
     ],
 )
@@ -358,7 +358,7 @@ def test_circuits_that_do_not_fit_are_refused(fields, num_qubits, message, noise
         ({"readout": {"0to2": 0.1}}, r"unknown key 'readout.0to2': did you mean 'readout.0to1'\?"),
         ({"depolarizing": {"one_qubit": 1.5}}, "depolarizing.one_qubit = 1.5: Input should be less than or equal to 1"),
         ({"depolarizing": {"two_qubit": "a"}}, "depolarizing.two_qubit = 'a': Input should be a valid number"),
-        ('{"readout": {"0to1": NaN}}', "NaN is no number of JSON"),
+        ('{"readout": {"0to1": NaN}}', "NaN is not a number in JSON"),
         ({"readout": {"1to0": -0.1}}, "readout.1to0 = -0.1: Input should be greater than or equal to 0"),
         ({"thermal_relaxation": {"t1_us": 1}}, "thermal_relaxation.t2_us: Field required"),
         (

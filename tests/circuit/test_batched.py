@@ -155,7 +155,7 @@ def test_auto_takes_the_adjoint_sweep():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"device": "gpu"}, "qpu.device = 'gpu' is no device of qpu.backend torch: use cpu, cuda or cuda:1"),
+        ({"device": "gpu"}, "qpu.device = 'gpu' is not a device of qpu.backend torch: use cpu, cuda or cuda:1"),
         ({"device": "cuda:99"}, r"qpu.device = cuda:99: torch sees \d+ GPUs here: use cpu"),
         ({"noise": "x.json"}, "qpu.noise = 'x.json' has no meaning for qpu.backend torch: remove it"),
         ({"options": {"a": 1}}, "qpu.options = {'a': 1} has no meaning for qpu.backend torch: remove it"),

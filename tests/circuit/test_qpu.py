@@ -166,7 +166,7 @@ def test_angles_that_are_no_numbers_are_refused_before_any_device(settings, valu
     d = device(ranks=Ranks(2, 4), **settings)
     theta_KP = np.zeros((2, d.num_angles))
     theta_KP[1, 5] = value
-    message = rf"^angle 5 of the circuit \(theta_P\[5\]\) is {value} on rank 2, no finite number: lower algorithm"
+    message = rf"^angle 5 of the circuit \(theta_P\[5\]\) is {value} on rank 2, not a finite number: lower algorithm"
     for ask in (lambda: d.probabilities(theta_KP[1]), lambda: d.probabilities_batch(theta_KP)):
         with pytest.raises(Diverged, match=message):
             ask()
@@ -209,9 +209,9 @@ class Broken:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([0.5, 0.6], "returned no distribution: sum 1.1, smallest 0.5"),
-        ([1.5, -0.5], "returned no distribution: sum 1, smallest -0.5"),
-        ([np.nan, 1.0], "returned no distribution: sum nan"),
+        ([0.5, 0.6], "returned an invalid distribution: sum 1.1, smallest 0.5"),
+        ([1.5, -0.5], "returned an invalid distribution: sum 1, smallest -0.5"),
+        ([np.nan, 1.0], "returned an invalid distribution: sum nan"),
         (RuntimeError("cryostat warm"), "qpu.backend aer, device x failed: RuntimeError: cryostat warm"),
     ],
 )

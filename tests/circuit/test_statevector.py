@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from strategies import circuits, seeds
 
-from distqtrl.circuit import ansatz, plan, statevector
+from distqtrl.circuit import ansatz, plan
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
@@ -196,11 +196,6 @@ def test_redundant_angles_of_the_ring(n, layers, rank, probes):
 @pytest.mark.parametrize(("n", "layers"), [(2, 1), (4, 3)])
 def test_angles_of_the_ring_that_never_matter(n, layers):
     assert (abs(rows_of_jacobian(n, layers, None)).max(axis=0) < 1e-12).sum() == 2 * n - 1
-
-
-def test_traffic_is_one_pass_for_a_state_that_is_one_block():
-    assert statevector.traffic(ansatz.build(Circuit(ansatz="ry_cnot"), 10), "float64") == 3 * 2 * 8 * 2**10
-    assert statevector.traffic(ansatz.build(Circuit(), 10), "float32") == 3 * 2 * 2 * 4 * 2**10
 
 
 def test_gates_on_one_target_are_one_step():

@@ -166,7 +166,7 @@ def test_numbers_that_do_not_fit_are_refused_without_slurm(capfd, words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--memory", "lots"], "--memory 'lots': write a size of one rank such as 2G or 500M"),
+        (["--memory", "lots"], "--memory 'lots': write the memory of one rank, such as 2G or 500M"),
         (["--memory", "0"], "--memory '0': write a size"),
         (["--memory", "-1G"], "--memory '-1G': write a size"),
         (["--sbatch=account=abc"], "--sbatch 'account=abc': write a flag of sbatch in one line, such as --sbatch=--ac"),

@@ -123,8 +123,8 @@ def test_observations_are_flattened_as_gymnasium_does(key, expected):
     [
         ({"observation": "position"}, SPACE, "'position' is not there: did you mean 'robot.position'"),
         ({"observation": "zzz"}, SPACE, "is not there: known: buttons, dials, pair, pair.0, pair.1, robot, robot.gear"),
-        ({}, Dict(a=Dict(b=Text(3)), c=BOX), "Text at a.b is no vector of fixed length: .* to one of c"),
-        ({"observation": "a"}, Dict(a=Dict(b=Text(3)), c=BOX), "Text at a.b is no vector .* to one of c"),
+        ({}, Dict(a=Dict(b=Text(3)), c=BOX), "Text at a.b is not a vector of fixed length: .* to one of c"),
+        ({"observation": "a"}, Dict(a=Dict(b=Text(3)), c=BOX), "Text at a.b is not a vector .* to one of c"),
         ({"image": (1, 1)}, SPACE, "environment.image = .* needs an image"),
         ({"image": (1, 1)}, Box(0, np.inf, (2, 2)), "needs an image of bounded brightness"),
     ],
@@ -188,7 +188,7 @@ def test_other_rewards_are_refused_by_name(given):
     assert f"step 2 of its episode: {GIVEN}: the reward is " in said
     said = refused(environments("games/Faulty", what=1, given=given))
     assert "step 2 of its episode: games/Faulty: the reward of agent: b is " in said
-    assert "mend the environment" in said
+    assert "fix the environment" in said
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_other_rewards_are_refused_by_name(given):
     [
         (0, np.zeros(3), False, "games/Faulty, agent b observes shape (3,), its space said shape (2,)"),
         (0, [1, np.nan], False, "agent b observes [1.0, nan] (list), which is not finite"),
-        (0, [1, 2], True, "observations are [1, 2] (list) in place of a dictionary by agent"),
+        (0, [1, 2], True, "observations are [1, 2] (list) instead of a dictionary by agent"),
         (1, {"z": 1.0}, True, "rewards name agent z, which is not in possible_agents"),
         (2, "no", False, "terminated of agent b is 'no' (str)"),
         (3, None, False, "truncated of agent b is None (NoneType)"),
-        ("state", None, False, "state() gives None (NoneType) in place of an array of numbers: .*agents.critic"),
+        ("state", None, False, "state() gives None (NoneType) instead of an array of numbers: .*agents.critic"),
         ("state", [1.0, 2.0], False, "state() gives 2 numbers, 3 were expected"),
         ("state", [1.0, 2.0, np.inf], False, "state() is not finite"),
     ],
@@ -217,7 +217,7 @@ def test_what_several_agents_are_told_is_checked(what, given, whole, said):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"terminated": None}, "terminated is None (NoneType): mend the environment, it is True or False"),
+        ({"terminated": None}, "terminated is None (NoneType): fix the environment, it is True or False"),
         ({"truncated": "yes"}, "truncated is 'yes' (str)"),
         ({"more": 1}, "step() gives (array"),
     ],

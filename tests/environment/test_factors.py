@@ -113,7 +113,7 @@ def test_a_state_holds_masks_and_rows_of_actions(running):
             r"environment 4 \(reset with seed \d+\), step 2 of its episode: action_mask",
         ),
         ("choices:Doors-v0", {"stuck": 1, "action": "levers"}, "step 1 of its episode: action_mask allows no action"),
-        ("choices/Stuck", {}, r"environment 4 .*, step 2 of its episode: agent b's action_mask allows no action: mend"),
+        ("choices/Stuck", {}, r"environment 4 .*, step 2 of its episode: agent b's action_mask allows no action: fix"),
         ("choices:Doors-v0", {"mask": "short"}, "action_mask has 4 numbers, Discrete.* has 5 choices: make it one"),
         ("choices:Doors-v0", {"mask": "lies"}, r"environment 4 .*action_mask is \[.*\]: give 5 numbers, each 0 or 1"),
     ],

@@ -170,7 +170,7 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "games/turns"}, "games/turns.* is an AEC environment, whose agents take turns: .*aec_to_parallel"),
         ({"id": "pettingzoo.classic/connect_four_v3"}, "connect_four_v3.* is an AEC environment"),
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
-        ({"id": "games/nothing"}, "makes a object, which is no PettingZoo ParallelEnv"),
+        ({"id": "games/nothing"}, "makes a object, not a PettingZoo ParallelEnv"),
         ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),
         ({"id": "games/__doc__"}, "games has no function __doc__: "),  # not "did you mean '__doc__'?"
         ({"id": "games/np"}, "games has no function np: "),

@@ -33,7 +33,7 @@ def changed(key, value):
         (changed("targets", ["fortran"]), "targets.0 = 'fortran'"),
         (changed("targets", ["c"]), "verilog does not describe the cores of the targets"),
         (changed("program", None), "program = None"),
-        (changed("agents", ["a", "a"]), "'a' is there twice"),
+        (changed("agents", ["a", "a"]), "'a' occurs twice"),
         (changed("environment", {}), "environment lacks the key"),
         (changed("environment.frames", "1"), "frames = '1'"),
         (changed("verilog.folded.observations_per_beat", 0), "observations_per_beat = 0"),

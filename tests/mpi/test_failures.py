@@ -169,7 +169,7 @@ def test_what_is_not_finite_is_named(mpirun, tmp_path, what):
     assert line.startswith("distqtrl: rank 1: environment 1 (reset with seed ")
     said = "observes [nan, " if what == "observation" else "the reward is nan, "
     assert f"), step 5 of its episode: broken:Broken-v0{' ' if what == 'observation' else ': '}{said}" in line
-    assert line.endswith("not finite: mend the environment")
+    assert line.endswith("not finite: fix the environment")
 
 
 def test_ranks_compare_what_they_found_and_say_once_what_failed_on_all(mpirun, tmp_path):
@@ -254,6 +254,6 @@ def test_a_launcher_of_another_mpi(rank):
     if rank == 0:
         (line,) = done.stderr.splitlines()
         assert line.startswith("distqtrl: the launcher started 3 ranks, but MPI sees 1: ")
-        assert "use the mpirun beside this python" in line
+        assert "use the mpirun of this Python's environment" in line
     else:
         assert done.stderr == ""

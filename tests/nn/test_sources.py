@@ -76,7 +76,7 @@ def test_a_source_that_fails_later_says_so():
     source = Softmax()
     made = generate(net(), source, MAPPING)
     source.logits.data[3] = torch.nan
-    with pytest.raises(UserError, match="the source Softmax returned no distribution: sum nan"):
+    with pytest.raises(UserError, match="the source Softmax returned an invalid distribution: sum nan"):
         made(X)
     source.logits.data[3] = 0
     made(X).sum().backward()
@@ -98,9 +98,9 @@ class Detached(Softmax):
         ({"circuit": lambda: torch.full((12,), 1 / 12)}, "returned 12 probabilities: return one for every basis state"),
         ({"circuit": lambda: torch.full((4, 4), 1 / 16)}, r"returned a torch.float32 of shape \(4, 4\)"),
         ({"circuit": lambda: [0.5, 0.5]}, "returned list"),
-        ({"circuit": lambda: torch.full((16,), 0.1)}, "returned no distribution: sum 1.6"),
-        ({"circuit": lambda: torch.tensor([1.5, -0.5])}, "no distribution: sum 1, smallest -0.5"),
-        ({"circuit": lambda: torch.full((16,), torch.nan)}, "returned no distribution: sum nan"),
+        ({"circuit": lambda: torch.full((16,), 0.1)}, "returned an invalid distribution: sum 1.6"),
+        ({"circuit": lambda: torch.tensor([1.5, -0.5])}, "invalid distribution: sum 1, smallest -0.5"),
+        ({"circuit": lambda: torch.full((16,), torch.nan)}, "returned an invalid distribution: sum nan"),
         ({"circuit": outside()}, "depends on parameters that it does not own"),
         ({"circuit": Detached()}, "without a graph"),
         ({"circuit": lambda theta: theta}, "cannot be called .*give weight_shapes"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions
 
+from distqtrl.policy import distribution
 from distqtrl.policy.distribution import (
     Categorical,
     Factored,
@@ -231,3 +232,24 @@ def test_gaussian_actions_lie_in_the_box(low, width, mean):
     actions = Gaussian(*bounds).to_environment(np.array([[mean], [-1.0], [1.0]]))
     assert all(box.contains(action) for action in actions)
     assert (tuple(actions[1]), tuple(actions[2])) == bounds
+
+
+def test_squashed_actions_have_the_density_of_the_transformed_distribution():
+    torch.manual_seed(0)
+    mean, log_std, noise = torch.randn(3, 50, 4, dtype=torch.float64)
+    actions, log_prob = distribution.squashed(mean, log_std, noise)
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform(cache_size=1))
+    inside = actions.abs().amax(-1) < 0.999  # the library inverts tanh, which loses digits at the ends
+    torch.testing.assert_close(log_prob[inside], squashed.log_prob(actions)[inside], rtol=1e-6, atol=1e-6)
+    assert inside.sum() > 10
+
+
+def test_densities_are_finite_where_tanh_saturates():
+    mean = torch.tensor([[40.0, -40.0]], requires_grad=True)
+    _, log_prob = distribution.squashed(mean, torch.zeros(1, 2), torch.zeros(1, 2))
+    # -log(2 pi)/2 - 2 (log 2 - 40) for each side: softplus(80) is 80 for the negative one
+    expected = 2 * (-0.5 * np.log(2 * np.pi) - 2 * np.log(2) + 80)
+    torch.testing.assert_close(log_prob, torch.tensor([expected], dtype=torch.float32))
+    (gradient,) = torch.autograd.grad(log_prob.sum(), mean)
+    torch.testing.assert_close(gradient, torch.tensor([[2.0, -2.0]]))

@@ -16,7 +16,6 @@ from distqtrl.quantize.blocks import (
     E2M1,
     E4M3,
     FORMATS,
-    bits_per_weight,
     decode,
     e8m0_codes,
     e8m0_values,
@@ -133,7 +132,7 @@ def test_two_codes_a_byte_the_first_in_the_low_nibble():
     assert encoded.codes.shape == (2, 16)
     assert encoded.codes[0].tolist() == [0xD7, 0x81] + [0] * 14
     assert encoded.codes[1].tolist() == [0] * 15 + [0xF6]
-    assert encoded.codes.dtype == encoded.scales_NB.dtype == np.uint8
+    assert encoded.codes.dtype == encoded.scales_NY.dtype == np.uint8
 
 
 # Amax is 6 * 448, so that the tensor's scale is 1. Block 1 reaches 6.3: its scale 1.05 is rounded to 1 before anything
@@ -147,7 +146,7 @@ NV_MEANS = [[2688, -1344, 224, 0, 448, 672] + [0] * 10 + [6, -4, 2, 0, 0.5, -0.5
 def test_nvfp4_by_hand():
     encoded = encode(NV_WEIGHTS, "nvfp4")
     assert encoded.tensor_scale == 1
-    assert encoded.scales_NB.tolist() == [[0x7E, 0x38]]
+    assert encoded.scales_NY.tolist() == [[0x7E, 0x38]]
     assert decode(encoded).tolist() == NV_MEANS
     assert encoded.codes[0, 8:13].tolist() == [0xE7, 0x04, 0x91, 0x62, 0x27]
     assert decode(encode(NV_WEIGHTS, "nvfp4-torchao")).tolist() == NV_MEANS
@@ -163,7 +162,7 @@ def test_directions_of_the_tensor_scale():
         assert encode(share * weight_NK, "nvfp4").tensor_scale == expected.item()
     assert encode(weight_NK, "nvfp4-torchao").tensor_scale == greatest / np.float32(2688)
     for name in NV:  # the block with the greatest weight has the greatest E4M3 scale
-        scales = E4M3.values(encode(weight_NK, name).scales_NB)
+        scales = E4M3.values(encode(weight_NK, name).scales_NY)
         assert scales.max() == 448
         assert scales.flat[np.abs(weight_NK).argmax() // 16] == 448
 
@@ -175,8 +174,8 @@ def test_rules_differ_where_a_block_is_small():
     weight_NK[0, 16:18] = [6 * 2**-8, 3 * 2**-8]
     weight_NK[0, 32] = 6 * 2**-11  # half of what E4M3 can hold: a tie, to 0, which is replaced
     ours, torchao = encode(weight_NK, "nvfp4"), encode(weight_NK, "nvfp4-torchao")
-    assert ours.scales_NB.tolist() == [[0x7E, 0x02, 0x20]]
-    assert torchao.scales_NB.tolist() == [[0x7E, 0x08, 0x08]]
+    assert ours.scales_NY.tolist() == [[0x7E, 0x02, 0x20]]
+    assert torchao.scales_NY.tolist() == [[0x7E, 0x08, 0x08]]
     assert decode(ours)[0, [16, 17, 32]].tolist() == [6 * 2**-8, 3 * 2**-8, 0]
     assert decode(torchao)[0, [16, 17, 32]].tolist() == [6 * 2**-8, 4 * 2**-8, 0]
 
@@ -200,7 +199,7 @@ def test_mxfp4_by_hand(case, mode):
     weight_NK[0, 37] = -case[0]
     byte, meaning = case[1 + mode]
     encoded = encode(weight_NK, MX[mode])
-    assert encoded.scales_NB.tolist() == [[0, byte]]
+    assert encoded.scales_NY.tolist() == [[0, byte]]
     assert encoded.tensor_scale is None
     assert decode(encoded)[0, 37] == -meaning
     assert np.count_nonzero(decode(encoded)) == 1
@@ -244,7 +243,7 @@ def test_a_second_time_changes_nothing(name, seed, num_inputs, exponent):
     twice = rounded(name, once, pad=True)
     if name in MX:
         assert same(once, twice)
-    elif (E4M3.values(first.scales_NB) >= 2**-6).all():  # else a scale is subnormal, with less than three bits
+    elif (E4M3.values(first.scales_NY) >= 2**-6).all():  # else a scale is subnormal, with less than three bits
         assert np.abs(once - twice).max() <= 4 * np.spacing(np.abs(once).max())
     assert same(np.abs(once), np.abs(rounded(name, -weight_NK, pad=True)))
 
@@ -255,9 +254,9 @@ def test_mxfp4_errs_within_its_steps_and_knows_no_size(name, seed, exponent):
     rng = np.random.default_rng(seed)
     weight_NK = rng.normal(size=(3, 64)).astype(np.float32)
     encoded = encode(weight_NK, name)
-    units = np.abs(decode(encoded) - weight_NK).reshape(3, 2, 32) / e8m0_values(encoded.scales_NB)[..., None]
+    units = np.abs(decode(encoded) - weight_NK).reshape(3, 2, 32) / e8m0_values(encoded.scales_NY)[..., None]
     assert units.max() <= {"mxfp4": 2, "mxfp4-ceil": 0.5, "mxfp4-rceil": 1, "mxfp4-even": 1}[name]
-    greatest = np.abs(weight_NK).reshape(3, 2, 32).max(-1) / e8m0_values(encoded.scales_NB)
+    greatest = np.abs(weight_NK).reshape(3, 2, 32).max(-1) / e8m0_values(encoded.scales_NY)
     low, high = {"mxfp4": (4, 8), "mxfp4-ceil": (2, 4), "mxfp4-rceil": (3, 6), "mxfp4-even": (3.5, 7)}[name]
     assert low <= greatest.min()
     assert greatest.max() <= high
@@ -270,11 +269,11 @@ def test_nvfp4_errs_within_its_steps(name, seed):
     weight_NK = np.random.default_rng(seed).normal(size=(4, 64)).astype(np.float32)
     encoded = encode(weight_NK, name)
     direct = 1 / encoded.tensor_scale if name == "nvfp4" else encoded.tensor_scale
-    scale_NB1 = (E4M3.values(encoded.scales_NB) * direct)[..., None]
+    scale_NY1 = (E4M3.values(encoded.scales_NY) * direct)[..., None]
     blocks = weight_NK.reshape(4, 4, 16)
     # a scale errs by 1/16, so that the greatest weight is up to 6.4 of its units, and saturates
-    assert (np.abs(decode(encoded).reshape(4, 4, 16) - blocks) / scale_NB1).max() <= 1.001
-    assert (np.abs(blocks) / scale_NB1).max() <= 6.401
+    assert (np.abs(decode(encoded).reshape(4, 4, 16) - blocks) / scale_NY1).max() <= 1.001
+    assert (np.abs(blocks) / scale_NY1).max() <= 6.401
 
 
 @settings(deadline=None, max_examples=40)
@@ -286,7 +285,7 @@ def test_padding_leaves_the_weights_alone(name, seed, num_inputs):
     encoded = encode(weight_NK, name, pad=True)
     assert encoded.shape == (3, num_inputs)
     assert encoded.codes.shape == (3, padded_NK.shape[1] // 2)
-    assert encoded.scales_NB.shape == (3, padded_NK.shape[1] // block)
+    assert encoded.scales_NY.shape == (3, padded_NK.shape[1] // block)
     assert same(decode(encoded), decode(encode(padded_NK, name))[:, :num_inputs])
 
 
@@ -304,13 +303,6 @@ def test_blocks_do_not_cross_rows():
     weight_NK = np.ones((2, 17), np.float32)
     weight_NK[0] = 1000
     assert rounded("mxfp4", weight_NK, pad=True)[1].tolist() == [1] * 17
-
-
-def test_bits_per_weight():
-    ones = np.ones((64, 64))
-    assert bits_per_weight(encode(ones, "mxfp4")) == 4.25
-    assert bits_per_weight(encode(ones, "nvfp4")) == 4.5 + 32 / 64**2
-    assert bits_per_weight(encode(np.ones((1, 17)), "nvfp4", pad=True)) == (32 * 4 + 2 * 8 + 32) / 17
 
 
 @pytest.mark.parametrize("name", FORMATS)

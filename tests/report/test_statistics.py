@@ -2,19 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from distqtrl.errors import UserError
 from distqtrl.report.statistics import (
-    first_reached,
     interval,
     iqm,
     median,
     on_grid,
     probability_of_improvement,
-    sample_complexity,
     verdict,
 )
 
@@ -116,7 +114,6 @@ def test_strata_are_drawn_on_their_own():
 def test_rows_are_drawn_whole():
     x_RT = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
     assert interval(lambda x: np.ptp(x[:, 1] - 10 * x[:, 0]), x_RT) == (0, 0)
-    assert interval(lambda x: sample_complexity(x, np.array([5, 9]), 2.5, 0.5), x_RT) == (0, 5)
 
 
 def test_interval_of_runs_that_never_arrive_has_no_nan():
@@ -133,44 +130,12 @@ def test_one_seed_is_refused(samples, got):
         interval(lambda *_: 0.0, *samples)
 
 
-# The fractions above 0.5 of these four runs: 0, 0.5, 0.25, 0.75, 0.75.
-CURVES_RT = np.array([[0, 1, 0, 1, 1], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1], [NAN, 0.5, 0.5, 0.5, 0.9]])
-
-
-@pytest.mark.parametrize(
-    ("probability", "even", "uneven"),
-    [(0.25, 10, 1), (0.5, 20, 1 + 6), (0.75, 30, 1 + 3 + 6), (0.76, INF, INF), (1.0, INF, INF)],
-)
-def test_sample_complexity_by_hand(probability, even, uneven):
-    assert sample_complexity(CURVES_RT, np.arange(10, 60, 10), 0.5, probability) == even
-    assert sample_complexity(CURVES_RT, np.array([1, 4, 10, 20, 50]), 0.5, probability) == uneven
-
-
-def test_sample_complexity_that_falls_back_at_the_end_is_not_inf():
-    assert sample_complexity(np.array([[0, 1, 0]]), np.array([0, 10, 25]), 0.5, 0.5) == 15
-
-
-@quick
-@given(seed=st.integers(0, 999), epsilon=st.floats(0, 1), delta=st.floats(0.01, 1))
-def test_sample_complexity_is_meyers_on_an_even_grid(seed, epsilon, delta):
-    data = np.sort(np.random.default_rng(seed).random((7, 9)), axis=1)
-    theirs = 2000 * sum(sum(run[t] > 1 - epsilon for run in data) / 7 < delta for t in range(9))
-    assume(theirs < 9 * 2000)
-    assert sample_complexity(data, 2000 * np.arange(1, 10), 1 - epsilon, delta) == theirs
-
-
 @quick
 @given(steps=st.sets(st.integers(0, 40), min_size=1), grid=st.lists(st.integers(-5, 50)))
 def test_on_grid_is_the_last_known(steps, grid):
     steps = sorted(steps)
     expected = [10 * max((step for step in steps if step <= t), default=steps[0]) for t in grid]
     assert on_grid(np.array(steps), 10 * np.array(steps), np.array(grid)).tolist() == expected
-
-
-def test_first_reached():
-    x = np.array([NAN, 1.0, 5.0, 2.0, 5.0])
-    assert [first_reached(x, target) for target in (1, 5, 5.1, -INF)] == [1, 2, None, 1]
-    assert first_reached(np.array([]), 0) is None
 
 
 @pytest.mark.parametrize(

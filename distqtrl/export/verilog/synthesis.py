@@ -14,7 +14,7 @@ BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a core takes of a part of the 7 series, or a part has."""
+    """What a core takes of a 7 series device, or such a device has."""
 
     lut: int  # 6-input lookup tables, those used as memory and as inverters too
     ff: int  # flip-flops

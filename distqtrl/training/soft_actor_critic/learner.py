@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distqtrl import seeding
 from distqtrl.algorithm import sac
 from distqtrl.algorithm.replay import Transitions
-from distqtrl.policy import network
+from distqtrl.policy import distribution, network
 from distqtrl.policy.network import Architecture
 from distqtrl.training.gradient import Array
 from distqtrl.training.learner import Replica
@@ -59,7 +59,7 @@ class SoftActorCritic(Replica):
         mean_NA = self.outputs(w_M, raw_NO, obs_NO, collect)
         layers = network.unpack(self.deviates, self.deviation_M)
         log_std_NA = sac.log_deviation(network.outputs(self.deviates, layers, obs_NO))
-        return sac.squashed(mean_NA, log_std_NA, noise_NA)
+        return distribution.squashed(mean_NA, log_std_NA, noise_NA)
 
     def judge(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> Array:
         """One step of the critics on count samples of all ranks; returns the means of CRITIC over them."""

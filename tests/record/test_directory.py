@@ -155,7 +155,7 @@ def test_damaged_records_are_noticed(tmp_path, capfd):
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "is no run directory" in refused(capfd, "train", "cartpole", "--run", tmp_path, *FLAGS)
+    assert "is not a run directory" in refused(capfd, "train", "cartpole", "--run", tmp_path, *FLAGS)
     assert contents(tmp_path) == {tmp_path / "thesis.tex": b"years of work"}
 
 

@@ -310,7 +310,7 @@ def test_other_settings_are_refused(whole, capfd, words, message):
 def test_a_folder_of_something_else_is_refused(tmp_path, capfd):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert cli.main([*COMMAND, "-o", str(tmp_path)]) == 2
-    assert "is no search, it has no search.json" in capfd.readouterr().err
+    assert "is not a search (it has no search.json)" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -34,8 +34,8 @@ def nowhere(path):
 
 
 PLACES = [
-    (fifo, "it is no regular file"),
-    (device, "it is no regular file"),
+    (fifo, "it is not a regular file"),
+    (device, "it is not a regular file"),
     (loop, "Too many levels of symbolic links"),
     (nowhere, "No such file or directory"),
     (lambda path: path.mkdir(), "it is a folder"),
@@ -67,7 +67,7 @@ def test_a_pipe_in_a_folder_does_not_hang(tmp_path, file, capfd):
     words = ["verify", tmp_path] if file == "manifest.json" else ["report", tmp_path, "-o", tmp_path / "out"]
     assert cli.main([str(word) for word in words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert ("it has no config.json" if file == "config.json" else "it is no regular file") in line
+    assert ("it has no config.json" if file == "config.json" else "it is not a regular file") in line
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes a root that gives its rights away")
@@ -92,12 +92,12 @@ def test_a_file_without_the_right_to_read_it(tmp_path):
         ('{"a":' * 200_000, "nested more than 50 deep"),
         ('{"a": 1, "a": 1}', "names the key 'a' twice"),
         ('{"a": {"b": 1, "c": 2, "b": 3}}', "names the key 'b' twice"),
-        ('{"a": NaN}', "NaN is no number of JSON"),
-        ('{"a": -Infinity}', "-Infinity is no number of JSON"),
+        ('{"a": NaN}', "NaN is not a number in JSON"),
+        ('{"a": -Infinity}', "-Infinity is not a number in JSON"),
         ('{"a": 1e999}', "'1e999' is too large a number"),
         ('{"a": ' + "9" * 400 + "}", "is too large a number"),
         ('{"a": ' + "9" * 10_000 + "}", "is too large a number"),
-        ('{"a": "\\ud800"}', "half a character"),
+        ('{"a": "\\ud800"}', "not valid Unicode"),
     ],
 )
 def test_what_is_no_json(text, reason):
