@@ -27,21 +27,21 @@ def describe(config: Config) -> dict[str, Any]:
     demand.check(config, played, dict(zip(world.agents, world.spaces, strict=True)))
     central = config.agents.critic == "centralised"
     environments = Environments(config.environment, [0], 0, "evaluation", 0, played, central)
-    fits, training_only = roles.fits(config, environments), 0
-    for role, (architecture, head) in zip(played, fits, strict=True):
+    architectures, training_only = roles.architectures(config, environments), 0
+    for role, (architecture, head) in zip(played, architectures, strict=True):
         seen = roles.num_states(environments, role) or architecture.num_inputs
         training_only += _training_only(config.algorithm, seen, head)
     environments.close()
     world.close()
     low_rank = config.adapter.base is not None
-    layers = [adapter.layers(a, config.adapter.rank) if low_rank else a.layers for a, _ in fits]
-    made = generator.several(config, layers, range(len(fits)), Ranks())
+    layers = [adapter.layers(a, config.adapter.rank) if low_rank else a.layers for a, _ in architectures]
+    made = generator.several(config, layers, range(len(architectures)), Ranks())
     counts = {key: sum(each.counts()[key] for each in made) for key in ("source", "mapping", "total")}
     mapping, device = made[0].mapping, made[0].qpu
-    normalizer = 2 * sum(a.num_inputs for a, _ in fits) if config.policy.normalize_observations else 0
-    weights = sum(a.num_weights for a, _ in fits)
-    shapes = ["-".join(map(str, a.widths)) + f" {a.activation}, {type(h).__name__.lower()}" for a, h in fits]
-    several = {"agents": len(world.agents), "policies": len(fits)} if len(world.agents) > 1 else {}
+    normalizer = 2 * sum(a.num_inputs for a, _ in architectures) if config.policy.normalize_observations else 0
+    weights = sum(a.num_weights for a, _ in architectures)
+    shapes = ["-".join(map(str, a.widths)) + f" {a.activation}, {type(h).__name__.lower()}" for a, h in architectures]
+    several = {"agents": len(world.agents), "policies": len(architectures)} if len(world.agents) > 1 else {}
     return {
         "environment": config.environment.id,
         **several,

@@ -22,10 +22,10 @@ from distqtrl.record import checkpoint
 from distqtrl.record.checkpoint import State
 from distqtrl.record.profile import Profile
 from distqtrl.training import demand, roles
-from distqtrl.training.learner import Replica
+from distqtrl.training.learner import Learner
 from distqtrl.training.placement import blocks
-from distqtrl.training.policies import Team
-from distqtrl.training.policy_gradient.learner import Learner
+from distqtrl.training.policies import Policies
+from distqtrl.training.policy_gradient.learner import PolicyGradient
 from distqtrl.training.run import Counters, Run
 from distqtrl.training.soft_actor_critic.learner import SoftActorCritic
 from distqtrl.training.weights import Generated, shares
@@ -92,13 +92,13 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     environments = Environments(
         config.environment, own, config.train.seed, "episode", 0, played, config.agents.critic == "centralised"
     )
-    fits = roles.fits(config, environments)
+    architectures = roles.architectures(config, environments)
     a, replay = config.algorithm, None
     if a.name == "sac":
         capacity = max(a.replay // num_environments, a.rollout_steps)
-        replay = Replay(len(own), capacity, fits[0][0].num_inputs, fits[0][1].num_outputs)
-    players = _team(config, comm, played, fits, environments, num_environments)
-    run = Run(config, comm, players, environments, replay, Counters(), num_environments)
+        replay = Replay(len(own), capacity, architectures[0][0].num_inputs, architectures[0][1].num_outputs)
+    policies = _policies(config, comm, played, architectures, environments, num_environments)
+    run = Run(config, comm, policies, environments, replay, Counters(), num_environments)
     if state is not None:
         run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
         try:
@@ -115,11 +115,11 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
 
 def _restore(run: Run, state: State, own: Sequence[int]) -> None:
     """Put replicas, ledger, environments and replay where the state says; raises ValueError where it does not fit."""
-    players, environments, replay = run.team, run.environments, run.replay
-    for role, learner in zip(players.held, players.learners, strict=True):
+    policies, environments, replay = run.policies, run.environments, run.replay
+    for role, learner in zip(policies.local_roles, policies.learners, strict=True):
         own_tensors = checkpoint.below(state.learner, f"policy{role}/")
         learner.load({name: torch.from_numpy(t) for name, t in own_tensors.items()})
-    players.generated.set_ledger(state.ledger)
+    policies.generated.set_ledger(state.ledger)
     run.restarted = environments.restore(state.environments)
     if replay is not None:
         rows = state.environments["index_B"].tolist()
@@ -138,19 +138,19 @@ def _check_policies(config: Config, agents: Sequence[str], num: int) -> None:
         )
 
 
-def _team(
+def _policies(
     config: Config,
     comm: Communicator,
     played: list[Role],
-    fits: list[tuple[Architecture, Head]],
+    architectures: list[tuple[Architecture, Head]],
     environments: Environments,
     num_environments: int,
-) -> Team:
+) -> Policies:
     """The policies, and the learners of those that this rank holds."""
-    held, ranks = list(range(len(played))), list(range(comm.size))
+    local_roles, ranks = list(range(len(played))), list(range(comm.size))
     if config.agents.placement == "spread":
-        held, ranks = blocks(len(played), comm)
-    among = comm if len(ranks) == comm.size else comm.among(ranks)
+        local_roles, ranks = blocks(len(played), comm)
+    block = comm if len(ranks) == comm.size else comm.among(ranks)
     parts = np.array_split(range(num_environments), comm.size)
     shared = sum(len(parts[rank]) for rank in ranks)
     if config.allreduce.aggregation == "average":
@@ -158,13 +158,13 @@ def _team(
     profile = Profile(config.qpu.replicas)
     generated: Generated | None = None
     if len(played) > 1:
-        layers = [architecture.layers for architecture, _ in fits]
-        generated = Generated(generator.several(config, layers, held, shares(among)), profile)
-    learners: list[Replica] = []
-    for place, role in enumerate(held):
-        args = (config, *fits[role], among, profile, shared * len(played[role]), role, generated, place)
+        layers = [architecture.layers for architecture, _ in architectures]
+        generated = Generated(generator.several(config, layers, local_roles, shares(block)), profile)
+    learners: list[Learner] = []
+    for place, role in enumerate(local_roles):
+        args = (config, *architectures[role], block, profile, shared * len(played[role]), role, generated, place)
         if config.algorithm.name == "sac":
             learners.append(SoftActorCritic(*args))
         else:
-            learners.append(Learner(*args, num_states=roles.num_states(environments, played[role])))
-    return Team(config, comm, profile, played, fits, held, learners)
+            learners.append(PolicyGradient(*args, num_states=roles.num_states(environments, played[role])))
+    return Policies(config, comm, profile, played, architectures, local_roles, learners)

@@ -83,9 +83,9 @@ def _networks(config: Config, architecture: Architecture, head: Head) -> Iterato
     """Of the policy, and of what is trained beside it."""
     a, num_inputs = config.algorithm, architecture.num_inputs
     shape = "-".join(map(str, architecture.widths))
-    held = TRAINED if config.generator.source in ("direct", "equal_mlp") else FLOAT
+    bytes_each = TRAINED if config.generator.source in ("direct", "equal_mlp") else FLOAT
     keys = "policy.hidden, environment.frames or environment.image"
-    yield held * architecture.num_weights, f"a policy of {shape} ({architecture.num_weights:,} weights)", keys
+    yield bytes_each * architecture.num_weights, f"a policy of {shape} ({architecture.num_weights:,} weights)", keys
     beside = {}
     if a.name == "sac":
         beside["value_hidden"] = 4 * _weights((num_inputs + head.num_outputs, *a.value_hidden, 1))

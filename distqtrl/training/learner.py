@@ -32,7 +32,7 @@ from distqtrl.training.weights import DeviceLost, Generated, shares
 Result = TypeVar("Result")
 
 
-class Replica:
+class Learner:
     """Base of the learners: one policy and what it learns by. Equal configurations give equal replicas.
 
     num_environments: of all ranks that share a gradient, times the agents that the policy plays. number: of the policy

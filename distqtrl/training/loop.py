@@ -49,7 +49,7 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
         while True:
             try:
                 if run.config.allreduce.lost_rank == "shrink":
-                    before.append(_copy(_state(run)))
+                    before.append(_copy(state(run)))
                 if recorder is None:
                     recorder = agreed(run.comm, lambda: _recorder(run, directory))
                     clock = _Clock(run)
@@ -86,10 +86,10 @@ def _cycle(
     run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
 ) -> signal.Signals | None:
     """One update with everything around it; returns the signal to stop on."""
-    config, profile = run.config, run.team.profile
+    config, profile = run.config, run.policies.profile
     with _saved_when_a_device_fails(run, directory):
         metrics, stop = updates.update(run, pending)
-        _synchronise(run)
+        synchronise(run)
         run.counters.validation_return = None
         if _due(run, config.evaluate.every):
             metrics |= _validation(run, recorder)
@@ -101,7 +101,7 @@ def _cycle(
         recorder.write(metrics, run.done)
         if stop or run.reached or _due(run, config.train.checkpoint_every):
             recorder.sync()
-            checkpoint.save(directory, config, run.comm, _state(run))
+            checkpoint.save(directory, config, run.comm, state(run))
     return stop
 
 
@@ -118,10 +118,10 @@ def _recover(run: Run, before: Sequence[State]) -> None:
             break
         except RankLost:
             continue
-    state = next(state for state in before if state.counters["update"] == update_R.min())
-    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
+    start = next(state for state in before if state.counters["update"] == update_R.min())
+    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), start)
     run.environments.close()
-    run.team, run.environments, run.counters = again.team, again.environments, again.counters
+    run.policies, run.environments, run.counters = again.policies, again.environments, again.counters
     run.replay = again.replay
     run.num_environments, run.restarted = again.num_environments, again.restarted
 
@@ -131,7 +131,7 @@ class _Clock:
 
     def __init__(self, run: Run) -> None:
         self._last = time.perf_counter()
-        run.team.profile.busy_s()  # what came before is setup
+        run.policies.profile.busy_s()  # what came before is setup
 
     def lap_s(self) -> float:
         last, self._last = self._last, time.perf_counter()
@@ -144,7 +144,7 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
     if not run.learner.external:
         yield
         return
-    before = _copy(_state(run))
+    before = _copy(state(run))
     try:
         yield
     except DeviceLost as error:
@@ -155,17 +155,17 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
         ) from None
 
 
-def _synchronise(run: Run) -> None:
+def synchronise(run: Run) -> None:
     """Average the parameters when they are due (always before they are looked at), or compare the replicas."""
     a, update = run.config.allreduce, run.counters.update
     if a.aggregation == "average":
         if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
-            for learner in run.team.learners:
+            for learner in run.policies.learners:
                 learner.average()
     elif update % a.check_every == 0 or run.finished:
         remedy = "these results cannot be trusted; resume the run from its last checkpoint"
-        with run.team.profile("allreduce"):
-            check_equal(run.learner.comm, run.team.fingerprint(), f"parameters after update {update}", remedy)
+        with run.policies.profile("allreduce"):
+            check_equal(run.learner.comm, run.policies.fingerprint(), f"parameters after update {update}", remedy)
 
 
 def _due(run: Run, every: int | None) -> bool:
@@ -177,7 +177,7 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
     """Metrics of greedy episodes."""
     num, counters = run.config.evaluate.validation_episodes, run.counters
     policies = _policies(run)
-    with run.team.profile("evaluate"):
+    with run.policies.profile("evaluate"):
         found = evaluation.greedy_episodes(run.config, run.comm, policies, "validation", counters.update, num)
     counters.validation_steps += found.steps
     counters.validation_return = float(found.returns.mean())
@@ -189,7 +189,7 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
 
 def _policies(run: Run) -> list[Policy]:
     """All policies as they are deployed; their origin says where their evaluations cut an episode without an end."""
-    policies, config = run.team.policies(run.counters.env_steps), run.config
+    policies, config = run.policies.deployed(run.counters.env_steps), run.config
     most = bound(run.environments, config.evaluate.max_steps, run.counters.longest_episode)
     if most is not None:
         for policy in policies:
@@ -197,15 +197,15 @@ def _policies(run: Run) -> list[Policy]:
     return policies
 
 
-def _state(run: Run) -> State:
+def state(run: Run) -> State:
     """What a checkpoint holds of this rank; tensors may change with the run."""
     learner = {
         f"policy{role}/{name}": t.numpy()
-        for role, own in zip(run.team.held, run.team.learners, strict=True)
+        for role, own in zip(run.policies.local_roles, run.policies.learners, strict=True)
         for name, t in own.tensors().items()
     }
     replay = {} if run.replay is None else run.replay.state()
-    return State(asdict(run.counters), learner, run.environments.state() | replay, run.team.generated.ledger())
+    return State(asdict(run.counters), learner, run.environments.state() | replay, run.policies.generated.ledger())
 
 
 def _copy(state: State) -> State:
@@ -216,7 +216,7 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     """Write the policies, then evaluate them, and mark the run as complete."""
     policies, num = _policies(run), run.config.evaluate.episodes
     if run.comm.rank == 0:
-        for file, policy in zip(policy_file.names(run.team.names), policies, strict=True):
+        for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
             policy.save(directory / file)
     recorder.end()
     found = evaluation.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)

@@ -28,13 +28,13 @@ def prediction(run: Run) -> dict[str, Any]:
         silent = -(-a.learning_starts // (run.num_environments * a.rollout_steps))
     circuits = shots = 0
     if qpu is not None and run.config.generator.source == "circuit":
-        circuits = num_steps * (1 + qpu.circuits_per_gradient) * run.team.num_circuits
+        circuits = num_steps * (1 + qpu.circuits_per_gradient) * run.policies.num_circuits
         shots = circuits * (qpu.settings.shots or 0)
     updates, steps = run.config.train.updates, run.config.train.steps
     if steps is not None:
         by_steps = -(-steps // (run.num_environments * a.rollout_steps))
         updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
-    used, left = run.team.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
+    used, left = run.policies.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
     return {
         "updates": updates,
         "update": _over_ranks(run, circuits, shots),
@@ -51,8 +51,8 @@ def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
 
 def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
     """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
-    config, profile, counters, received = run.config, run.team.profile, run.counters, run.comm.received
-    for learner in run.team.learners:
+    config, profile, counters, received = run.config, run.policies.profile, run.counters, run.comm.received
+    for learner in run.policies.learners:
         learner.set_progress(run.done)
     total: dict[str, np.ndarray] = {}
     longest = 0
@@ -80,7 +80,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
             run.learner, run.environments, run.replay, counters.update, counters.env_steps, totals
         )
     else:
-        learned = sampling.update(run.team, run.environments, counters.update, totals)
+        learned = sampling.update(run.policies, run.environments, counters.update, totals)
     episodes, return_sum, length_sum = (float(x) for x in total["episodes"])
     counters.update += 1
     counters.env_steps += int(total["steps"][0])
@@ -88,7 +88,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
     counters.cpu_s += float(total["busy"][0]) / run.comm.size
     if episodes:
         counters.recent = [*counters.recent, return_sum / episodes][-config.train.smoothing :]
-    used = run.team.generated.ledger()
+    used = run.policies.generated.ledger()
     with profile("allreduce"):
         qpu = _over_ranks(run, used[0], used[2])
         wait_R, longest_R = run.comm.allgather(np.array([profile.seconds("allreduce"), longest])).T

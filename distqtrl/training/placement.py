@@ -7,14 +7,14 @@ from distqtrl.allreduce.communicator import Communicator
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
-from distqtrl.training.learner import Replica
-from distqtrl.training.policy_gradient.learner import Learner
+from distqtrl.training.learner import Learner
+from distqtrl.training.policy_gradient.learner import PolicyGradient
 
 Unpacked = tuple[np.ndarray, np.ndarray, Normalizer]
 
 
-def _packed(learner: Replica, w_M: torch.Tensor) -> np.ndarray:
-    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
+def _packed(learner: Learner, w_M: torch.Tensor) -> np.ndarray:
+    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, PolicyGradient) else np.zeros(0)
     n = learner.normalizer
     return np.concatenate([w_M.detach().numpy(), std_A, [n.count], n.mean_O, n.m2_O])
 

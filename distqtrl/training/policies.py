@@ -1,6 +1,6 @@
 """The policies of a run: who plays which agents, who learns which policy, and what acts in a rollout.
 
-One policy is a team of one. With ``agents.placement spread`` the ranks fall into blocks, and every block holds the
+With ``agents.placement spread`` the ranks fall into blocks, and every block holds the
 policies (and hosts the QPUs) of some agents: it learns those from its own environments, gradients are reduced within
 the block, and the weights of all are exchanged once per update.
 """
@@ -23,9 +23,9 @@ from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record.profile import Profile
-from distqtrl.training.learner import Replica
+from distqtrl.training.learner import Learner
 from distqtrl.training.placement import Unpacked, _packed, _unpacked
-from distqtrl.training.policy_gradient.learner import Learner
+from distqtrl.training.policy_gradient.learner import PolicyGradient
 from distqtrl.training.weights import Generated
 
 
@@ -50,16 +50,16 @@ class Player:
 
 
 @dataclass
-class Team:
-    """``fits`` holds network and head of every role's policy, ``held`` the numbers of those that this rank learns."""
+class Policies:
+    """``architectures``: network and head of every role's policy; ``local_roles``: those that this rank learns."""
 
     config: Config
     comm: Communicator  # of all ranks
     profile: Profile
     roles: list[Role]
-    fits: list[tuple[Architecture, Head]]
-    held: list[int]
-    learners: Sequence[Replica]
+    architectures: list[tuple[Architecture, Head]]
+    local_roles: list[int]
+    learners: Sequence[Learner]
 
     @property
     def names(self) -> list[str]:
@@ -69,9 +69,9 @@ class Team:
         return [role[0] if len(role) == 1 else f"{group}{number}" for number, role in enumerate(self.roles)]
 
     @property
-    def policy_gradient(self) -> list[Learner]:
+    def policy_gradient(self) -> list[PolicyGradient]:
         """Its learners, where the algorithm is PPO or REINFORCE."""
-        return [learner for learner in self.learners if isinstance(learner, Learner)]
+        return [learner for learner in self.learners if isinstance(learner, PolicyGradient)]
 
     @property
     def generated(self) -> Generated:
@@ -81,35 +81,35 @@ class Team:
     @property
     def num_circuits(self) -> int:
         """That run for one evaluation of this rank's policies."""
-        return len(self.held) if self.config.agents.sharing == "independent" else 1
+        return len(self.local_roles) if self.config.agents.sharing == "independent" else 1
 
     @property
     def spread(self) -> bool:
         """Whether other ranks hold policies that this one does not."""
-        return len(self.held) < len(self.roles)
+        return len(self.local_roles) < len(self.roles)
 
     def players(self, acting: Sequence[torch.Tensor]) -> list[Player]:
         """What acts for every role; acting: the weights of this rank's policies."""
-        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.held, self.learners, acting, strict=True)}
+        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.local_roles, self.learners, acting, strict=True)}
         for role, (w_M, std_A, normalizer) in self._elsewhere(acting).items():
-            architecture, head = self.fits[role]
+            architecture, head = self.architectures[role]
             dtype = acting[0].numpy().dtype
             outputs = network.acting(architecture, torch.from_numpy(w_M.astype(dtype)))
             by_role[role] = Player(head, partial(_of_normalised, outputs), normalizer, std_A.astype(dtype))
         return [by_role[role] for role in range(len(self.roles))]
 
-    def policies(self, env_steps: int) -> list[Policy]:
+    def deployed(self, env_steps: int) -> list[Policy]:
         """All policies as they are deployed, on every rank."""
         several = len(self.roles[0]) > 1 or len(self.roles) > 1
         agents = self.roles if several else [()]
         deployed = [learner.deployed_weights() for learner in self.learners]
         by_role = {
             role: policy(learner, env_steps, w_M, agents[role])
-            for role, learner, w_M in zip(self.held, self.learners, deployed, strict=True)
+            for role, learner, w_M in zip(self.local_roles, self.learners, deployed, strict=True)
         }
-        like = by_role[self.held[0]]
+        like = by_role[self.local_roles[0]]
         for role, (w_M, _, normalizer) in self._elsewhere(deployed).items():
-            place = *self.fits[role], torch.from_numpy(w_M), normalizer
+            place = *self.architectures[role], torch.from_numpy(w_M), normalizer
             by_role[role] = Policy(*place, like.environment, like.origin, None, agents[role])
         return [by_role[role] for role in range(len(self.roles))]
 
@@ -118,8 +118,8 @@ class Team:
         if not self.spread:
             return {}
         packed = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, weights, strict=True)])
-        foreign = [role for role in range(len(self.roles)) if role not in self.held]
-        return {role: _unpacked(*self.fits[role], packed[role]) for role in foreign}
+        foreign = [role for role in range(len(self.roles)) if role not in self.local_roles]
+        return {role: _unpacked(*self.architectures[role], packed[role]) for role in foreign}
 
     def gathered(self, rows_K: np.ndarray) -> np.ndarray:
         """Rows of this rank's policies -> rows of all policies."""
@@ -128,7 +128,7 @@ class Team:
     def _exchanged(self, own: Sequence[np.ndarray]) -> list[np.ndarray]:
         """A vector of every role, from the first rank that holds it."""
         mine = np.zeros(len(self.roles), dtype=np.int64)
-        mine[self.held] = [len(x) for x in own]
+        mine[self.local_roles] = [len(x) for x in own]
         sizes = self.comm.allgather(mine)
         packed = allgather_bytes(self.comm, np.concatenate([np.asarray(x, dtype=np.float64) for x in own]).tobytes())
         out: list[np.ndarray] = []
@@ -147,13 +147,13 @@ def _of_normalised(outputs: Callable[[np.ndarray], np.ndarray], raw_BO: np.ndarr
     return outputs(obs_BO)
 
 
-def player(learner: Replica, w_M: torch.Tensor) -> Player:
+def player(learner: Learner, w_M: torch.Tensor) -> Player:
     """What acts with these weights."""
-    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
+    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, PolicyGradient) else np.zeros(0)
     return Player(learner.head, learner.acting(w_M), learner.normalizer, std_A)
 
 
-def policy(learner: Replica, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
+def policy(learner: Learner, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
     """A learner's policy with these weights; agents: those that it plays, where there are several."""
     config = learner.config
     origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}

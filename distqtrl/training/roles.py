@@ -15,7 +15,7 @@ from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, 
 from distqtrl.policy.network import Architecture
 
 
-def fits(config: Config, environments: Environments) -> list[tuple[Architecture, Head]]:
+def architectures(config: Config, environments: Environments) -> list[tuple[Architecture, Head]]:
     """Network and head of every role's policy."""
     found = [
         (environments.spaces[role[0]], width)

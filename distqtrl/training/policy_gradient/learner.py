@@ -15,7 +15,7 @@ from distqtrl.algorithm import ppo, reinforce
 from distqtrl.config.run import Config
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Replica
+from distqtrl.training.learner import Learner
 from distqtrl.training.step import descend_policies, pull_back
 
 LOSSES = {"ppo": ppo.loss, "reinforce": reinforce.loss}
@@ -39,7 +39,7 @@ class Samples:
         return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-class Learner(Replica):
+class PolicyGradient(Learner):
     """PPO and REINFORCE. The losses of ``algorithm.loss = sum`` are divided by ``num_environments``.
 
     num_states: what a centralised critic sees, none = the policy's observation.
@@ -108,7 +108,7 @@ class Learner(Replica):
 
 
 def step(
-    learners: Sequence[Learner], samples: Sequence[Samples], global_counts: Sequence[float], where: str
+    learners: Sequence[PolicyGradient], samples: Sequence[Samples], global_counts: Sequence[float], where: str
 ) -> tuple[Array, list[float]]:
     """One optimizer step of several policies; returns the means of STATISTICS over all ranks' samples, a row per
     policy, and the norms of their gradients.

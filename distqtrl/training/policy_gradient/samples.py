@@ -13,7 +13,7 @@ from distqtrl.config.stages import Algorithm
 from distqtrl.environment.rollout import Rollout, collect
 from distqtrl.environment.vector import Environments
 from distqtrl.training.policies import Player
-from distqtrl.training.policy_gradient.learner import Learner, Samples
+from distqtrl.training.policy_gradient.learner import PolicyGradient, Samples
 
 
 def rollout(config: Config, environments: Environments, update: int, players: Sequence[Player]) -> Rollout:
@@ -46,7 +46,7 @@ def rollout(config: Config, environments: Environments, update: int, players: Se
     return collect(environments, act, noise, steps)
 
 
-def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
+def samples(learner: PolicyGradient, rollout: Rollout, w_M: torch.Tensor) -> Samples:
     """The valid steps of a role's rollout as samples of its policy with these weights; advantages as they are."""
     with learner.profile("loss"), torch.no_grad():
         obs_TBO = learner.observed(rollout.obs_TBO)
@@ -87,7 +87,7 @@ def critic_inputs(states_TES: np.ndarray, num_rows: int) -> np.ndarray:
     return np.concatenate([out, which], axis=-1)
 
 
-def _critic(learner: Learner, rollout: Rollout, states_TES: np.ndarray) -> torch.Tensor:
+def _critic(learner: PolicyGradient, rollout: Rollout, states_TES: np.ndarray) -> torch.Tensor:
     seen = learner.state_normalizer.apply(critic_inputs(states_TES, rollout.valid_TB.shape[1]))
     return torch.from_numpy(seen).to(learner.dtype)
 
@@ -115,7 +115,7 @@ def normalise_episodes(samples: Samples, rollout: Rollout, epsilon: float) -> No
     samples.adv_N = torch.from_numpy(adv_TB[rollout.valid_TB])
 
 
-def _values(learner: Learner, rollout: Rollout, critic_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _values(learner: PolicyGradient, rollout: Rollout, critic_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """V of what the critic sees and of what followed; zeros without a baseline."""
     if learner.value is None:
         return np.zeros_like(rollout.rewards_TB), np.zeros_like(rollout.rewards_TB)

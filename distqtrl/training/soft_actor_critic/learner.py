@@ -12,13 +12,13 @@ from distqtrl.algorithm.replay import Transitions
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
 from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Replica
+from distqtrl.training.learner import Learner
 from distqtrl.training.step import descend_policies, pull_back
 
 CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "temperature")
 
 
-class SoftActorCritic(Replica):
+class SoftActorCritic(Learner):
     """SAC. The generator makes the weights of the mean; deviation and critics serve training only."""
 
     def build(self) -> list[tuple[list[Tensor], float]]:
@@ -41,10 +41,10 @@ class SoftActorCritic(Replica):
         for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
         self.direct: list[Tensor] = [self.deviation_M, *self.scales, self.log_temperature]  # beside the generator
-        self.judges: list[Tensor] = list(self.critics.parameters())
+        self.critic_parameters: list[Tensor] = list(self.critics.parameters())
         return [
             ([*self.generator.parameters(), self.deviation_M, *self.scales], a.learning_rate),
-            ([self.log_temperature, *self.judges], a.value_learning_rate),
+            ([self.log_temperature, *self.critic_parameters], a.value_learning_rate),
         ]
 
     def deviation(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -61,7 +61,7 @@ class SoftActorCritic(Replica):
         log_std_NA = sac.log_deviation(network.outputs(self.deviates, layers, obs_NO))
         return sac.squashed(mean_NA, log_std_NA, noise_NA)
 
-    def judge(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> Array:
+    def critic_step(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> Array:
         """One step of the critics on count samples of all ranks; returns the means of CRITIC over them."""
         a = self.config.algorithm
         with self.profile("loss"):
@@ -74,14 +74,14 @@ class SoftActorCritic(Replica):
                 y_N = sac.targets(rewards_N, ended_N, next_q_2N, log_prob_N, temperature, a.gamma)
             q_2N = self.critics(self.observed(batch.obs_NO), torch.from_numpy(batch.actions_NA).to(self.dtype))
             loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
-            self.differentiate(loss, self.judges)
+            self.differentiate(loss, self.critic_parameters)
             sums = np.array([float(loss.detach()), float(q_2N.detach().mean(0).sum()) / count])
-        means, _ = self.descend(self.judges, sums, f"{where}, critics")
+        means, _ = self.descend(self.critic_parameters, sums, f"{where}, critics")
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.targets.parameters()), self.judges, a.tau)
+            torch._foreach_lerp_(list(self.targets.parameters()), self.critic_parameters, a.tau)
         return means
 
-    def improve(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> tuple[Array, float]:
+    def policy_step(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> tuple[Array, float]:
         """One step of policy and temperature; returns the means of POLICY, and the gradient's norm."""
         leaf_M = self.weights().detach().requires_grad_()
         with self.profile("loss"):

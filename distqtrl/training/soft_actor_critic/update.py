@@ -96,24 +96,24 @@ class _Draws:
         a, num = learner.config.algorithm, learner.num_environments
         self.streams = [seeding.stream(learner.config.train.seed, "replay", i, number) for i in environments.indices]
         self.shares = [a.batch_size // num + (i < a.batch_size % num) for i in environments.indices]
-        self.judged, self.improved, self.norms = [], [], []  # type: ignore[var-annotated]
+        self.critic_means, self.policy_means, self.norms = [], [], []  # type: ignore[var-annotated]
 
     def step(self, replay: Replay) -> None:
         """One step of the critics; after every ``policy_every`` of them as many of the policy."""
         a, learner = self.learner.config.algorithm, self.learner
         where = f"update {self.number}, gradient step {self.done}"
         batch = replay.sample([s.random(n) for s, n in zip(self.streams, self.shares, strict=True)])
-        self.judged.append(learner.judge(batch, self._noise(), a.batch_size, where))
+        self.critic_means.append(learner.critic_step(batch, self._noise(), a.batch_size, where))
         self.done += 1
         if self.done % a.policy_every == 0:
             for _ in range(a.policy_every):
-                means, norm = learner.improve(batch, self._noise(), a.batch_size, where)
-                self.improved.append(means)
+                means, norm = learner.policy_step(batch, self._noise(), a.batch_size, where)
+                self.policy_means.append(means)
                 self.norms.append(norm)
 
     def metrics(self) -> dict[str, float | None]:
         """Means over the update."""
-        found = [*np.mean(self.judged, axis=0), *np.mean(self.improved, axis=0), np.mean(self.norms)]
+        found = [*np.mean(self.critic_means, axis=0), *np.mean(self.policy_means, axis=0), np.mean(self.norms)]
         return {name: float(x) for name, x in zip((*CRITIC, *POLICY, "gradient_norm"), found, strict=True)}
 
     def _noise(self) -> torch.Tensor:

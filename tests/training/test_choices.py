@@ -67,11 +67,11 @@ def test_levers_are_learned(action):
     """What pays is the part that is right: nearly all of it after training, about half before."""
     fast = {"train.updates": "60", "algorithm.learning_rate": "0.03", "algorithm.value_learning_rate": "0.03"}
     run = prepared(LEVERS, kwargs(action=action), fast, {"environment.local_num": "8"})
-    (head,) = [head for _, head in run.team.fits]
+    (head,) = [head for _, head in run.policies.architectures]
     assert isinstance(head, Factored)
     rewards = []
     for number in range(60):
-        players = run.team.players([run.learner.acting_weights(number)])
+        players = run.policies.players([run.learner.acting_weights(number)])
         rewards.append(samples_module.rollout(run.config, run.environments, number, players).rewards_TB.mean())
         updates.update(run, [])
     assert np.mean(rewards[:3]) < 0.7
@@ -114,12 +114,12 @@ def test_agents_with_different_choices(tmp_path, algorithm, sharing):
     whole = {"algorithm.name": algorithm, "agents.sharing": sharing, "environment.id": "choices/Crew"}
     source = {"generator.source": "circuit", "mapping.kind": "mlp", "mapping.chunk": "8"}
     run = prepared(whole, source, {"policy.normalize_observations": "true"})
-    heads = [head for _, head in run.team.fits]
+    heads = [head for _, head in run.policies.architectures]
     assert heads == [Factored((2, 3), (0, 4)), Factored((2,) * 3, (0,) * 3), Categorical(2)]
-    before = [learner.parameters[0].detach().clone() for learner in run.team.learners]
+    before = [learner.parameters[0].detach().clone() for learner in run.policies.learners]
     result = train.train(run, tmp_path)
     assert result["agents"].keys() == {"a", "b", "c"}
-    assert all((p != learner.parameters[0]).any() for p, learner in zip(before, run.team.learners, strict=True))
+    assert all((p != learner.parameters[0]).any() for p, learner in zip(before, run.policies.learners, strict=True))
 
 
 def test_soft_actor_critic_refuses_choices():
@@ -143,7 +143,7 @@ def test_soft_actor_critic_refuses_choices():
 def test_masked_actions_are_never_taken(tmp_path, action, more):
     """Doors are an error where they are masked: none is in training, validation and evaluation."""
     run = prepared(DOORS, kwargs(action=action), more, {"evaluate.every": "2", "evaluate.validation_episodes": "2"})
-    ((architecture, head),) = run.team.fits
+    ((architecture, head),) = run.policies.architectures
     assert head.masked
     assert architecture.num_inputs == 2 * int(more.get("environment.frames", 1))
     result = train.train(run, tmp_path)
@@ -158,7 +158,7 @@ def test_the_loss_knows_masks_too():
     run = prepared(DOORS, kwargs(action="levers"), {"algorithm.entropy": "0.1"})
     learner = run.learner
     w_M = learner.acting_weights(0)
-    rollout = samples_module.rollout(run.config, run.environments, 0, run.team.players([w_M]))
+    rollout = samples_module.rollout(run.config, run.environments, 0, run.policies.players([w_M]))
     batch = samples(learner, rollout, w_M)
     outputs = learner.outputs(w_M, batch.raw_NO, batch.obs_NO)
     mask_NA = masks(learner.head, batch.raw_NO)

@@ -150,7 +150,7 @@ def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
     cfg = with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, "rollout.precision": "int2"})
     learner = (run := prepare(cfg, Serial())).learner
     acted = learner.acting_weights(0)
-    rollout = samples_module.rollout(cfg, run.environments, 0, run.team.players([acted]))
+    rollout = samples_module.rollout(cfg, run.environments, 0, run.policies.players([acted]))
     samples = samples_module.samples(learner, rollout, acted)
     logits = learner.acting(acted)(rollout.obs_TBO.reshape(64, -1), rollout.obs_TBO.reshape(64, -1))
     probability_NA = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
