@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import RankLost
 from distqtrl.environment.rollout import bound, cut, summary
-from distqtrl.files.replace import replace
+from distqtrl.files import replace as files
 from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record import checkpoint
@@ -27,7 +27,7 @@ from distqtrl.record.checkpoint import State
 from distqtrl.record.recorder import Recorder
 from distqtrl.training import evaluation
 from distqtrl.training import metrics as updates
-from distqtrl.training.build import _built
+from distqtrl.training.build import build
 from distqtrl.training.run import Run
 from distqtrl.training.stopping import EXIT_CODES
 from distqtrl.training.weights import DeviceLost
@@ -113,13 +113,15 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     while True:
         run.lost = sorted([*run.lost, *run.comm.shrink()])
         try:
-            own = np.array([before[-1].counters["update"], run.environments.num])
-            update_R, num_R = run.comm.allgather(own).T
+            local = np.array([before[-1].counters["update"], run.environments.num])
+            update_R, num_R = run.comm.allgather(local).T
             break
         except RankLost:
             continue
     start = next(state for state in before if state.counters["update"] == update_R.min())
-    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), start)
+    again = build(
+        run.config, run.comm, indices=run.environments.indices, num_environments=int(num_R.sum()), state=start
+    )
     run.environments.close()
     run.policies, run.environments, run.counters = again.policies, again.environments, again.counters
     run.replay = again.replay
@@ -141,7 +143,7 @@ class _Clock:
 @contextmanager
 def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
     """When a device that is not our own fails inside, what was before becomes a checkpoint."""
-    if not run.learner.external:
+    if not run.policies.generated.external:
         yield
         return
     before = _copy(state(run))
@@ -156,7 +158,7 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
 
 
 def synchronise(run: Run) -> None:
-    """Average the parameters when they are due (always before they are looked at), or compare the replicas."""
+    """Average the parameters when they are due (always before they are looked at), or compare them between ranks."""
     a, update = run.config.allreduce, run.counters.update
     if a.aggregation == "average":
         if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
@@ -201,15 +203,20 @@ def state(run: Run) -> State:
     """What a checkpoint holds of this rank; tensors may change with the run."""
     learner = {
         f"policy{role}/{name}": t.numpy()
-        for role, own in zip(run.policies.local_roles, run.policies.learners, strict=True)
-        for name, t in own.tensors().items()
+        for role, learner in zip(run.policies.local_roles, run.policies.learners, strict=True)
+        for name, t in learner.tensors().items()
     }
-    replay = {} if run.replay is None else run.replay.state()
-    return State(asdict(run.counters), learner, run.environments.state() | replay, run.policies.generated.ledger())
+    return State(
+        counters=asdict(run.counters),
+        learner=learner,
+        environments=run.environments.state(),
+        ledger=run.policies.generated.ledger(),
+        replay={} if run.replay is None else run.replay.state(),
+    )
 
 
 def _copy(state: State) -> State:
-    return State(state.counters, {n: t.copy() for n, t in state.learner.items()}, state.environments, state.ledger)
+    return replace(state, learner={name: t.copy() for name, t in state.learner.items()})
 
 
 def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
@@ -234,5 +241,5 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
         **asdict(run.counters),
     }
     if run.comm.rank == 0:
-        replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        files.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -67,7 +67,7 @@ def test_levers_are_learned(action):
     """What pays is the part that is right: nearly all of it after training, about half before."""
     fast = {"train.updates": "60", "algorithm.learning_rate": "0.03", "algorithm.value_learning_rate": "0.03"}
     run = prepared(LEVERS, kwargs(action=action), fast, {"environment.local_num": "8"})
-    (head,) = [head for _, head in run.policies.architectures]
+    (head,) = [spec.head for spec in run.policies.specs]
     assert isinstance(head, Factored)
     rewards = []
     for number in range(60):
@@ -114,7 +114,7 @@ def test_agents_with_different_choices(tmp_path, algorithm, sharing):
     whole = {"algorithm.name": algorithm, "agents.sharing": sharing, "environment.id": "choices/Crew"}
     source = {"generator.source": "circuit", "mapping.kind": "mlp", "mapping.chunk": "8"}
     run = prepared(whole, source, {"policy.normalize_observations": "true"})
-    heads = [head for _, head in run.policies.architectures]
+    heads = [spec.head for spec in run.policies.specs]
     assert heads == [Factored((2, 3), (0, 4)), Factored((2,) * 3, (0,) * 3), Categorical(2)]
     before = [learner.parameters[0].detach().clone() for learner in run.policies.learners]
     result = train.train(run, tmp_path)
@@ -143,7 +143,8 @@ def test_soft_actor_critic_refuses_choices():
 def test_masked_actions_are_never_taken(tmp_path, action, more):
     """Doors are an error where they are masked: none is in training, validation and evaluation."""
     run = prepared(DOORS, kwargs(action=action), more, {"evaluate.every": "2", "evaluate.validation_episodes": "2"})
-    ((architecture, head),) = run.policies.architectures
+    (spec,) = run.policies.specs
+    architecture, head = spec.architecture, spec.head
     assert head.masked
     assert architecture.num_inputs == 2 * int(more.get("environment.frames", 1))
     result = train.train(run, tmp_path)

@@ -30,8 +30,8 @@ from distqtrl.training import roles
 from distqtrl.training.build import prepare
 from distqtrl.training.placement import blocks
 from distqtrl.training.policy_gradient import samples as samples_module
-from distqtrl.training.policy_gradient.learner import PolicyGradient, minibatches, step
-from distqtrl.training.policy_gradient.samples import rollout
+from distqtrl.training.policy_gradient.learner import PolicyGradient, step
+from distqtrl.training.policy_gradient.samples import minibatches, rollout
 
 TINY = {
     "mapping.kind": "mlp",
@@ -139,7 +139,7 @@ def test_independent_policies_step_as_if_they_were_alone():
         acting = [learner.acting_weights(0) for learner in learners]
         whole = rollout(run.config, run.environments, 0, run.policies.players(acting))
         parts = [
-            whole.of(run.environments.rows[k], run.environments.widths[k], run.policies.architectures[k][1].unpadded)
+            whole.of(run.environments.rows[k], run.environments.widths[k], run.policies.specs[k].head.unpadded)
             for k in range(2)
         ]
         samples = [samples_module.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
@@ -150,7 +150,7 @@ def test_independent_policies_step_as_if_they_were_alone():
             step(learners, samples, counts, "")
         else:
             for k in range(2):
-                learners[k].generated._w = None
+                learners[k].generated.forget()
                 step([learners[k]], [samples[k]], [counts[k]], "")
         found.append([flat(learner.parameters) for learner in learners])
     for a, b in zip(*found, strict=True):
@@ -179,8 +179,8 @@ def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
     acted = run.counters.acted
     assert (sum(acted), acted) == (3 * (12 + 6 + 9), [36, 18, 27])
     whole = rollout(run.config, run.environments, 1, run.policies.players([r.weights() for r in run.policies.learners]))
-    b = whole.of(run.environments.rows[1], 2, run.policies.architectures[1][1].unpadded)
-    (*_, last) = minibatches(run.config, run.environments.numbers(1), b.valid_TB, 1)
+    b = whole.of(run.environments.rows[1], 2, run.policies.specs[1].head.unpadded)
+    (*_, last) = minibatches(run.learner.recipe, run.config.train.seed, run.environments.numbers(1), b.valid_TB, 1)
     assert sorted(torch.cat(last).tolist()) == list(range(18))
     assert metrics["policies"].keys() == {"a", "b", "c"}
 
@@ -194,7 +194,7 @@ def test_advantages_end_where_an_agent_ends():
     acting = [learner.acting_weights(0) for learner in run.policies.learners]
     whole = rollout(run.config, run.environments, 0, run.policies.players(acting))
     for k, (learner, w_M) in enumerate(zip(run.policies.learners, acting, strict=True)):
-        own = whole.of(run.environments.rows[k], 2, run.policies.architectures[k][1].unpadded)
+        own = whole.of(run.environments.rows[k], 2, run.policies.specs[k].head.unpadded)
         samples = samples_module.samples(learner, own, w_M)
         adv_TB = np.zeros(own.valid_TB.shape)
         adv_TB[own.valid_TB] = samples.adv_N

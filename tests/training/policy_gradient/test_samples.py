@@ -10,16 +10,18 @@ from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.run import Config
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.environment.rollout import play
-from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments
 from distqtrl.policy.distribution import Categorical, Gaussian
 from distqtrl.policy.network import Architecture
-from distqtrl.record.profile import Profile
-from distqtrl.training import policies, roles
+from distqtrl.training import policies
+from distqtrl.training.algorithms import ALGORITHMS
+from distqtrl.training.build import prepare
 from distqtrl.training.evaluation import greedy_episodes
+from distqtrl.training.plan import spec
+from distqtrl.training.player import player
 from distqtrl.training.policy_gradient import samples as samples_module
-from distqtrl.training.policy_gradient.learner import STATISTICS, PolicyGradient, step
+from distqtrl.training.policy_gradient.learner import STATISTICS, step
 from distqtrl.training.policy_gradient.samples import normalise_episodes
 
 CHAIN = "distqtrl/Chain-v0"
@@ -59,12 +61,11 @@ def made(algorithm, **environment):
             "algorithm": {"gamma": 0.5, "gae_lambda": 0.5, **algorithm},
         }
     )
-    (found,) = Single(config.environment).spaces
-    return PolicyGradient(config, *roles.policy_for(config, found), Serial(), Profile(), config.environment.local_num)
+    return prepare(config, Serial()).learner
 
 
 def rolled(learner, envs, update):
-    return samples_module.rollout(learner.config, envs, update, [policies.player(learner, learner.weights().detach())])
+    return samples_module.rollout(learner.config, envs, update, [player(learner, learner.weights().detach())])
 
 
 def environments(learner, indices):
@@ -178,7 +179,7 @@ def test_gradients_are_clipped_only_when_asked(limit, clipped):
 def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, hidden, total):
     cfg = with_flags(preset(name), {"generator.source": "equal_mlp"})
     o, a = (4, 2) if name == "qtrl-cartpole" else (147, 3)
-    architecture, _ = roles.policy_for(cfg, Spaces(o, a, 0, (), ()))
+    architecture = spec(cfg, ALGORITHMS["ppo"], ("",), Spaces(o, a, 0, (), ())).architecture
     assert architecture.hidden == (hidden,)
     assert abs(architecture.num_weights - total) <= (o + 1 + a) / 2
 
@@ -238,7 +239,8 @@ def test_old_probabilities_are_those_of_the_policy_that_acted(name):
 )
 def test_policy_for(found, architecture, head):
     config = Config.model_validate({"policy": {"hidden": [8], "activation": "tanh"}})
-    assert roles.policy_for(config, found) == (architecture, head)
+    made = spec(config, ALGORITHMS["ppo"], ("",), found)
+    assert (made.architecture, made.head) == (architecture, head)
 
 
 def test_the_policy_is_the_replica_s():

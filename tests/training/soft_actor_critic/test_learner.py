@@ -50,7 +50,7 @@ def test_critics_step_on_their_own_error_and_targets_follow():
     found = learner.critic_step(data, noise, 12, "here")
 
     twin = prepared(algorithm__tau="0.25").learner
-    actions, log_prob = twin._actions(twin.weights(), *[torch.from_numpy(data.next_obs_NO).double()] * 2, noise)
+    actions, log_prob = twin.actions(twin.weights(), *[torch.from_numpy(data.next_obs_NO).double()] * 2, noise)
     y = torch.from_numpy(data.rewards_N) + 0.99 * torch.from_numpy(~data.terminated_N) * (
         twin.targets(torch.from_numpy(data.next_obs_NO).double(), actions).min(0).values - log_prob
     )
@@ -99,13 +99,15 @@ def test_the_policy_descends_its_own_loss():
 def test_every_policy_step_reaches_what_makes_the_weights(flags, monkeypatch):
     """Also where the critics ask for the weights first, and need no gradient."""
     run = prepared(generator__source="free_vector", **{f"algorithm__{key}": value for key, value in flags.items()})
-    found, step = [], soft_actor_critic.descend_policies
+    found, reduce = [], soft_actor_critic.reduce
 
-    def seen(replicas, *rest):
-        found.append(max(float(p.grad.abs().max()) for p in run.learner.generator.parameters() if p.grad is not None))
-        return step(replicas, *rest)
+    def seen(learners, losses, where):
+        if where.endswith("policy"):
+            made = run.learner.generator.parameters()
+            found.append(max(float(p.grad.abs().max()) for p in made if p.grad is not None))
+        return reduce(learners, losses, where)
 
-    monkeypatch.setattr(soft_actor_critic, "descend_policies", seen)
+    monkeypatch.setattr(soft_actor_critic, "reduce", seen)
     updates.update(run, [])
     assert len(found) >= 20
     assert min(found) > 0
@@ -199,7 +201,7 @@ def test_greedy_actions_are_those_of_the_mean():
 def test_other_policies_than_the_learned_one_act():
     plain, rounded = prepared(), prepared(rollout__precision="int2")
     for run in (plain, rounded):
-        act, noise = off_policy._acting(run.learner, run.environments, 0, uniform=False)
+        act, noise = off_policy.acting(run.learner, run.environments, 0, uniform=False)
         run.seen = act()(run.environments.obs_BO, noise[0])[0]
     assert (plain.seen != rounded.seen).all()
     assert torch.equal(plain.learner.weights(), rounded.learner.weights())
