@@ -20,6 +20,7 @@ from distqtrl.training import metrics as updates
 from distqtrl.training.build import prepare
 from distqtrl.training.policy_gradient import samples as samples_module
 from distqtrl.training.policy_gradient.samples import samples
+from distqtrl.training.step import backward
 
 TINY = {
     "generator.source": "direct",
@@ -36,6 +37,7 @@ TINY = {
     "train.updates": "3",
     "train.steps": "none",
 }
+TRUST = "--import-environment"  # the games are a module of the tests
 LEVERS = {"environment.id": "choices:Levers-v0"}
 DOORS = {"environment.id": "choices:Doors-v0"}
 
@@ -85,7 +87,7 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert "factored" in called(capfd, "describe", "cartpole", *command(game))["policy"]
     trained = called(capfd, "train", "cartpole", "--run", str(whole), *command(game, {"train.checkpoint_every": "2"}))
-    found = called(capfd, "evaluate", str(whole), "--episodes", "3")
+    found = called(capfd, "evaluate", str(whole), "--episodes", "3", TRUST)
     assert found["mean"] == pytest.approx(trained["evaluation"]["mean"])
     state = {"train.checkpoint_every": "2"}
     called(capfd, "train", "cartpole", "--run", str(part), *command(game, state))
@@ -99,7 +101,7 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     policy = policy_file.load(whole / "policy.safetensors")
     assert list(policy.head.sizes) == about
     made = tmp_path / "made"
-    quick = ["--vectors", "2000", "--episodes", "2"]
+    quick = ["--vectors", "2000", "--episodes", "2", TRUST]
     words = ["export", str(whole / "policy.safetensors"), "-o", str(made), "--target", "c,onnx", *quick]
     assert cli.main(words) == 0, capfd.readouterr()
     checks = {check["target"]: check["status"] for check in json.loads((made / "manifest.json").read_text())["checks"]}
@@ -168,7 +170,9 @@ def test_the_loss_knows_masks_too():
     torch.testing.assert_close(learner.head.log_prob(outputs, batch.actions, learner.log_std), batch.old_log_prob_N)
     assert (batch.old_log_prob_N > -10).all()
     assert (batch.entropy_N <= np.log(3) + np.log(2) + np.log(4)).all()
-    _, gradient_M = learner.backward(batch, 1.0)
+    loss = learner.loss(batch, divisor=1.0, count=1.0)
+    backward([learner], [loss])
+    gradient_M = loss.leaf_M.grad
     assert torch.isfinite(gradient_M).all()
 
 
@@ -195,7 +199,7 @@ def test_agents_honour_their_masks(tmp_path, sharing, critic):
 def test_a_masked_policy_is_evaluated_and_not_exported(tmp_path, capfd):
     run = tmp_path / "run"
     trained = called(capfd, "train", "cartpole", "--run", str(run), *command(DOORS))
-    assert called(capfd, "evaluate", str(run), "--episodes", "3")["mean"] == trained["evaluation"]["mean"]
+    assert called(capfd, "evaluate", str(run), "--episodes", "3", TRUST)["mean"] == trained["evaluation"]["mean"]
     assert cli.main(["export", str(run / "policy.safetensors"), "-o", str(tmp_path / "x")]) == 2
     said = capfd.readouterr().err
     assert "this policy needs its environment's action_mask, which an exported program does not read: use it" in said

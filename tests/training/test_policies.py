@@ -47,6 +47,7 @@ TINY = {
     "train.updates": "2",
     "train.steps": "none",
 }
+TRUST = "--import-environment"  # the games are a module of the tests
 COIN = {"environment.id": "distqtrl.environment.coin_game/parallel_env", "environment.max_episode_steps": "10"}
 TALK = {"environment.id": "mpe2/simple_speaker_listener_v4", "environment.max_episode_steps": "10"}
 SHARING = ("shared", "independent", "shared_circuit")
@@ -348,9 +349,9 @@ def test_agents_that_are_no_names_of_files(tmp_path, capfd):
     assert len(files) == 4
     play, export = (shlex.split(line)[1:] for line in said[-2:])
     assert play[:2] == ["distqtrl", "evaluate"]
-    assert cli.main([*play[1:], "--episodes", "2", "--json"]) == 0
+    assert cli.main([*play[1:], "--episodes", "2", "--json", TRUST]) == 0
     assert set(json.loads(capfd.readouterr().out)["agents"]) == set(games.Odder.names)
-    assert cli.main([*export[1:], "--target", "c", "--vectors", "100", "--episodes", "2"]) == 0
+    assert cli.main([*export[1:], "--target", "c", "--vectors", "100", "--episodes", "2", TRUST]) == 0
 
 
 @pytest.mark.parametrize("names", [(1, "1"), ("a", ""), ("a", "b", "a")])
