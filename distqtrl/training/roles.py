@@ -47,8 +47,8 @@ def roles(config: Agents, agents: Sequence[str], spaces: Sequence[Spaces], name:
     if config.sharing == "independent" or (config.sharing == "shared_circuit" and config.heads == "agent"):
         return [(agent,) for agent in agents]
     groups: dict[Spaces, list[str]] = {}
-    for agent, own in zip(agents, spaces, strict=True):
-        groups.setdefault(own, []).append(agent)
+    for agent, one in zip(agents, spaces, strict=True):
+        groups.setdefault(one, []).append(agent)
     if config.sharing == "shared" and len(groups) > 1:
         (a, *_), (b, *_), *_ = groups.values()
         (x, y, *_) = groups

@@ -32,7 +32,7 @@ from distqtrl.training.sums import RolloutSums, rollout_sums, summed
 class PolicySums:
     """What ranks sum of one policy's samples; zeros on a rank that does not learn it."""
 
-    counts_P: Array  # samples of every minibatch
+    counts: Array  # samples of every minibatch
     advantages: Array  # their sum, and that of their squares
     entropy: Array  # of the policy that acted
     observations: Array  # for its normaliser, see Normalizer.sums; nothing where there is none
@@ -84,25 +84,25 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
     for role, found in zip(policies.local_roles, zip(learners, rollouts, batches, dealt, strict=True), strict=True):
         local.policies[role] = _policy_sums(*found)
     total = summed(run, local, f"rollout of update {number}")
-    own = [total.policies[role] for role in policies.local_roles]
+    totals = [total.policies[role] for role in policies.local_roles]
 
     # epochs of optimizer steps
-    for batch, policy in zip(batches, own, strict=True):
-        normalise(batch, float(policy.counts_P.sum()), policy.advantages, a)
-    counts_PK = np.array([policy.counts_P for policy in own]).T
+    for batch, policy in zip(batches, totals, strict=True):
+        normalise(batch, float(policy.counts.sum()), policy.advantages, a)
+    counts = np.array([policy.counts for policy in totals]).T
     sums_K, num_steps, norms = np.zeros((len(learners), len(STATISTICS))), 0, [0.0] * len(learners)
-    for epoch, part in [(epoch, part) for epoch in zip(*dealt, strict=True) for part in range(len(counts_PK))]:
-        if not counts_PK[part].any():
+    for epoch, part in [(epoch, part) for epoch in zip(*dealt, strict=True) for part in range(len(counts))]:
+        if not counts[part].any():
             continue  # episodes were too short for so many minibatches
         chosen = [b if len(parts) == 1 else b.at(parts[part]) for b, parts in zip(batches, epoch, strict=True)]
         where = f"update {number}, optimizer step {num_steps}"
-        statistics_K, norms = step(learners, chosen, counts_PK[part].tolist(), where)
+        statistics_K, norms = step(learners, chosen, counts[part].tolist(), where)
         sums_K, num_steps = sums_K + statistics_K, num_steps + 1
         if a.target_kl is not None and statistics_K[:, STATISTICS.index("approx_kl")].max() > a.target_kl:
             break
 
     # what all ranks saw is how the next observations are normalised
-    for learner, policy in zip(learners, own, strict=True):
+    for learner, policy in zip(learners, totals, strict=True):
         _merge(learner, policy)
     return total.rollout, _metrics(policies, total.policies, sums_K / max(num_steps, 1), norms)
 
@@ -111,7 +111,7 @@ def _nothing(learner: PolicyGradient, spec: Spec) -> PolicySums:
     """A policy's part on a rank that does not learn it."""
     normalizes = learner.config.policy.normalize_observations
     return PolicySums(
-        counts_P=np.zeros(learner.recipe.minibatches),
+        counts=np.zeros(learner.recipe.minibatches),
         advantages=np.zeros(2),
         entropy=np.zeros(()),
         observations=np.zeros(2 * spec.architecture.num_inputs if normalizes else 0),
@@ -130,7 +130,7 @@ def _policy_sums(
             seen_TBS = critic_inputs(rollout.states_TES, rollout.valid_TB.shape[1])
             states = Normalizer.sums(seen_TBS[rollout.valid_TB])
     return PolicySums(
-        counts_P=np.array([float(len(part)) for part in epochs[0]]),
+        counts=np.array([float(len(part)) for part in epochs[0]]),
         advantages=np.array([adv_N.sum(), (adv_N**2).sum()]),
         entropy=np.array(float(batch.entropy_N.double().sum())),
         observations=observations,
@@ -140,7 +140,7 @@ def _policy_sums(
 
 def _merge(learner: PolicyGradient, total: PolicySums) -> None:
     """Let the normalisers take in what all ranks saw."""
-    count = float(total.counts_P.sum())
+    count = float(total.counts.sum())
     if count and len(total.observations):
         learner.normalizer.merge(count, total.observations)
     if count and len(total.states):
@@ -151,7 +151,7 @@ def _metrics(
     policies: Policies, totals: Sequence[PolicySums], means_K: np.ndarray, norms: Sequence[float]
 ) -> dict[str, Any]:
     """Means over all policies' samples; with several policies those of each, too."""
-    count_K = np.array([total.counts_P.sum() for total in totals])
+    count_K = np.array([total.counts.sum() for total in totals])
     rows_K = policies.gathered(np.column_stack([means_K, norms]))
     names = (*STATISTICS, "gradient_norm")
     weight_K = count_K / count_K.sum()
