@@ -244,9 +244,9 @@ class Ours:
         self.run, self.number = prepare(cfg, Serial()), 0
 
     def __call__(self) -> None:
-        self.run.team.generated.forget(0)
-        acting = [learner.acting_weights(self.number) for learner in self.run.team.policy_gradient]
-        rollout(self.run.config, self.run.environments, self.number, self.run.team.players(acting))
+        self.run.policies.generated.forget()
+        acting = [learner.acting_weights(self.number) for learner in self.run.policies.learners]
+        rollout(self.run.config, self.run.environments, self.number, self.run.policies.players(acting))
         self.number += 1
 
 

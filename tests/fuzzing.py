@@ -226,7 +226,7 @@ class Checkpoints(Tensors):
         self.folder, run = folder, prepare(TINY, Serial())
         run.environments.step(np.zeros(2, np.int64))
         learner = {f"policy0/{name}": t.numpy() for name, t in run.learner.tensors().items()}
-        ledger = run.team.generated.ledger()
+        ledger = run.policies.generated.ledger()
         run.counters.update = 1
         state = checkpoint.State(asdict(run.counters), learner, run.environments.state(), ledger)
         checkpoint.save(folder, TINY, Serial(), state)

@@ -136,12 +136,11 @@ class Qpu(Stage):
 class Generator(Stage):
     """circuit + mapping as one module, and the controls that replace parts of it."""
 
-    source: Literal["circuit", "frozen_circuit", "frozen_random", "free_vector", "uniform", "direct", "equal_mlp"] = (
-        Field(
-            "circuit",
-            description="where the probabilities (direct: the weights themselves) come from; equal_mlp = direct, in a "
-            "policy with one hidden layer and as many weights as the circuit source trains numbers",
-        )
+    source: Text = Field(
+        "circuit",
+        description="where the probabilities (direct: the weights themselves) come from: circuit, frozen_circuit, "
+        "frozen_random, free_vector, uniform, direct, equal_mlp; equal_mlp = direct, in a policy with one hidden layer "
+        "and as many weights as the circuit source trains numbers",
     )
 
 
@@ -277,8 +276,9 @@ class Agents(Stage):
 class Algorithm(Stage):
     """The loss, its rollout and its optimizer."""
 
-    name: Literal["ppo", "reinforce", "sac"] = Field(
-        "ppo", description="PPO-clip (1707.06347), REINFORCE, or soft actor-critic (1812.05905; bounded Box actions)"
+    name: Text = Field(
+        "ppo",
+        description="ppo: PPO-clip (1707.06347); reinforce; sac: soft actor-critic (1812.05905; bounded Box actions)",
     )
     rollout: Literal["steps", "episodes"] = Field(
         "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
@@ -326,11 +326,6 @@ class Algorithm(Stage):
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
     target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
-
-    @property
-    def uses_values(self) -> bool:
-        """Whether there is a value network."""
-        return self.name == "ppo" or self.baseline
 
 
 class Allreduce(Stage):

@@ -1,14 +1,4 @@
-"""circuit ∘ mapping as one module, () -> w_M, and the controls that answer "is it the circuit?".
-
-source           probabilities                                   trained
-circuit          of the parameterized circuit                    theta_P, phi_Q
-frozen_circuit   of the circuit at its initial angles            phi_Q
-frozen_random    exponential random numbers, normalised          phi_Q     (a random state's statistics)
-free_vector      softmax of S free numbers                       S, phi_Q
-uniform          1/S                                             phi_Q
-direct           none: w_M itself, initialised like nn.Linear    M
-equal_mlp        like direct, of a policy with one hidden layer and about as many weights as ``circuit`` trains
-"""
+"""circuit ∘ mapping as one module, () -> w_M, or a control (``controls``) in its place."""
 
 import copy
 from collections.abc import Sequence
@@ -25,10 +15,9 @@ from distqtrl.config.run import Config
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError, lookup
 from distqtrl.generator import names
+from distqtrl.generator.controls import SOURCES, Layers, Source, fresh_weights
 from distqtrl.mapping import graph
 from distqtrl.mapping.model import KINDS, Mapping
-
-Layers = Sequence[tuple[int, int]]
 
 
 class Generator(nn.Module):
@@ -38,9 +27,12 @@ class Generator(nn.Module):
     shots. Raises UserError for a circuit or QPU that does not exist, cannot do what is asked, or needs more memory
     than there is.
 
-    number: of the policy among several, which draw their own parameters. beside: an other one's generator, whose QPU
+    number: of the policy among several, which draw their own parameters. beside: another policy's generator, whose QPU
     this one uses, too, and with agents.sharing shared_circuit also its probabilities. num_qubits: at least so many.
     """
+
+    w_M: nn.Parameter  # of a source that generates nothing
+    theta_P: nn.Parameter  # of one that measures
 
     def __init__(
         self,
@@ -62,57 +54,64 @@ class Generator(nn.Module):
         self.mapping: Mapping | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0, *self._key))
-            if self.source in ("direct", "equal_mlp"):
-                self.w_M = nn.Parameter(_fresh_weights(layers))
+            if not self.kind.generates:
+                self.w_M = nn.Parameter(fresh_weights(layers))
                 return
             _check_memory(config, self.num_weights)
             self.mapping = Mapping(config.mapping, layers, num_qubits)
         if self._beside:
             self.qpu = self._beside[0].qpu
         else:
-            self._make_source(config, self.mapping.num_qubits, ranks or Ranks(), None if beside is None else beside.qpu)
+            self._start(config, self.mapping.num_qubits, ranks or Ranks(), None if beside is None else beside.qpu)
         with torch.no_grad():
             self.mapping.calibrate(self._ideal_probabilities())
 
-    def _make_source(self, config: Config, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
+    def _start(self, config: Config, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
+        """Draw what the source starts from; other: the QPU of another policy's generator."""
         rng = seeding.stream(config.train.seed, "initialise", 1, *self._key)
-        if self.source in ("circuit", "frozen_circuit"):
-            if self.source == "frozen_circuit":
-                ranks = Ranks()  # measured as rank 0 does, so that replicas are equal
+        if self.kind.runs_circuit:
+            if not self.kind.trained:
+                ranks = Ranks()  # measured as rank 0 does, so that all ranks have the same
             self.qpu = other or qpu.build(config.circuit, config.qpu, n, config.train.seed, ranks)
-            theta_P = torch.from_numpy(rng.uniform(-np.pi, np.pi, self.qpu.num_angles))
-            if self.source == "circuit":
-                self.theta_P = nn.Parameter(theta_P)
-                return
-            p_S = qpu.probabilities(self.qpu, theta_P)
-        elif self.source == "free_vector":
-            self.logits_S = nn.Parameter(torch.from_numpy(np.log(rng.exponential(size=2**n))))
-            return
-        elif self.source == "frozen_random":
-            p_S = torch.from_numpy(rng.exponential(size=2**n))
+        start = self.kind.start(rng, 2**n, self.qpu)
+        if self.kind.trained:
+            self.register_parameter(self.kind.tensor, nn.Parameter(start))
         else:
-            p_S = torch.ones(2**n, dtype=torch.float64)
-        self.register_buffer("p_S", p_S / p_S.sum())
+            self.register_buffer(self.kind.tensor, start)
+
+    @property
+    def kind(self) -> Source:
+        """What its source is; raises UserError for none."""
+        return lookup("generator.source", self.source, SOURCES)
+
+    @property
+    def _tensor(self) -> Tensor:
+        """What the source starts from, and perhaps trains."""
+        tensor: Tensor = getattr(self, self.kind.tensor)
+        return tensor
+
+    @property
+    def measures(self) -> bool:
+        """Whether every evaluation runs a circuit: at angles that are trained."""
+        return self.kind.runs_circuit and self.kind.trained
+
+    @property
+    def shares_circuit(self) -> bool:
+        """Whether another policy's generator gives the probabilities."""
+        return bool(self._beside)
 
     def probabilities(self) -> Tensor:
         """p_S (float64) of the source, differentiable where the source is trained."""
         if self._beside:
             return self._beside[0].probabilities()
-        if self.source == "circuit":
-            assert self.qpu is not None
-            return qpu.probabilities(self.qpu, self.theta_P)
-        if self.source == "free_vector":
-            return torch.softmax(self.logits_S, dim=0)
-        p_S: Tensor = self.p_S  # type: ignore[assignment]
-        return p_S
+        return self.kind.probabilities(self._tensor, self.qpu)
 
     def _ideal_probabilities(self) -> Tensor:
         """p_S without shots and noise, the same on every rank."""
         if self._beside:
             return self._beside[0]._ideal_probabilities()
-        if self.source == "circuit":
-            return qpu.probabilities(self._ideal_qpu(), self.theta_P)
-        return self.probabilities()
+        device = self._ideal_qpu() if self.measures else None
+        return self.kind.probabilities(self._tensor, device)
 
     def _ideal_qpu(self) -> qpu.QPU:
         """The circuit on our exact engine."""
@@ -152,7 +151,7 @@ def effective_parameters(generators: Sequence[Generator]) -> int:
     nothing have ranks of their own, which add up. Gradients of random combinations of the weights, their number doubled
     until the rank is below it.
     """
-    if len(generators) > 1 and not generators[1]._beside:
+    if len(generators) > 1 and not generators[1].shares_circuit:
         return sum(effective_parameters([generator]) for generator in generators)
     first = generators[0]
     if first.mapping is None:
@@ -176,15 +175,15 @@ def effective_parameters(generators: Sequence[Generator]) -> int:
     return rank
 
 
-def several(config: Config, layers_K: Sequence[Layers], held: Sequence[int], ranks: Ranks) -> list[Generator]:
-    """The generators of those policies that are held here, of all with these layers; one QPU runs their circuits.
+def several(config: Config, layers_K: Sequence[Layers], numbers: Sequence[int], ranks: Ranks) -> list[Generator]:
+    """The generators of the policies with these numbers, of all with these layers; one QPU runs their circuits.
 
-    It has as many qubits as the largest policy of all needs, so that no circuit depends on where it is held.
+    It has as many qubits as the largest policy of all needs, so that no circuit depends on which rank runs it.
     """
     chunk = config.mapping.chunk
     n = max(graph.num_qubits(sum(size for size, _ in layers), chunk) for layers in layers_K)
     made: list[Generator] = []
-    for number in held:
+    for number in numbers:
         made.append(Generator(config, layers_K[number], ranks, number, made[0] if made else None, n))
     return made
 
@@ -194,10 +193,10 @@ def weights(generators: Sequence[Generator]) -> list[Tensor]:
     first = generators[0]
     if len(generators) == 1 or first.mapping is None:
         return [generator() for generator in generators]
-    if first.source == "circuit" and not generators[1]._beside:
+    if first.measures and not generators[1].shares_circuit:
         assert first.qpu is not None
         p_KS = qpu.probabilities(first.qpu, torch.stack([generator.theta_P for generator in generators]))
-    elif generators[1]._beside:
+    elif generators[1].shares_circuit:
         p_KS = first.probabilities().expand(len(generators), -1)
     else:
         return [generator() for generator in generators]
@@ -216,8 +215,3 @@ def _check_memory(config: Config, num_weights: int) -> None:
             f"{num_weights:,} policy weights with mapping.chunk = {config.mapping.chunk} take {n} qubits and about "
             f"{needed / 2**30:,.0f} GiB, this machine has {available / 2**30:,.0f}: raise mapping.chunk"
         )
-
-
-def _fresh_weights(layers: Layers) -> Tensor:
-    """Weights and biases of every layer uniform in +-1/sqrt(fan_in), as torch.nn.Linear draws them."""
-    return torch.cat([(torch.rand(size) * 2 - 1) / fan_in**0.5 for size, fan_in in layers])

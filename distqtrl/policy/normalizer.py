@@ -3,6 +3,7 @@
 Merging follows Chan, Golub & LeVeque (1979); normalised observations are clamped to [-10, 10].
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,16 @@ class Normalizer:
     def fresh(cls, num_observations: int) -> "Normalizer":
         """One that has seen nothing, and leaves observations as they are."""
         return cls(0.0, np.zeros(num_observations), np.zeros(num_observations))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, np.ndarray], prefix: str = "", letter: str = "O") -> "Normalizer":
+        """What ``tensors`` gave, among others whose names begin otherwise."""
+        count, mean_O, m2_O = (tensors[f"{prefix}{name}"] for name in ("count", f"mean_{letter}", f"m2_{letter}"))
+        return cls(float(count.item()), mean_O, m2_O)
+
+    def tensors(self, letter: str = "O") -> dict[str, np.ndarray]:
+        """Everything of it by name; letter: what the numbers that it normalises are called."""
+        return {"count": np.array([self.count]), f"mean_{letter}": self.mean_O, f"m2_{letter}": self.m2_O}
 
     @property
     def scale_O(self) -> Array:

@@ -158,8 +158,8 @@ class Policy:
             "origin": self.origin,
             "agents": self.agents,
         }
-        n = self.normalizer
-        tensors = {"w_M": self.w_M.numpy(), "mean_O": n.mean_O, "m2_O": n.m2_O}
+        tensors = {"w_M": self.w_M.numpy(), **self.normalizer.tensors()}
+        del tensors["count"]  # the description has it
         if self.trained is not None:
             about["quantize"] = self.trained.settings.model_dump(mode="json")
             tensors["scales_S"] = self.trained.scales_S
@@ -204,7 +204,7 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         raise ValueError("mean_O and m2_O are not a mean and a sum of squares")
     if 0 < told.count < 1 or (not told.count and (mean_O.any() or m2_O.any())):
         raise ValueError(f"count = {told.count} observations cannot have a mean and a sum of squares")
-    w_M, normalizer = torch.from_numpy(tensors["w_M"]), Normalizer(told.count, mean_O, m2_O)
+    w_M, normalizer = torch.from_numpy(tensors["w_M"]), Normalizer.of({**tensors, "count": np.array(told.count)})
     values = environment.model_dump(mode="json")
     return Policy(architecture, head, w_M, normalizer, values, dict(told.origin), trained, told.agents)
 

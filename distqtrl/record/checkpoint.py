@@ -1,9 +1,10 @@
 """Save and resume: one file per checkpoint with the whole job's state, written by rank 0, whole or not at all.
 
     RUN/checkpoints/update-000040.safetensors    description: counters, ranks, configuration
-        learner/policy<k>/<name>  once, as ranks are equal; rank<r>/learner/... while they average parameters or hold
+        learner/policy<k>/<name>  equal on all ranks: once; rank<r>/learner/... while ranks average parameters or learn
                                   different agents' policies
-        environment/<name>        of all environments, keyed by global index: any number of ranks can share them
+        environment/<name>        of all environments, keyed by global index: any number of ranks can share them;
+                                  replay_<name> among them, where the algorithm has a replay
         rank<r>/ledger            what rank r's QPU was asked for
 
 Random streams need no saving: they are keyed by (purpose, index, update).
@@ -12,7 +13,7 @@ Random streams need no saving: they are keyed by (purpose, index, update).
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ FORMAT = "distqtrl checkpoint 4"
 NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
 DTYPES = [np.float32, np.float64, np.int64, np.bool_]
 MOST_RANKS = 1 << 20
+REPLAY = "replay_"
 Seconds = Field(ge=0, le=LARGE)
 
 
@@ -67,6 +69,7 @@ class State:
     environments: Tensors
     ledger: np.ndarray
     origin: str = ""  # the file, where it is from one
+    replay: Tensors = field(default_factory=dict)  # a row per environment; names begin with REPLAY
 
 
 def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
@@ -74,10 +77,11 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
 
     Raises OSError on rank 0 when the file cannot be written.
     """
-    own = {f"environment/{name}": t for name, t in state.environments.items()} | {"ledger": state.ledger}
+    rows = state.environments | state.replay
+    local = {f"environment/{name}": t for name, t in rows.items()} | {"ledger": state.ledger}
     if comm.rank == 0 or _differ(config):
-        own |= {f"learner/{name}": t for name, t in state.learner.items()}
-    packed = allgather_bytes(comm, dumps(own))
+        local |= {f"learner/{name}": t for name, t in state.learner.items()}
+    packed = allgather_bytes(comm, dumps(local))
     if comm.rank:
         return
     parts = [loads(part) for part in packed]
@@ -134,8 +138,14 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     if ranks != comm.size:
         whole, ledger_R = ledger_R.sum(0), np.zeros((comm.size, ledger_R.shape[1]), dtype=ledger_R.dtype)
         ledger_R[0] = whole
-    counters = about | {"train_s": told.train_s, "cpu_s": told.cpu_s}
-    return State(counters, below(tensors, learner), environments, ledger_R[comm.rank], str(path))
+    return State(
+        counters=about | {"train_s": told.train_s, "cpu_s": told.cpu_s},
+        learner=below(tensors, learner),
+        environments={name: t for name, t in environments.items() if not name.startswith(REPLAY)},
+        ledger=ledger_R[comm.rank],
+        origin=str(path),
+        replay={name: t for name, t in environments.items() if name.startswith(REPLAY)},
+    )
 
 
 def _check(ranks: int, tensors: Tensors) -> None:
@@ -170,7 +180,7 @@ def _check(ranks: int, tensors: Tensors) -> None:
     if length_B.min() < 0 or length_B.max() > len(actions) or length_B.sum() != len(actions):
         raise ValueError(f"environment/length_B does not add up to {len(actions)} actions")
     for name, t in environments.items():
-        if name.startswith("replay_") and (not t.ndim or len(t) != len(index_B)):
+        if name.startswith(REPLAY) and (not t.ndim or len(t) != len(index_B)):
             raise ValueError(f"environment/{name} has the shape {t.shape} for {len(index_B)} environments")
 
 

@@ -8,27 +8,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.config.run import Config
-from distqtrl.environment.vector import Environments, Role, make
+from distqtrl.environment.vector import Environments
 from distqtrl.errors import UserError
-from distqtrl.generator import generator
-from distqtrl.policy.distribution import Head
-from distqtrl.policy.network import Architecture
 from distqtrl.record import checkpoint
 from distqtrl.record.checkpoint import State
 from distqtrl.record.profile import Profile
-from distqtrl.training import demand, roles
-from distqtrl.training.learner import Replica
+from distqtrl.training import algorithms, demand
+from distqtrl.training.learner import Setup
 from distqtrl.training.placement import blocks
-from distqtrl.training.policies import Team
-from distqtrl.training.policy_gradient.learner import Learner
+from distqtrl.training.plan import Plan, plan
+from distqtrl.training.policies import Policies
 from distqtrl.training.run import Counters, Run
-from distqtrl.training.soft_actor_critic.learner import SoftActorCritic
-from distqtrl.training.weights import Generated, shares
+from distqtrl.training.weights import Generated
 
 SURVIVING = "needs Open MPI 5 and mpirun --with-ft ulfm"
 
@@ -45,16 +40,16 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     torch.set_num_threads(config.train.threads)
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
-    own = np.array_split(every, comm.size)[comm.rank].tolist()
-    run = _built(config, comm, own, len(every), state)
+    indices = np.array_split(every, comm.size)[comm.rank].tolist()
+    run = build(config, comm, indices=indices, num_environments=len(every), state=state)
     run.setup_s = time.perf_counter() - began
     return run
 
 
 def compare(comm: Communicator, run: Run) -> None:
     """Raise Refused on every rank unless all of them found the same environment."""
-    for what, own in run.environments.facts().items():
-        found = [text.decode() for text in allgather_bytes(comm, own.encode())]
+    for what, fact in run.environments.facts().items():
+        found = [text.decode() for text in allgather_bytes(comm, fact.encode())]
         other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
         if other is not None:
             raise Refused(
@@ -71,38 +66,40 @@ def _check_ranks(config: Config, comm: Communicator) -> None:
             f"qpu.per_rank has {len(config.qpu.per_rank)} entries, this job has {comm.size} "
             f"rank{'s' if comm.size > 1 else ''}: remove entries or start more ranks"
         )
-    num, batch = comm.size * config.environment.local_num, config.algorithm.batch_size
-    if config.algorithm.name == "sac" and batch < num:
-        raise UserError(
-            f"algorithm.batch_size = {batch} gives some of {num} environments no sample: use {num} or more, or fewer "
-            "ranks"
-        )
+    algorithms.chosen(config).learner.check(config, comm.size * config.environment.local_num)
     if config.allreduce.lost_rank == "shrink" and not comm.survives:
         raise UserError(f"allreduce.lost_rank = shrink {SURVIVING}, this is {comm.describe()['mpi']}: use abort")
 
 
-def _built(config: Config, comm: Communicator, own: Sequence[int], num_environments: int, state: State | None) -> Run:
-    """A run of the environments ``own`` on this rank, fresh or as state says."""
-    world = make(config.environment)
-    agents, found = world.agents, world.spaces
-    world.close()
-    played = roles.roles(config.agents, agents, found, config.environment.id)
-    _check_policies(config, agents, len(played))
-    demand.check(config, played, dict(zip(agents, found, strict=True)))
+def build(
+    config: Config, comm: Communicator, *, indices: Sequence[int], num_environments: int, state: State | None
+) -> Run:
+    """A run whose environments ``indices``, of so many in all, are this rank's, fresh or as state says."""
+    planned = plan(config)
     environments = Environments(
-        config.environment, own, config.train.seed, "episode", 0, played, config.agents.critic == "centralised"
+        config.environment,
+        indices,
+        seed=config.train.seed,
+        purpose="episode",
+        roles=planned.roles,
+        central=planned.central,
     )
-    fits = roles.fits(config, environments)
-    a, replay = config.algorithm, None
-    if a.name == "sac":
-        capacity = max(a.replay // num_environments, a.rollout_steps)
-        replay = Replay(len(own), capacity, fits[0][0].num_inputs, fits[0][1].num_outputs)
-    players = _team(config, comm, played, fits, environments, num_environments)
-    run = Run(config, comm, players, environments, replay, Counters(), num_environments)
+    make_replay, replay = planned.algorithm.replay, None
+    if make_replay is not None:
+        replay = make_replay(config, planned.specs[0], len(indices), num_environments)
+    run = Run(
+        config=config,
+        comm=comm,
+        policies=_policies(config, comm, planned, environments.num, num_environments),
+        environments=environments,
+        replay=replay,
+        counters=Counters(),
+        num_environments=num_environments,
+    )
     if state is not None:
         run.counters = Counters(**{f.name: state.counters[f.name] for f in fields(Counters)})
         try:
-            _restore(run, state, own)
+            _restore(run, state)
         except (AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:  # some are an environment's
             if not state.origin:
                 raise
@@ -113,58 +110,51 @@ def _built(config: Config, comm: Communicator, own: Sequence[int], num_environme
     return run
 
 
-def _restore(run: Run, state: State, own: Sequence[int]) -> None:
-    """Put replicas, ledger, environments and replay where the state says; raises ValueError where it does not fit."""
-    players, environments, replay = run.team, run.environments, run.replay
-    for role, learner in zip(players.held, players.learners, strict=True):
-        own_tensors = checkpoint.below(state.learner, f"policy{role}/")
-        learner.load({name: torch.from_numpy(t) for name, t in own_tensors.items()})
-    players.generated.set_ledger(state.ledger)
-    run.restarted = environments.restore(state.environments)
-    if replay is not None:
+def _restore(run: Run, state: State) -> None:
+    """Put learners, ledger, environments and replay where the state says; raises ValueError where it does not fit."""
+    for role, learner in zip(run.policies.local_roles, run.policies.learners, strict=True):
+        found = checkpoint.below(state.learner, f"policy{role}/")
+        learner.load({name: torch.from_numpy(t) for name, t in found.items()})
+    run.policies.generated.set_ledger(state.ledger)
+    run.restarted = run.environments.restore(state.environments)
+    if run.replay is not None:
         rows = state.environments["index_B"].tolist()
-        replay.restore(state.environments, [rows.index(index) for index in own])
+        run.replay.restore(state.replay, [rows.index(index) for index in run.environments.indices])
 
 
-def _check_policies(config: Config, agents: Sequence[str], num: int) -> None:
-    """Raise UserError for what is made for one agent, or one policy, alone."""
-    if config.algorithm.name == "sac" and len(agents) > 1:
-        raise UserError(
-            f"algorithm.name sac trains one agent, {config.environment.id} has {len(agents)}: use ppo or reinforce"
-        )
-    if config.adapter.base is not None and num > 1:
-        raise UserError(
-            f"adapter.base adapts one policy, agents.sharing {config.agents.sharing} makes {num}: use shared"
-        )
-
-
-def _team(
-    config: Config,
-    comm: Communicator,
-    played: list[Role],
-    fits: list[tuple[Architecture, Head]],
-    environments: Environments,
-    num_environments: int,
-) -> Team:
-    """The policies, and the learners of those that this rank holds."""
-    held, ranks = list(range(len(played))), list(range(comm.size))
+def _policies(config: Config, comm: Communicator, planned: Plan, local_num: int, num_environments: int) -> Policies:
+    """The policies, and the learners of those that this rank learns."""
+    local_roles, ranks = list(range(len(planned.specs))), list(range(comm.size))
     if config.agents.placement == "spread":
-        held, ranks = blocks(len(played), comm)
-    among = comm if len(ranks) == comm.size else comm.subset(ranks)
+        local_roles, ranks = blocks(len(planned.specs), comm)
+    block = comm if len(ranks) == comm.size else comm.subset(ranks)
     parts = np.array_split(range(num_environments), comm.size)
-    shared = sum(len(parts[rank]) for rank in ranks)
+    sharing = sum(len(parts[rank]) for rank in ranks)  # environments whose gradients are summed
     if config.allreduce.aggregation == "average":
-        shared = environments.num
+        sharing = local_num
     profile = Profile(config.qpu.replicas)
-    generated: Generated | None = None
-    if len(played) > 1:
-        layers = [architecture.layers for architecture, _ in fits]
-        generated = Generated(generator.several(config, layers, held, shares(among)), profile)
-    learners: list[Replica] = []
-    for place, role in enumerate(held):
-        args = (config, *fits[role], among, profile, shared * len(played[role]), role, generated, place)
-        if config.algorithm.name == "sac":
-            learners.append(SoftActorCritic(*args))
-        else:
-            learners.append(Learner(*args, num_states=roles.num_states(environments, played[role])))
-    return Team(config, comm, profile, played, fits, held, learners)
+    layers_K = [spec.layers(config.adapter) for spec in planned.specs]
+    generated = Generated(config, layers_K, local_roles, comm=block, profile=profile)
+    learners = [
+        planned.algorithm.learner(
+            Setup(
+                config=config,
+                spec=planned.specs[role],
+                generated=generated,
+                comm=block,
+                profile=profile,
+                num_environments=sharing * len(planned.specs[role].agents),
+                number=role,
+                place=place,
+            )
+        )
+        for place, role in enumerate(local_roles)
+    ]
+    return Policies(
+        config=config,
+        comm=comm,
+        profile=profile,
+        specs=planned.specs,
+        local_roles=local_roles,
+        learners=learners,
+    )

@@ -28,9 +28,9 @@ def greedy_episodes(
     """num greedy episodes in environments of their own, spread over the ranks; cut where the policies' origin says."""
     acts, played_by = [policy.act for policy in policies], [policy.agents for policy in policies]
     indices, most = range(comm.rank, num, comm.size), policies[0].origin.get("max_steps")
-    own = evaluation(config.environment, indices, 0, purpose, acts, played_by, episode, most)
-    played = np.concatenate([own.returns_EG.T, own.length_E[np.newaxis], own.cut_E[np.newaxis]])
-    gathered = np.empty((len(played), num))
-    for rank, part in enumerate(allgather_bytes(comm, played.tobytes())):
-        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(len(played), -1)
+    played = evaluation(config.environment, indices, 0, purpose, acts, played_by, episode, most)
+    rows = np.concatenate([played.returns_EG.T, played.length_E[np.newaxis], played.cut_E[np.newaxis]])
+    gathered = np.empty((len(rows), num))
+    for rank, part in enumerate(allgather_bytes(comm, rows.tobytes())):
+        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(len(rows), -1)
     return Greedy(gathered[:-2].mean(0), gathered[:-2], int(gathered[-2].sum()), int(gathered[-1].sum()))

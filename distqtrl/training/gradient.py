@@ -10,11 +10,10 @@ from torch import Tensor
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import REDUCTIONS
+from distqtrl.config.stages import Allreduce
 from distqtrl.errors import Diverged
 
 REMEDY = "lower the learning rates or check the environment"
-
-
 Array = npt.NDArray[np.float64]
 
 
@@ -35,12 +34,25 @@ def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) ->
     return total_N
 
 
-def _flat(p: Tensor) -> Array:
+def reduced(config: Allreduce, comm: Communicator, local_N: Array, where: str) -> Array:
+    """A gradient summed over the ranks, or this rank's own while ranks step by themselves.
+
+    Raises NotFinite on every rank, or Diverged on this one alone, for numbers that are not finite.
+    """
+    if config.aggregation != "average":
+        return finite_sum(comm, config.reduction, local_N, f"gradient or loss at {where}")
+    if not np.isfinite(local_N).all():
+        raise Diverged(f"gradient is not finite at {where}: {REMEDY}")
+    return local_N
+
+
+def flat(p: Tensor) -> Array:
+    """A parameter's gradient as a vector; zeros where it has none."""
     gradient = torch.zeros_like(p) if p.grad is None else p.grad
     return gradient.detach().double().numpy().ravel()
 
 
-def _parts(flat_N: Array, parameters: Sequence[Tensor]) -> list[Tensor]:
+def parts(flat_N: Array, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector cut into tensors like the parameters."""
-    parts = torch.split(torch.from_numpy(flat_N), [p.numel() for p in parameters])
-    return [part.to(p.dtype).view(p.shape) for p, part in zip(parameters, parts, strict=True)]
+    pieces = torch.split(torch.from_numpy(flat_N), [p.numel() for p in parameters])
+    return [piece.to(p.dtype).view(p.shape) for p, piece in zip(parameters, pieces, strict=True)]

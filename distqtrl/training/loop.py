@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import RankLost
 from distqtrl.environment.rollout import bound, cut, summary
-from distqtrl.files.replace import replace
+from distqtrl.files import replace as files
 from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record import checkpoint
@@ -27,7 +27,7 @@ from distqtrl.record.checkpoint import State
 from distqtrl.record.recorder import Recorder
 from distqtrl.training import evaluation
 from distqtrl.training import metrics as updates
-from distqtrl.training.build import _built
+from distqtrl.training.build import build
 from distqtrl.training.run import Run
 from distqtrl.training.stopping import EXIT_CODES
 from distqtrl.training.weights import DeviceLost
@@ -49,7 +49,7 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
         while True:
             try:
                 if run.config.allreduce.lost_rank == "shrink":
-                    before.append(_copy(_state(run)))
+                    before.append(_copy(state(run)))
                 if recorder is None:
                     recorder = agreed(run.comm, lambda: _recorder(run, directory))
                     clock = _Clock(run)
@@ -86,10 +86,10 @@ def _cycle(
     run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
 ) -> signal.Signals | None:
     """One update with everything around it; returns the signal to stop on."""
-    config, profile = run.config, run.team.profile
+    config, profile = run.config, run.policies.profile
     with _saved_when_a_device_fails(run, directory):
         metrics, stop = updates.update(run, pending)
-        _synchronise(run)
+        synchronise(run)
         run.counters.validation_return = None
         if _due(run, config.evaluate.every):
             metrics |= _validation(run, recorder)
@@ -101,7 +101,7 @@ def _cycle(
         recorder.write(metrics, run.done)
         if stop or run.reached or _due(run, config.train.checkpoint_every):
             recorder.sync()
-            checkpoint.save(directory, config, run.comm, _state(run))
+            checkpoint.save(directory, config, run.comm, state(run))
     return stop
 
 
@@ -113,15 +113,17 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     while True:
         run.lost = sorted([*run.lost, *run.comm.shrink()])
         try:
-            own = np.array([before[-1].counters["update"], run.environments.num])
-            update_R, num_R = run.comm.allgather(own).T
+            local = np.array([before[-1].counters["update"], run.environments.num])
+            update_R, num_R = run.comm.allgather(local).T
             break
         except RankLost:
             continue
-    state = next(state for state in before if state.counters["update"] == update_R.min())
-    again = _built(run.config, run.comm, run.environments.indices, int(num_R.sum()), state)
+    start = next(state for state in before if state.counters["update"] == update_R.min())
+    again = build(
+        run.config, run.comm, indices=run.environments.indices, num_environments=int(num_R.sum()), state=start
+    )
     run.environments.close()
-    run.team, run.environments, run.counters = again.team, again.environments, again.counters
+    run.policies, run.environments, run.counters = again.policies, again.environments, again.counters
     run.replay = again.replay
     run.num_environments, run.restarted = again.num_environments, again.restarted
 
@@ -131,7 +133,7 @@ class _Clock:
 
     def __init__(self, run: Run) -> None:
         self._last = time.perf_counter()
-        run.team.profile.busy_s()  # what came before is setup
+        run.policies.profile.busy_s()  # what came before is setup
 
     def lap_s(self) -> float:
         last, self._last = self._last, time.perf_counter()
@@ -141,10 +143,10 @@ class _Clock:
 @contextmanager
 def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
     """When a device that is not our own fails inside, what was before becomes a checkpoint."""
-    if not run.learner.external:
+    if not run.policies.generated.external:
         yield
         return
-    before = _copy(_state(run))
+    before = _copy(state(run))
     try:
         yield
     except DeviceLost as error:
@@ -155,17 +157,17 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
         ) from None
 
 
-def _synchronise(run: Run) -> None:
-    """Average the parameters when they are due (always before they are looked at), or compare the replicas."""
+def synchronise(run: Run) -> None:
+    """Average the parameters when they are due (always before they are looked at), or compare them between ranks."""
     a, update = run.config.allreduce, run.counters.update
     if a.aggregation == "average":
         if update % a.average_every == 0 or _due(run, run.config.evaluate.every) or run.finished:
-            for learner in run.team.learners:
+            for learner in run.policies.learners:
                 learner.average()
     elif update % a.check_every == 0 or run.finished:
         remedy = "these results cannot be trusted; resume the run from its last checkpoint"
-        with run.team.profile("allreduce"):
-            check_equal(run.learner.comm, run.team.fingerprint(), f"parameters after update {update}", remedy)
+        with run.policies.profile("allreduce"):
+            check_equal(run.learner.comm, run.policies.fingerprint(), f"parameters after update {update}", remedy)
 
 
 def _due(run: Run, every: int | None) -> bool:
@@ -177,7 +179,7 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
     """Metrics of greedy episodes."""
     num, counters = run.config.evaluate.validation_episodes, run.counters
     policies = _policies(run)
-    with run.team.profile("evaluate"):
+    with run.policies.profile("evaluate"):
         found = evaluation.greedy_episodes(run.config, run.comm, policies, "validation", counters.update, num)
     counters.validation_steps += found.steps
     counters.validation_return = float(found.returns.mean())
@@ -189,7 +191,7 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
 
 def _policies(run: Run) -> list[Policy]:
     """All policies as they are deployed; their origin says where their evaluations cut an episode without an end."""
-    policies, config = run.team.policies(run.counters.env_steps), run.config
+    policies, config = run.policies.deployed(run.counters.env_steps), run.config
     most = bound(run.environments, config.evaluate.max_steps, run.counters.longest_episode)
     if most is not None:
         for policy in policies:
@@ -197,26 +199,31 @@ def _policies(run: Run) -> list[Policy]:
     return policies
 
 
-def _state(run: Run) -> State:
+def state(run: Run) -> State:
     """What a checkpoint holds of this rank; tensors may change with the run."""
     learner = {
         f"policy{role}/{name}": t.numpy()
-        for role, own in zip(run.team.held, run.team.learners, strict=True)
-        for name, t in own.tensors().items()
+        for role, learner in zip(run.policies.local_roles, run.policies.learners, strict=True)
+        for name, t in learner.tensors().items()
     }
-    replay = {} if run.replay is None else run.replay.state()
-    return State(asdict(run.counters), learner, run.environments.state() | replay, run.team.generated.ledger())
+    return State(
+        counters=asdict(run.counters),
+        learner=learner,
+        environments=run.environments.state(),
+        ledger=run.policies.generated.ledger(),
+        replay={} if run.replay is None else run.replay.state(),
+    )
 
 
 def _copy(state: State) -> State:
-    return State(state.counters, {n: t.copy() for n, t in state.learner.items()}, state.environments, state.ledger)
+    return replace(state, learner={name: t.copy() for name, t in state.learner.items()})
 
 
 def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     """Write the policies, then evaluate them, and mark the run as complete."""
     policies, num = _policies(run), run.config.evaluate.episodes
     if run.comm.rank == 0:
-        for file, policy in zip(policy_file.names(run.team.names), policies, strict=True):
+        for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
             policy.save(directory / file)
     recorder.end()
     found = evaluation.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
@@ -234,5 +241,5 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
         **asdict(run.counters),
     }
     if run.comm.rank == 0:
-        replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        files.replace(directory / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result

@@ -1,77 +1,51 @@
 """The policies of a run: who plays which agents, who learns which policy, and what acts in a rollout.
 
-One policy is a team of one. With ``agents.placement spread`` the ranks fall into blocks, and every block holds the
-policies (and hosts the QPUs) of some agents: it learns those from its own environments, gradients are reduced within
-the block, and the weights of all are exchanged once per update.
+With ``agents.placement spread`` the ranks fall into blocks, and every block learns the policies (and hosts the QPUs) of
+some agents from its own environments: gradients are reduced within the block, and the weights of all are exchanged once
+per update.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Role
-from distqtrl.policy import network
-from distqtrl.policy.distribution import Head, allowed, masks, read
-from distqtrl.policy.network import Architecture
-from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record.profile import Profile
-from distqtrl.training.learner import Replica
-from distqtrl.training.placement import Unpacked, _packed, _unpacked
-from distqtrl.training.policy_gradient.learner import Learner
+from distqtrl.training.learner import Learner
+from distqtrl.training.placement import Acting, exchanged, packed, unpacked
+from distqtrl.training.player import Player, player, remote_player
+from distqtrl.training.roles import Spec
 from distqtrl.training.weights import Generated
 
 
 @dataclass
-class Player:
-    """What acts for one role in a rollout: weights and all else that does not change meanwhile."""
-
-    head: Head
-    outputs: Callable[[np.ndarray, np.ndarray], np.ndarray]  # raw and normalised observations -> (B, A)
-    normalizer: Normalizer
-    std_A: np.ndarray
-
-    def act(self, obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The policy's actions, and the environment's."""
-        dtype, seen_BO = self.std_A.dtype, read(self.head, obs_BO)
-        normal_BO = self.normalizer.apply(seen_BO).astype(dtype, copy=False)
-        outputs = self.outputs(seen_BO, normal_BO)
-        if self.head.masked:
-            outputs = allowed(outputs, masks(self.head, obs_BO))
-        actions = self.head.sample(outputs, noise_B.astype(dtype, copy=False), self.std_A)
-        return actions, self.head.to_environment(actions)
-
-
-@dataclass
-class Team:
-    """``fits`` holds network and head of every role's policy, ``held`` the numbers of those that this rank learns."""
+class Policies:
+    """``specs``: of every policy of the run; ``local_roles``: the numbers of those that this rank learns."""
 
     config: Config
     comm: Communicator  # of all ranks
     profile: Profile
-    roles: list[Role]
-    fits: list[tuple[Architecture, Head]]
-    held: list[int]
-    learners: Sequence[Replica]
+    specs: Sequence[Spec]
+    local_roles: Sequence[int]
+    learners: Sequence[Learner]
+
+    @property
+    def roles(self) -> list[Role]:
+        """The agents of every policy."""
+        return [spec.agents for spec in self.specs]
 
     @property
     def names(self) -> list[str]:
-        """Of the policies: the agents' own, or numbers of groups (in "groups", where an agent is called like one)."""
+        """The agents' own names, or numbers of groups (in "groups", where an agent is called like one)."""
         agents = {agent for role in self.roles for agent in role}
         group = "group" if not any(re.fullmatch(r"group\d+", agent) for agent in agents) else "group_of_agents"
         return [role[0] if len(role) == 1 else f"{group}{number}" for number, role in enumerate(self.roles)]
-
-    @property
-    def policy_gradient(self) -> list[Learner]:
-        """Its learners, where the algorithm is PPO or REINFORCE."""
-        return [learner for learner in self.learners if isinstance(learner, Learner)]
 
     @property
     def generated(self) -> Generated:
@@ -80,83 +54,73 @@ class Team:
 
     @property
     def num_circuits(self) -> int:
-        """That run for one evaluation of this rank's policies."""
-        return len(self.held) if self.config.agents.sharing == "independent" else 1
+        """How many circuits run for one evaluation of this rank's policies."""
+        return len(self.local_roles) if self.config.agents.sharing == "independent" else 1
 
     @property
     def spread(self) -> bool:
-        """Whether other ranks hold policies that this one does not."""
-        return len(self.held) < len(self.roles)
+        """Whether other ranks learn policies that this one does not."""
+        return len(self.local_roles) < len(self.specs)
 
     def players(self, acting: Sequence[torch.Tensor]) -> list[Player]:
         """What acts for every role; acting: the weights of this rank's policies."""
-        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.held, self.learners, acting, strict=True)}
-        for role, (w_M, std_A, normalizer) in self._elsewhere(acting).items():
-            architecture, head = self.fits[role]
-            dtype = acting[0].numpy().dtype
-            outputs = network.acting(architecture, torch.from_numpy(w_M.astype(dtype)))
-            by_role[role] = Player(head, partial(_of_normalised, outputs), normalizer, std_A.astype(dtype))
-        return [by_role[role] for role in range(len(self.roles))]
+        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.local_roles, self.learners, acting, strict=True)}
+        for role, found in self._elsewhere(acting).items():
+            by_role[role] = remote_player(self.specs[role], found, acting[0].numpy().dtype)
+        return [by_role[role] for role in range(len(self.specs))]
 
-    def policies(self, env_steps: int) -> list[Policy]:
+    def deployed(self, env_steps: int) -> list[Policy]:
         """All policies as they are deployed, on every rank."""
-        several = len(self.roles[0]) > 1 or len(self.roles) > 1
+        several = len(self.specs[0].agents) > 1 or len(self.specs) > 1
         agents = self.roles if several else [()]
-        deployed = [learner.deployed_weights() for learner in self.learners]
+        weights = [learner.deployed_weights() for learner in self.learners]
         by_role = {
             role: policy(learner, env_steps, w_M, agents[role])
-            for role, learner, w_M in zip(self.held, self.learners, deployed, strict=True)
+            for role, learner, w_M in zip(self.local_roles, self.learners, weights, strict=True)
         }
-        like = by_role[self.held[0]]
-        for role, (w_M, _, normalizer) in self._elsewhere(deployed).items():
-            place = *self.fits[role], torch.from_numpy(w_M), normalizer
-            by_role[role] = Policy(*place, like.environment, like.origin, None, agents[role])
-        return [by_role[role] for role in range(len(self.roles))]
+        like = by_role[self.local_roles[0]]
+        for role, found in self._elsewhere(weights).items():
+            by_role[role] = Policy(
+                architecture=self.specs[role].architecture,
+                head=self.specs[role].head,
+                w_M=torch.from_numpy(found.w_M),
+                normalizer=found.normalizer,
+                environment=like.environment,
+                origin=like.origin,
+                agents=agents[role],
+            )
+        return [by_role[role] for role in range(len(self.specs))]
 
-    def _elsewhere(self, weights: Sequence[torch.Tensor]) -> dict[int, Unpacked]:
-        """Weights, deviations, normaliser of the policies that only other ranks hold; weights: of this rank's own."""
+    def _elsewhere(self, weights: Sequence[torch.Tensor]) -> dict[int, Acting]:
+        """The policies that only other ranks learn, by role; weights: of this rank's."""
         if not self.spread:
             return {}
-        packed = self._exchanged([_packed(r, w_M) for r, w_M in zip(self.learners, weights, strict=True)])
-        foreign = [role for role in range(len(self.roles)) if role not in self.held]
-        return {role: _unpacked(*self.fits[role], packed[role]) for role in foreign}
+        vectors = self._exchanged([packed(r, w_M) for r, w_M in zip(self.learners, weights, strict=True)])
+        foreign = [role for role in range(len(self.specs)) if role not in self.local_roles]
+        return {role: unpacked(self.specs[role], vectors[role]) for role in foreign}
 
     def gathered(self, rows_K: np.ndarray) -> np.ndarray:
         """Rows of this rank's policies -> rows of all policies."""
         return np.array(self._exchanged(list(rows_K))) if self.spread else rows_K
 
-    def _exchanged(self, own: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """A vector of every role, from the first rank that holds it."""
-        mine = np.zeros(len(self.roles), dtype=np.int64)
-        mine[self.held] = [len(x) for x in own]
-        sizes = self.comm.allgather(mine)
-        packed = allgather_bytes(self.comm, np.concatenate([np.asarray(x, dtype=np.float64) for x in own]).tobytes())
-        out: list[np.ndarray] = []
-        for role in range(len(self.roles)):
-            rank = int(np.flatnonzero(sizes[:, role])[0])
-            begin = int(sizes[rank, :role].sum())
-            out.append(np.frombuffer(packed[rank])[begin : begin + int(sizes[rank, role])])
-        return out
+    def _exchanged(self, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return exchanged(self.comm, vectors, local_roles=self.local_roles, num=len(self.specs))
 
     def fingerprint(self) -> bytes:
         """The bytes of every parameter on this rank, in order."""
         return b"".join(learner.fingerprint() for learner in self.learners)
 
 
-def _of_normalised(outputs: Callable[[np.ndarray], np.ndarray], raw_BO: np.ndarray, obs_BO: np.ndarray) -> np.ndarray:
-    return outputs(obs_BO)
-
-
-def player(learner: Replica, w_M: torch.Tensor) -> Player:
-    """What acts with these weights."""
-    std_A = learner.log_std.detach().exp().numpy() if isinstance(learner, Learner) else np.zeros(0)
-    return Player(learner.head, learner.acting(w_M), learner.normalizer, std_A)
-
-
-def policy(learner: Replica, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
+def policy(learner: Learner, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
     """A learner's policy with these weights; agents: those that it plays, where there are several."""
     config = learner.config
-    origin = {"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed}
-    environment = config.environment.model_dump(mode="json")
-    trained = None if learner.quantizer is None else learner.quantizer.trained()
-    return Policy(learner.architecture, learner.head, w_M, learner.normalizer, environment, origin, trained, agents)
+    return Policy(
+        architecture=learner.architecture,
+        head=learner.head,
+        w_M=w_M,
+        normalizer=learner.normalizer,
+        environment=config.environment.model_dump(mode="json"),
+        origin={"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed},
+        trained=None if learner.quantizer is None else learner.quantizer.trained(),
+        agents=agents,
+    )

@@ -6,8 +6,8 @@ from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
-from distqtrl.training.learner import Replica
-from distqtrl.training.policies import Team
+from distqtrl.training.learner import Learner
+from distqtrl.training.policies import Policies
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Run:
 
     config: Config
     comm: Communicator
-    team: Team
+    policies: Policies
     environments: Environments
     replay: Replay | None  # of these environments, where the algorithm has one
     counters: Counters
@@ -43,9 +43,9 @@ class Run:
     told: bool = False  # that validations cut episodes
 
     @property
-    def learner(self) -> Replica:
+    def learner(self) -> Learner:
         """Of this rank's first policy; with one agent there is no other."""
-        return self.team.learners[0]
+        return self.policies.learners[0]
 
     @property
     def done(self) -> float:

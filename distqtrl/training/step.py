@@ -1,49 +1,101 @@
-"""One optimizer step of several policies, with one reduction."""
+"""One optimizer step of several learners, with one reduction, in five words: zero, loss, backward, reduce, step.
+
+zero(learners)
+losses = [...]                                # each learner's own
+backward(learners, losses)                    # to dL/dw_M, and through the generators
+totals = reduce(learners, losses, where)      # one flat float64 vector over all ranks
+norms = step(learners, totals)
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Replica
+from distqtrl.training.gradient import Array, flat, reduced
+from distqtrl.training.learner import Learner
 
 
-def pull_back(replicas: Sequence[Replica], cotangents: Sequence[Tensor]) -> None:
+@dataclass
+class Loss:
+    """One learner's loss, and what its step moves."""
+
+    value: Tensor
+    leaf_M: Tensor | None  # the generated weights that it is a function of; none = it concerns no policy
+    direct: Sequence[Tensor]  # what else it depends on
+    moves: Sequence[Tensor]  # parameters, in the order of the reduced vector
+    sums: Array  # added up over the ranks beside the gradient
+    share: float = 1.0  # the part of the step's samples that is this rank's
+
+
+@dataclass
+class Reduced:
+    """Summed over the ranks: the gradient of what moves, the loss's sums, and what a quantizer that warms up saw."""
+
+    moves: Sequence[Tensor]
+    gradient_N: Array
+    sums: Array
+    scales_S: Array
+    of_policy: bool
+
+
+def zero(learners: Sequence[Learner]) -> None:
+    """No parameter has a gradient."""
+    for learner in learners:
+        for p in learner.parameters:
+            p.grad = None
+
+
+def backward(learners: Sequence[Learner], losses: Sequence[Loss]) -> None:
+    """Gradients of everything that the losses depend on; zeros where one does not."""
+    for learner, loss in zip(learners, losses, strict=True):
+        leaves = [*loss.direct] if loss.leaf_M is None else [loss.leaf_M, *loss.direct]
+        with learner.profile("loss"):
+            gradients = torch.autograd.grad(loss.value, leaves, materialize_grads=True)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+    if losses[0].leaf_M is not None:
+        pull_back(learners, [loss.leaf_M.grad for loss in losses])  # type: ignore[union-attr, misc]
+
+
+def pull_back(learners: Sequence[Learner], cotangents: Sequence[Tensor]) -> None:
     """Send each one's dL/dw_M through its generator, into the gradients of its parameters."""
-    first, weights = replicas[0], [r.weights() for r in replicas]
-    with first.profile("generate"):
+    generated, weights = learners[0].generated, [learner.weights() for learner in learners]
+    with generated.profile("generate"):
         if any(w_M.requires_grad for w_M in weights):
             # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
             products = [torch.dot(w_M, v_M) for w_M, v_M in zip(weights, cotangents, strict=True)]
-            first._on_devices(lambda: torch.stack(products).sum().backward())
+            generated.on_devices(lambda: torch.stack(products).sum().backward())
 
 
-def descend_policies(
-    replicas: Sequence[Replica],
-    parameters: Sequence[Sequence[Tensor]],
-    sums: Sequence[Array],
-    shares: Sequence[float],
-    where: str,
-) -> tuple[list[Array], list[float]]:
-    """One step of several replicas with one reduction, on parameters that each one's policy is among.
+def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> list[Reduced]:
+    """All gradients and sums of the step in one reduction over the ranks, in float64.
 
-    shares: the parts of the step's samples that are this rank's. Returns every replica's sums and gradient norm; raises
-    as ``Replica.descend``.
+    Raises NotFinite, naming the rank, when one is not finite (Diverged on that rank alone while ranks step by
+    themselves).
     """
-    seen = [r._warmed(share) for r, share in zip(replicas, shares, strict=True)]
-    moving = [r._stepping(p) for r, p in zip(replicas, parameters, strict=True)]
-    flats = [r._flat(p, np.concatenate([s, x])) for r, p, s, x in zip(replicas, moving, sums, seen, strict=True)]
-    whole = replicas[0]._total(np.concatenate(flats), where)
-    norms, means, steps = [], [], replicas[0].num_steps + 1
-    totals = np.split(whole, np.cumsum([len(flat) for flat in flats])[:-1])
-    for r, p, s, x, total in zip(replicas, moving, sums, seen, totals, strict=True):
-        gradient_N, mean, scales_S = np.split(total, [total.size - len(s) - len(x), total.size - len(x)])
-        norms.append(r._move(p, gradient_N))
-        means.append(mean)
-        if len(x) and r.quantizer is not None:
-            r.quantizer.update_scales(scales_S)
-        r._w_M = None
-    replicas[0].generated.forget(steps)
-    return means, norms
+    first, locals_ = learners[0], []
+    with first.profile("allreduce"):
+        for learner, loss in zip(learners, losses, strict=True):
+            moves = learner.moving(loss.moves)
+            seen_S = np.zeros(0) if loss.leaf_M is None else learner.scales_seen(loss.share)
+            gradient_N = np.concatenate([flat(p) for p in moves])
+            locals_.append(Reduced(moves, gradient_N, loss.sums, seen_S, loss.leaf_M is not None))
+        pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S)]
+        total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where)
+    summed = iter(np.split(total, np.cumsum([len(piece) for piece in pieces])[:-1]))
+    return [Reduced(each.moves, next(summed), next(summed), next(summed), each.of_policy) for each in locals_]
+
+
+def step(learners: Sequence[Learner], totals: Sequence[Reduced]) -> list[float]:
+    """Move the parameters; returns the norms of the gradients before they were clipped."""
+    norms = []
+    for learner, total in zip(learners, totals, strict=True):
+        norms.append(learner.move(total.moves, total.gradient_N))
+        if len(total.scales_S) and learner.quantizer is not None:
+            learner.quantizer.update_scales(total.scales_S)
+    if totals[0].of_policy:
+        learners[0].generated.forget(learners[0].num_steps + 1)
+    return norms

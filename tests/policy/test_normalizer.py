@@ -37,3 +37,9 @@ def test_apply_clamps(m2):
 def test_a_fresh_one_leaves_observations_as_they_are():
     obs = np.float32([[1e6, -3]])
     assert Normalizer.fresh(2).apply(obs).tobytes() == obs.tobytes()
+
+
+def test_its_tensors_make_it_again():
+    normalizer = Normalizer(3.0, np.arange(2.0), np.ones(2))
+    again = Normalizer.of({f"states.{name}": x for name, x in normalizer.tensors("S").items()}, "states.", "S")
+    assert (again.count, again.mean_O.tolist(), again.m2_O.tolist()) == (3.0, [0.0, 1.0], [1.0, 1.0])

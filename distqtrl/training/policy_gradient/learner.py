@@ -1,24 +1,28 @@
-"""The policy-gradient learner: a replica with a value network, and one optimizer step on samples of a rollout."""
+"""PPO and REINFORCE: a learner with a value network, and one optimizer step on samples of a rollout."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.algorithm import ppo, reinforce
 from distqtrl.config.run import Config
+from distqtrl.config.stages import Algorithm
+from distqtrl.environment.spaces import Spaces
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head
 from distqtrl.policy.normalizer import Normalizer
+from distqtrl.training import demand
+from distqtrl.training.demand import Need
 from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Replica
-from distqtrl.training.step import descend_policies, pull_back
+from distqtrl.training.learner import Learner, Setup
+from distqtrl.training.roles import Spec
+from distqtrl.training.step import Loss, backward, reduce, zero
+from distqtrl.training.step import step as optimizer_step
 
-LOSSES = {"ppo": ppo.loss, "reinforce": reinforce.loss}
 STATISTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 
@@ -36,46 +40,98 @@ class Samples:
     entropy_N: Tensor  # of the policy that acted
 
     def at(self, index: Tensor) -> "Samples":
+        """Those with these numbers."""
         return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-class Learner(Replica):
-    """PPO and REINFORCE. The losses of ``algorithm.loss = sum`` are divided by ``num_environments``.
+@dataclass(frozen=True)
+class Recipe:
+    """What an algorithm of this kind makes of its settings."""
 
-    num_states: what a centralised critic sees, none = the policy's observation.
+    epochs: int
+    minibatches: int
+    gae_lambda: float
+    uses_values: bool  # whether there is a value network
+
+
+class PolicyGradient(Learner):
+    """Base of what ascends log probabilities times advantages; by itself it has no ``objective``.
+
+    The losses of ``algorithm.loss = sum`` are divided by ``num_environments``.
     """
 
-    def __init__(self, *args: Any, num_states: int = 0, **kwargs: Any) -> None:
-        self.num_states = num_states
-        super().__init__(*args, **kwargs)
-
-    def build(self) -> list[tuple[list[Tensor], float]]:
-        """The deviations of a Gaussian head, and a value network where the algorithm has one."""
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         a, num_outputs = self.config.algorithm, self.head.num_outputs
+        self.recipe = self.recipe_of(a)
+        self.num_states = setup.spec.num_states
         self.log_std = nn.Parameter(torch.full((num_outputs,), self.config.policy.log_std, dtype=self.dtype))
         self.trained.register_parameter("log_std", self.log_std)
         self.direct: list[Tensor] = [self.log_std, *self.scales]  # trained, and not through the generator
         groups = [([*self.generator.parameters(), *self.direct], a.learning_rate)]
         self.value: nn.Module | None = None
         self.state_normalizer = Normalizer.fresh(self.num_states)
-        if a.uses_values:
-            num_inputs = self.num_states or self.architecture.num_inputs
-            self.value = value_network(num_inputs, a.value_hidden, self.config.train.seed, *self.key)
-            self.trained.add_module("value", self.value.to(self.dtype))
+        if self.recipe.uses_values:
+            self.value = value_network(
+                setup.spec.num_critic_inputs, a.value_hidden, self.config.train.seed, *self.key
+            ).to(self.dtype)
+            self.trained.add_module("value", self.value)
             groups.append((list(self.value.parameters()), a.value_learning_rate))
             self.direct += self.value.parameters()
-        return groups
+        self._optimize(groups)
+
+    @staticmethod
+    def objective(log_prob_N: Tensor, old_log_prob_N: Tensor, adv_N: Tensor, clip: float) -> Tensor:
+        """The summed loss of N samples."""
+        raise NotImplementedError
+
+    @classmethod
+    def recipe_of(cls, a: Algorithm) -> Recipe:
+        """By default PPO's: every setting counts."""
+        return Recipe(epochs=a.epochs, minibatches=a.minibatches, gae_lambda=a.gae_lambda, uses_values=True)
+
+    @staticmethod
+    def head_for(config: Config, spaces: Spaces) -> Head:
+        if spaces.low:
+            return Gaussian(spaces.low, spaces.high)
+        if spaces.num_actions is None:
+            return Factored(spaces.factors, spaces.starts, spaces.masked)
+        return Categorical(spaces.num_actions, spaces.action_start, spaces.masked)
+
+    @classmethod
+    def needs(cls, config: Config, spec: Spec) -> Iterator[Need]:
+        a = config.algorithm
+        if cls.recipe_of(a).uses_values:
+            widths = (spec.architecture.num_inputs, *a.value_hidden, 1)
+            yield demand.beside(config, "value_hidden", demand.num_weights(widths))
+
+    @classmethod
+    def num_training_only(cls, config: Config, spec: Spec) -> int:
+        a, deviations = config.algorithm, spec.head.num_outputs if isinstance(spec.head, Gaussian) else 0
+        if not cls.recipe_of(a).uses_values:
+            return deviations
+        return deviations + sum(
+            p.numel() for p in value_network(spec.num_critic_inputs, a.value_hidden, 0).parameters()
+        )
+
+    @classmethod
+    def steps_per_update(cls, config: Config, num_environments: int) -> tuple[int, int]:
+        recipe = cls.recipe_of(config.algorithm)
+        return recipe.epochs * recipe.minibatches, 0
+
+    @property
+    def std_A(self) -> np.ndarray:
+        return self.log_std.detach().exp().numpy()
 
     def tensors(self) -> dict[str, Tensor]:
-        n = self.state_normalizer
-        central = {"count": np.array([n.count]), "mean_S": n.mean_O, "m2_S": n.m2_O} if self.num_states else {}
+        central = self.state_normalizer.tensors("S") if self.num_states else {}
         return super().tensors() | {f"states.{name}": torch.from_numpy(x) for name, x in central.items()}
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         super().load(state)
         if self.num_states:
-            count, mean_S, m2_S = (state[f"states.{name}"].numpy() for name in ("count", "mean_S", "m2_S"))
-            self.state_normalizer = Normalizer(float(count[0]), mean_S, m2_S)
+            found = {name: t.numpy() for name, t in state.items()}
+            self.state_normalizer = Normalizer.of(found, prefix="states.", letter="S")
 
     def values(self, obs_NO: Tensor) -> Tensor:
         """The value network's V (N,) of what it sees, normalised; zeros where there is none."""
@@ -84,36 +140,57 @@ class Learner(Replica):
         out: Tensor = self.value(obs_NO)
         return out.squeeze(-1)
 
-    def backward(self, samples: Samples, divisor: float) -> tuple[Array, Tensor]:
-        """Gradients of sum/divisor on what is not generated; returns the statistics' sums/divisor, and dL/dw_M."""
+    def loss(self, samples: Samples, divisor: float, count: float) -> Loss:
+        """The loss, sum/divisor, of this rank's samples; its sums are the statistics' over count samples."""
         w_M, a = self.weights(), self.config.algorithm
         with self.profile("loss"):
             leaf_M = w_M.detach().requires_grad_()
             outputs = self.outputs(leaf_M, samples.raw_NO, samples.obs_NO, collect=True)
             log_prob_N = self.head.log_prob(outputs, samples.actions, self.log_std)
-            policy_loss = LOSSES[a.name](log_prob_N, samples.old_log_prob_N, samples.adv_N, a.clip)
+            policy_loss = self.objective(log_prob_N, samples.old_log_prob_N, samples.adv_N, a.clip)
             entropy = self.head.entropy(outputs, self.log_std).sum()
             loss, value_loss = policy_loss - a.entropy * entropy, torch.zeros(())
             if self.value is not None:
                 value_loss = 0.5 * ((self.values(samples.critic_NO) - samples.returns_N) ** 2).sum()
                 loss = loss + a.value_weight * value_loss
-            self.differentiate(loss / divisor, [leaf_M, *self.direct])
             with torch.no_grad():
                 log_ratio_N = log_prob_N - samples.old_log_prob_N
                 kl = (log_ratio_N.exp() - 1 - log_ratio_N).sum()  # http://joschu.net/blog/kl-approx.html
                 clipped = ((log_ratio_N.exp() - 1).abs() > a.clip).sum()
             sums = torch.stack([policy_loss, value_loss, entropy, kl, clipped]).detach().double().numpy()
-        assert leaf_M.grad is not None
-        return sums / divisor, leaf_M.grad
+        return Loss(
+            value=loss / divisor,
+            leaf_M=leaf_M,
+            direct=self.direct,
+            moves=self.parameters,
+            sums=sums / divisor * (divisor / count),
+            share=len(samples.adv_N) / count,
+        )
+
+
+class PPO(PolicyGradient):
+    """Proximal policy optimization with the clipped surrogate."""
+
+    objective = staticmethod(ppo.loss)
+
+
+class Reinforce(PolicyGradient):
+    """REINFORCE: one step on all samples, returns (lambda = 1), and a value network where a baseline is wanted."""
+
+    objective = staticmethod(reinforce.loss)
+
+    @classmethod
+    def recipe_of(cls, a: Algorithm) -> Recipe:
+        return Recipe(epochs=1, minibatches=1, gae_lambda=1.0, uses_values=a.baseline)
 
 
 def step(
-    learners: Sequence[Learner], samples: Sequence[Samples], global_counts: Sequence[float], where: str
+    learners: Sequence[PolicyGradient], samples: Sequence[Samples], global_counts: Sequence[float], where: str
 ) -> tuple[Array, list[float]]:
     """One optimizer step of several policies; returns the means of STATISTICS over all ranks' samples, a row per
     policy, and the norms of their gradients.
 
-    global_counts are the numbers of samples of this step on all ranks. Raises as ``descend_policies``.
+    global_counts are the numbers of samples of this step on all ranks. Raises as ``training.step.reduce``.
     """
     config = learners[0].config
     if config.allreduce.aggregation == "average":
@@ -122,36 +199,15 @@ def step(
     divisors = [
         r.num_environments if config.algorithm.loss == "sum" else n for r, n in zip(learners, counts, strict=True)
     ]
-    found = [r.backward(part, divisor) for r, part, divisor in zip(learners, samples, divisors, strict=True)]
-    pull_back(learners, [cotangent_M for _, cotangent_M in found])
-    sums = [each * (divisor / n) for (each, _), divisor, n in zip(found, divisors, counts, strict=True)]
-    shares = [len(part.adv_N) / n for part, n in zip(samples, counts, strict=True)]
-    means, norms = descend_policies(learners, [r.parameters for r in learners], sums, shares, where)
-    return np.array(means), norms
-
-
-def minibatches(
-    config: Config, rows: list[int], valid_TB: npt.NDArray[np.bool_], update: int
-) -> Iterator[list[Tensor]]:
-    """For every epoch, the sample numbers (into the flattened valid samples) of each minibatch.
-
-    rows: the global numbers of the B rows, each an environment or one of its agents. Every row's steps are dealt out by
-    a stream of its own, so the union over ranks does not depend on how environments are spread over ranks.
-    """
-    a = config.algorithm
-    epochs, parts = (a.epochs, a.minibatches) if a.name == "ppo" else (1, 1)
-    number_TB = np.cumsum(valid_TB.ravel()).reshape(valid_TB.shape) - 1
-    columns = [number_TB[valid_TB[:, b], b] for b in range(valid_TB.shape[1])]
-    for epoch in range(epochs):
-        if parts == 1:
-            yield [torch.arange(int(valid_TB.sum()))]
-            continue
-        dealt: list[list[np.ndarray]] = [[] for _ in range(parts)]
-        for index, column in zip(rows, columns, strict=True):
-            rng = seeding.stream(config.train.seed, "minibatch", index, update, epoch)
-            for part, numbers in zip(dealt, np.array_split(rng.permutation(column), parts), strict=True):
-                part.append(numbers)
-        yield [torch.from_numpy(np.concatenate(part)) for part in dealt]
+    zero(learners)
+    losses = [
+        learner.loss(part, divisor, count)
+        for learner, part, divisor, count in zip(learners, samples, divisors, counts, strict=True)
+    ]
+    backward(learners, losses)
+    totals = reduce(learners, losses, where)
+    norms = optimizer_step(learners, totals)
+    return np.array([total.sums for total in totals]), norms
 
 
 def value_network(num_inputs: int, hidden: tuple[int, ...], seed: int, *key: int) -> nn.Module:

@@ -1,9 +1,10 @@
 """From a rollout to training samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distqtrl import seeding
@@ -12,8 +13,8 @@ from distqtrl.config.run import Config
 from distqtrl.config.stages import Algorithm
 from distqtrl.environment.rollout import Rollout, collect
 from distqtrl.environment.vector import Environments
-from distqtrl.training.policies import Player
-from distqtrl.training.policy_gradient.learner import Learner, Samples
+from distqtrl.training.player import Player
+from distqtrl.training.policy_gradient.learner import PolicyGradient, Recipe, Samples
 
 
 def rollout(config: Config, environments: Environments, update: int, players: Sequence[Player]) -> Rollout:
@@ -46,14 +47,14 @@ def rollout(config: Config, environments: Environments, update: int, players: Se
     return collect(environments, act, noise, steps)
 
 
-def samples(learner: Learner, rollout: Rollout, w_M: torch.Tensor) -> Samples:
+def samples(learner: PolicyGradient, rollout: Rollout, w_M: torch.Tensor) -> Samples:
     """The valid steps of a role's rollout as samples of its policy with these weights; advantages as they are."""
     with learner.profile("loss"), torch.no_grad():
         obs_TBO = learner.observed(rollout.obs_TBO)
         critic_TBO = obs_TBO if rollout.states_TES is None else _critic(learner, rollout, rollout.states_TES)
         values_TB, next_values_TB = _values(learner, rollout, critic_TBO)
         a = learner.config.algorithm
-        lam = a.gae_lambda if a.name == "ppo" else 1.0
+        lam = learner.recipe.gae_lambda
         ends = (rollout.terminated_TB, rollout.truncated_TB)
         adv_TB = torch.from_numpy(advantages(rollout.rewards_TB, values_TB, next_values_TB, *ends, a.gamma, lam))
         valid_TB = torch.from_numpy(rollout.valid_TB)
@@ -87,18 +88,40 @@ def critic_inputs(states_TES: np.ndarray, num_rows: int) -> np.ndarray:
     return np.concatenate([out, which], axis=-1)
 
 
-def _critic(learner: Learner, rollout: Rollout, states_TES: np.ndarray) -> torch.Tensor:
+def _critic(learner: PolicyGradient, rollout: Rollout, states_TES: np.ndarray) -> torch.Tensor:
     seen = learner.state_normalizer.apply(critic_inputs(states_TES, rollout.valid_TB.shape[1]))
     return torch.from_numpy(seen).to(learner.dtype)
 
 
-def _normalise(samples: Samples, count: float, sums: np.ndarray, a: Algorithm) -> None:
+def normalise(samples: Samples, count: float, sums: np.ndarray, a: Algorithm) -> None:
     """Advantages to zero mean and unit deviation over all ranks' samples, in the networks' precision."""
     if a.normalize_advantages and a.normalize_over == "update" and count:
         adv_sum, squares = sums
         deviation = max(squares / count - (adv_sum / count) ** 2, 0.0) ** 0.5
         samples.adv_N = (samples.adv_N - adv_sum / count) / (deviation + a.normalize_epsilon)
     samples.adv_N = samples.adv_N.to(samples.returns_N.dtype)
+
+
+def minibatches(
+    recipe: Recipe, seed: int, rows: list[int], valid_TB: npt.NDArray[np.bool_], update: int
+) -> Iterator[list[torch.Tensor]]:
+    """For every epoch, the sample numbers (into the flattened valid samples) of each minibatch.
+
+    rows: the global numbers of the B rows, each an environment or one of its agents. Every row's steps are dealt out by
+    a stream of its own, so the union over ranks does not depend on how environments are spread over ranks.
+    """
+    number_TB = np.cumsum(valid_TB.ravel()).reshape(valid_TB.shape) - 1
+    columns = [number_TB[valid_TB[:, b], b] for b in range(valid_TB.shape[1])]
+    for epoch in range(recipe.epochs):
+        if recipe.minibatches == 1:
+            yield [torch.arange(int(valid_TB.sum()))]
+            continue
+        dealt: list[list[np.ndarray]] = [[] for _ in range(recipe.minibatches)]
+        for index, column in zip(rows, columns, strict=True):
+            rng = seeding.stream(seed, "minibatch", index, update, epoch)
+            for part, numbers in zip(dealt, np.array_split(rng.permutation(column), recipe.minibatches), strict=True):
+                part.append(numbers)
+        yield [torch.from_numpy(np.concatenate(part)) for part in dealt]
 
 
 def normalise_episodes(samples: Samples, rollout: Rollout, epsilon: float) -> None:
@@ -115,7 +138,7 @@ def normalise_episodes(samples: Samples, rollout: Rollout, epsilon: float) -> No
     samples.adv_N = torch.from_numpy(adv_TB[rollout.valid_TB])
 
 
-def _values(learner: Learner, rollout: Rollout, critic_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _values(learner: PolicyGradient, rollout: Rollout, critic_TBO: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """V of what the critic sees and of what followed; zeros without a baseline."""
     if learner.value is None:
         return np.zeros_like(rollout.rewards_TB), np.zeros_like(rollout.rewards_TB)

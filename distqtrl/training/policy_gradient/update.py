@@ -1,135 +1,167 @@
-"""From a replica and its environments to training samples, and to greedy returns."""
+"""An update of PPO or REINFORCE: a rollout, what all ranks sum of it, and the optimizer steps on its samples."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from distqtrl.environment.rollout import Rollout
-from distqtrl.environment.vector import Environments
 from distqtrl.policy.distribution import read
-from distqtrl.training.policies import Team
-from distqtrl.training.policy_gradient.learner import STATISTICS, Samples, minibatches, step
+from distqtrl.policy.normalizer import Normalizer
+from distqtrl.training.gradient import Array
+from distqtrl.training.policies import Policies
+from distqtrl.training.policy_gradient.learner import STATISTICS, PolicyGradient, Samples, step
 from distqtrl.training.policy_gradient.samples import (
-    _normalise,
     critic_inputs,
+    minibatches,
+    normalise,
     normalise_episodes,
     rollout,
     samples,
     team_rewards,
 )
-from distqtrl.training.roles import num_states
+from distqtrl.training.roles import Spec
+from distqtrl.training.run import Run
+from distqtrl.training.sums import RolloutSums, rollout_sums, summed
 
-Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
+
+@dataclass
+class PolicySums:
+    """What ranks sum of one policy's samples; zeros on a rank that does not learn it."""
+
+    counts: Array  # samples of every minibatch
+    advantages: Array  # their sum, and that of their squares
+    entropy: Array  # of the policy that acted
+    observations: Array  # for its normaliser, see Normalizer.sums; nothing where there is none
+    states: Array  # for its centralised critic's
 
 
-def update(team: Team, environments: Environments, number: int, totals: Totals) -> dict[str, Any]:
-    """One update, the number-th: a rollout and the optimizer steps on it; returns metrics.
+@dataclass
+class Sums:
+    """What ranks sum of a rollout, in one reduction."""
 
-    ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
-    """
-    config, held, learners = team.config, team.held, team.policy_gradient
+    rollout: RolloutSums
+    policies: list[PolicySums]
+
+
+def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, dict[str, Any]]:
+    """One update; returns what all ranks summed of the rollout, and metrics. pending: signals that came meanwhile."""
+    config, policies, environments, number = run.config, run.policies, run.environments, run.counters.update
+    a, learners = config.algorithm, cast(Sequence[PolicyGradient], policies.learners)
+
+    # the rollout of every environment, all policies acting
     acting = [learner.acting_weights(number) for learner in learners]
-    players = team.players(acting)
-    with team.profile("rollout"):
+    players = policies.players(acting)
+    with policies.profile("rollout"):
         whole = rollout(config, environments, number, players)
     if config.agents.reward == "team":
         whole.rewards_TB = team_rewards(whole.rewards_TB, environments.num_agents)
-    found = [
-        whole.of(environments.rows[role], environments.widths[role], r.head.unpadded)
-        for role, r in zip(held, learners, strict=True)
+
+    # each policy's samples of it, and how they are dealt out over minibatches
+    rollouts = [
+        whole.of(environments.rows[role], environments.widths[role], learner.head.unpadded)
+        for role, learner in zip(policies.local_roles, learners, strict=True)
     ]
-    batches = [samples(r, own, w_M) for r, own, w_M in zip(learners, found, acting, strict=True)]
-    if config.algorithm.normalize_advantages and config.algorithm.normalize_over == "episode":
-        for batch, own in zip(batches, found, strict=True):
-            normalise_episodes(batch, own, config.algorithm.normalize_epsilon)
+    batches = [samples(*each) for each in zip(learners, rollouts, acting, strict=True)]
+    if a.normalize_advantages and a.normalize_over == "episode":
+        for batch, played in zip(batches, rollouts, strict=True):
+            normalise_episodes(batch, played, a.normalize_epsilon)
     dealt = [
-        list(minibatches(config, environments.numbers(role), own.valid_TB, number))
-        for role, own in zip(held, found, strict=True)
+        list(minibatches(learner.recipe, config.train.seed, environments.numbers(role), played.valid_TB, number))
+        for role, learner, played in zip(policies.local_roles, learners, rollouts, strict=True)
     ]
-    total = totals(_parts(team, environments, whole, found, batches, dealt))
-    counts_KP = total["counts"].reshape(len(team.roles), -1)[held]
-    for batch, count, adv in zip(batches, counts_KP.sum(1), total["adv"].reshape(-1, 2)[held], strict=True):
-        _normalise(batch, float(count), adv, config.algorithm)
-    sums, steps, norms = np.zeros((len(learners), len(STATISTICS))), 0, [0.0] * len(learners)
-    most = config.algorithm.target_kl
-    for epoch in zip(*dealt, strict=True):
-        for part, counts_K in enumerate(counts_KP.T):
-            if not counts_K.any():
-                continue  # episodes were too short for so many minibatches
-            chosen = [b if len(own) == 1 else b.at(own[part]) for b, own in zip(batches, epoch, strict=True)]
-            statistics_K, norms = step(learners, chosen, counts_K.tolist(), f"update {number}, optimizer step {steps}")
-            sums, steps = sums + statistics_K, steps + 1
-            if most is not None and statistics_K[:, STATISTICS.index("approx_kl")].max() > most:
-                break
-        else:
-            continue
-        break
-    _merge(team, total, counts_KP.sum(1))
-    return _metrics(team, total, sums / max(steps, 1), norms)
+
+    # one reduction over the ranks
+    acted_G = whole.valid_TB.sum(0).reshape(environments.num, -1).sum(0)
+    steps = whole.rewards_TB.size // environments.num_agents
+    local = Sums(
+        rollout=rollout_sums(run, acted_G, steps, pending),
+        policies=[_nothing(learners[0], spec) for spec in policies.specs],
+    )
+    for role, found in zip(policies.local_roles, zip(learners, rollouts, batches, dealt, strict=True), strict=True):
+        local.policies[role] = _policy_sums(*found)
+    total = summed(run, local, f"rollout of update {number}")
+    totals = [total.policies[role] for role in policies.local_roles]
+
+    # epochs of optimizer steps
+    for batch, policy in zip(batches, totals, strict=True):
+        normalise(batch, float(policy.counts.sum()), policy.advantages, a)
+    counts = np.array([policy.counts for policy in totals]).T
+    sums_K, num_steps, norms = np.zeros((len(learners), len(STATISTICS))), 0, [0.0] * len(learners)
+    for epoch, part in [(epoch, part) for epoch in zip(*dealt, strict=True) for part in range(len(counts))]:
+        if not counts[part].any():
+            continue  # episodes were too short for so many minibatches
+        chosen = [b if len(parts) == 1 else b.at(parts[part]) for b, parts in zip(batches, epoch, strict=True)]
+        where = f"update {number}, optimizer step {num_steps}"
+        statistics_K, norms = step(learners, chosen, counts[part].tolist(), where)
+        sums_K, num_steps = sums_K + statistics_K, num_steps + 1
+        if a.target_kl is not None and statistics_K[:, STATISTICS.index("approx_kl")].max() > a.target_kl:
+            break
+
+    # what all ranks saw is how the next observations are normalised
+    for learner, policy in zip(learners, totals, strict=True):
+        _merge(learner, policy)
+    return total.rollout, _metrics(policies, total.policies, sums_K / max(num_steps, 1), norms)
 
 
-def _parts(
-    team: Team,
-    environments: Environments,
-    whole: Rollout,
-    found: Sequence[Rollout],
-    batches: Sequence[Samples],
-    dealt: Sequence[list[list[torch.Tensor]]],
-) -> dict[str, Any]:
-    """What the ranks sum of a rollout; of every policy its own place, empty on ranks that do not learn it."""
-    a, own, learners = team.config.algorithm, team.held, team.policy_gradient
-    num_parts = len(dealt[0][0])
-    counts, adv = np.zeros((len(team.roles), num_parts)), np.zeros((len(team.roles), 2))
-    entropy, central = np.zeros(len(team.roles)), a.uses_values
-    for role, batch, epochs in zip(own, batches, dealt, strict=True):
-        counts[role] = [len(part) for part in epochs[0]]
-        adv_N = batch.adv_N.numpy()
-        adv[role] = adv_N.sum(), (adv_N**2).sum()
-        entropy[role] = float(batch.entropy_N.double().sum())
-    acted = whole.valid_TB.sum(0).reshape(environments.num, -1).sum(0)
-    parts = {
-        "counts": counts.ravel(),
-        "steps": [whole.rewards_TB.size // environments.num_agents],
-        "adv": adv.ravel(),
-        "entropy": entropy,
-        "acted": acted if environments.num_agents > 1 else [],
-    }
-    if team.config.policy.normalize_observations:
-        for role, learner, rows in zip(own, learners, found, strict=True):
-            parts[f"obs{role}"] = learner.normalizer.sums(read(learner.head, rows.obs_TBO[rows.valid_TB]))
-            if central and rows.states_TES is not None:
-                seen = critic_inputs(rows.states_TES, rows.valid_TB.shape[1])
-                parts[f"states{role}"] = learner.state_normalizer.sums(seen[rows.valid_TB])
-        for role, (architecture, _) in enumerate(team.fits):
-            parts.setdefault(f"obs{role}", np.zeros(2 * architecture.num_inputs))  # another rank's
-            if central and (num := num_states(environments, environments.roles[role])):
-                parts.setdefault(f"states{role}", np.zeros(2 * num))
-    return dict(sorted(parts.items()))
+def _nothing(learner: PolicyGradient, spec: Spec) -> PolicySums:
+    """A policy's part on a rank that does not learn it."""
+    normalizes = learner.config.policy.normalize_observations
+    return PolicySums(
+        counts=np.zeros(learner.recipe.minibatches),
+        advantages=np.zeros(2),
+        entropy=np.zeros(()),
+        observations=np.zeros(2 * spec.architecture.num_inputs if normalizes else 0),
+        states=np.zeros(2 * spec.num_states if normalizes and learner.recipe.uses_values else 0),
+    )
 
 
-def _merge(team: Team, total: dict[str, np.ndarray], counts_K: np.ndarray) -> None:
+def _policy_sums(
+    learner: PolicyGradient, rollout: Rollout, batch: Samples, epochs: Sequence[list[torch.Tensor]]
+) -> PolicySums:
+    """This rank's part of one of its policies."""
+    adv_N, observations, states = batch.adv_N.numpy(), np.zeros(0), np.zeros(0)
+    if learner.config.policy.normalize_observations:
+        observations = Normalizer.sums(read(learner.head, rollout.obs_TBO[rollout.valid_TB]))
+        if rollout.states_TES is not None and learner.recipe.uses_values:
+            seen_TBS = critic_inputs(rollout.states_TES, rollout.valid_TB.shape[1])
+            states = Normalizer.sums(seen_TBS[rollout.valid_TB])
+    return PolicySums(
+        counts=np.array([float(len(part)) for part in epochs[0]]),
+        advantages=np.array([adv_N.sum(), (adv_N**2).sum()]),
+        entropy=np.array(float(batch.entropy_N.double().sum())),
+        observations=observations,
+        states=states,
+    )
+
+
+def _merge(learner: PolicyGradient, total: PolicySums) -> None:
     """Let the normalisers take in what all ranks saw."""
-    for role, learner, count in zip(team.held, team.policy_gradient, counts_K.tolist(), strict=True):
-        if f"obs{role}" in total and count:
-            learner.normalizer.merge(count, total[f"obs{role}"])
-        if f"states{role}" in total and count:
-            learner.state_normalizer.merge(count, total[f"states{role}"])
+    count = float(total.counts.sum())
+    if count and len(total.observations):
+        learner.normalizer.merge(count, total.observations)
+    if count and len(total.states):
+        learner.state_normalizer.merge(count, total.states)
 
 
-def _metrics(team: Team, total: dict[str, np.ndarray], means_K: np.ndarray, norms: Sequence[float]) -> dict[str, Any]:
+def _metrics(
+    policies: Policies, totals: Sequence[PolicySums], means_K: np.ndarray, norms: Sequence[float]
+) -> dict[str, Any]:
     """Means over all policies' samples; with several policies those of each, too."""
-    count_K = total["counts"].reshape(len(team.roles), -1).sum(1)
-    rows_K = team.gathered(np.column_stack([means_K, norms]))
+    count_K = np.array([total.counts.sum() for total in totals])
+    rows_K = policies.gathered(np.column_stack([means_K, norms]))
     names = (*STATISTICS, "gradient_norm")
     weight_K = count_K / count_K.sum()
-    if len(team.roles) == 1:
+    if len(totals) == 1:
         whole: dict[str, Any] = {name: float(x) for name, x in zip(names, rows_K[0], strict=True)}
     else:
         whole = {name: float(x) for name, x in zip(names, weight_K @ rows_K, strict=True)}
         whole["policies"] = {
             name: {key: float(x) for key, x in zip(names, row, strict=True)}
-            for name, row in zip(team.names, rows_K, strict=True)
+            for name, row in zip(policies.names, rows_K, strict=True)
         }
-    return {**whole, "acting_entropy": float(total["entropy"].sum() / count_K.sum())}
+    entropy = np.array([total.entropy for total in totals]).sum()
+    return {**whole, "acting_entropy": float(entropy / count_K.sum())}

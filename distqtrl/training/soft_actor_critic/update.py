@@ -1,6 +1,9 @@
 """An update of SAC: steps of every environment into the replay, and gradient steps on samples of it in between."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,35 +12,54 @@ from distqtrl import seeding
 from distqtrl.algorithm.replay import Replay
 from distqtrl.environment.rollout import collect
 from distqtrl.environment.vector import Environments
+from distqtrl.policy.normalizer import Normalizer
+from distqtrl.training.gradient import Array
+from distqtrl.training.run import Run
 from distqtrl.training.soft_actor_critic.learner import CRITIC, POLICY, SoftActorCritic
+from distqtrl.training.sums import RolloutSums, rollout_sums, summed
 
-Totals = Callable[[dict[str, object]], dict[str, np.ndarray]]
+METRICS = (*CRITIC, *POLICY, "gradient_norm")
 
 
-def update(
-    learner: SoftActorCritic, environments: Environments, replay: Replay, number: int, env_steps: int, totals: Totals
-) -> dict[str, float | None]:
-    """One update, the number-th, after env_steps steps of all ranks; returns metrics, None where nothing was learned.
+@dataclass
+class Sums:
+    """What ranks sum of a rollout, in one reduction."""
 
-    Until ``algorithm.learning_starts`` actions are uniform and nothing is learned, in whole updates.
-    ``totals`` sums named parts over the ranks, together with what the loop itself asks for.
+    rollout: RolloutSums
+    observations: Array  # for the normaliser, see Normalizer.sums; nothing where there is none
+
+
+def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, dict[str, Any]]:
+    """One update; returns what all ranks summed of the rollout, and metrics (None where nothing was learned).
+
+    Until ``algorithm.learning_starts`` actions are uniform and nothing is learned, in whole updates. pending: signals
+    that came meanwhile.
     """
-    a, learning = learner.config.algorithm, env_steps >= learner.config.algorithm.learning_starts
-    act, noise = _acting(learner, environments, number, uniform=not learning)
-    draws = _Draws(learner, environments, number) if learning else None
+    config, environments, number, replay = run.config, run.environments, run.counters.update, run.replay
+    a, learner = config.algorithm, cast(SoftActorCritic, run.learner)
+    assert replay is not None
+    learning = run.counters.env_steps >= a.learning_starts
+
+    # steps of every environment, and gradient steps in between
+    act, noise_TBA = acting(learner, environments, number, uniform=not learning)
+    draws = Draws(learner, environments, number)
     for begin in range(0, a.rollout_steps, a.train_every):
         with learner.profile("rollout"):
-            chunk = collect(environments, act(), _from(noise, begin), a.train_every)
+            chunk = collect(environments, act(), _from(noise_TBA, begin), a.train_every)
             replay.add(chunk.obs_TBO, chunk.actions, chunk.rewards_TB, chunk.terminated_TB, chunk.next_obs_TBO)
-        if draws is not None:
-            for _ in range(a.train_every * a.gradient_steps):
-                draws.step(replay)
-    seen_NO, normalizer = replay.last(a.rollout_steps), learner.normalizer
-    normalizes = learner.config.policy.normalize_observations
-    total = totals({"steps": [len(seen_NO)], "obs": normalizer.sums(seen_NO) if normalizes else []})
-    if normalizes:
-        normalizer.merge(float(total["steps"][0]), total["obs"])
-    return draws.metrics() if draws is not None else dict.fromkeys((*CRITIC, *POLICY, "gradient_norm"))
+        for _ in range(a.train_every * a.gradient_steps if learning else 0):
+            draws.step(replay)
+
+    # one reduction over the ranks, and how the next observations are normalised
+    seen_NO = replay.last(a.rollout_steps)
+    local = Sums(
+        rollout=rollout_sums(run, np.array([len(seen_NO)]), len(seen_NO), pending),
+        observations=Normalizer.sums(seen_NO) if config.policy.normalize_observations else np.zeros(0),
+    )
+    total = summed(run, local, f"rollout of update {number}")
+    if config.policy.normalize_observations:
+        learner.normalizer.merge(float(total.rollout.steps), total.observations)
+    return total.rollout, draws.metrics() if learning else dict.fromkeys(METRICS)
 
 
 def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
@@ -52,7 +74,7 @@ def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
     return following
 
 
-def _acting(
+def acting(
     learner: SoftActorCritic, environments: Environments, number: int, uniform: bool
 ) -> tuple[Callable[[], Callable], np.ndarray]:
     """What makes the function that acts until the parameters change again, and the noise of every step, (T, B, A)."""
@@ -85,7 +107,7 @@ def _acting(
     return made, noise_TBA
 
 
-class _Draws:
+class Draws:
     """The gradient steps of one update: which samples, with which noise, and what came out.
 
     Every environment has a stream of its own, and its share of ``algorithm.batch_size``.
@@ -96,25 +118,27 @@ class _Draws:
         a, num = learner.config.algorithm, learner.num_environments
         self.streams = [seeding.stream(learner.config.train.seed, "replay", i, number) for i in environments.indices]
         self.shares = [a.batch_size // num + (i < a.batch_size % num) for i in environments.indices]
-        self.judged, self.improved, self.norms = [], [], []  # type: ignore[var-annotated]
+        self.critic_means: list[Array] = []
+        self.policy_means: list[Array] = []
+        self.norms: list[float] = []
 
     def step(self, replay: Replay) -> None:
         """One step of the critics; after every ``policy_every`` of them as many of the policy."""
         a, learner = self.learner.config.algorithm, self.learner
         where = f"update {self.number}, gradient step {self.done}"
         batch = replay.sample([s.random(n) for s, n in zip(self.streams, self.shares, strict=True)])
-        self.judged.append(learner.judge(batch, self._noise(), a.batch_size, where))
+        self.critic_means.append(learner.critic_step(batch, self._noise(), a.batch_size, where))
         self.done += 1
         if self.done % a.policy_every == 0:
             for _ in range(a.policy_every):
-                means, norm = learner.improve(batch, self._noise(), a.batch_size, where)
-                self.improved.append(means)
+                means, norm = learner.policy_step(batch, self._noise(), a.batch_size, where)
+                self.policy_means.append(means)
                 self.norms.append(norm)
 
-    def metrics(self) -> dict[str, float | None]:
+    def metrics(self) -> dict[str, Any]:
         """Means over the update."""
-        found = [*np.mean(self.judged, axis=0), *np.mean(self.improved, axis=0), np.mean(self.norms)]
-        return {name: float(x) for name, x in zip((*CRITIC, *POLICY, "gradient_norm"), found, strict=True)}
+        found = [*np.mean(self.critic_means, axis=0), *np.mean(self.policy_means, axis=0), np.mean(self.norms)]
+        return {name: float(x) for name, x in zip(METRICS, found, strict=True)}
 
     def _noise(self) -> torch.Tensor:
         num_actions = self.learner.head.num_outputs

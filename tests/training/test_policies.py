@@ -30,8 +30,8 @@ from distqtrl.training import roles
 from distqtrl.training.build import prepare
 from distqtrl.training.placement import blocks
 from distqtrl.training.policy_gradient import samples as samples_module
-from distqtrl.training.policy_gradient.learner import Learner, minibatches, step
-from distqtrl.training.policy_gradient.samples import rollout
+from distqtrl.training.policy_gradient.learner import PolicyGradient, step
+from distqtrl.training.policy_gradient.samples import minibatches, rollout
 
 TINY = {
     "mapping.kind": "mlp",
@@ -47,6 +47,7 @@ TINY = {
     "train.updates": "2",
     "train.steps": "none",
 }
+TRUST = "--import-environment"  # the games are a module of the tests
 COIN = {"environment.id": "distqtrl.environment.coin_game/parallel_env", "environment.max_episode_steps": "10"}
 TALK = {"environment.id": "mpe2/simple_speaker_listener_v4", "environment.max_episode_steps": "10"}
 SHARING = ("shared", "independent", "shared_circuit")
@@ -72,9 +73,9 @@ def test_every_way_of_sharing_trains(tmp_path, algorithm, sharing, game, critic)
     if algorithm == "reinforce":
         flags |= {"algorithm__rollout": "episodes"}
     run = prepared(game, sharing, **flags)
-    before = [flat(learner.parameters) for learner in run.team.learners]
+    before = [flat(learner.parameters) for learner in run.policies.learners]
     result = train.train(run, tmp_path)
-    after = [flat(learner.parameters) for learner in run.team.learners]
+    after = [flat(learner.parameters) for learner in run.policies.learners]
     assert all((a != b).mean() > 0.5 for a, b in zip(before, after, strict=True))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
@@ -101,17 +102,17 @@ def test_every_way_of_sharing_trains(tmp_path, algorithm, sharing, game, critic)
 
 def test_policies_begin_differently_and_share_what_they_should():
     independent, shared = prepared(COIN, "independent"), prepared(COIN, "shared_circuit")
-    a, b = (learner.generator for learner in independent.team.learners)
+    a, b = (learner.generator for learner in independent.policies.learners)
     assert a.qpu is b.qpu
     assert not torch.equal(a.theta_P, b.theta_P)
     assert not torch.equal(*(next(iter(g.mapping.parameters())) for g in (a, b)))
-    c, d = (learner.generator for learner in shared.team.learners)
+    c, d = (learner.generator for learner in shared.policies.learners)
     assert torch.equal(a.theta_P, c.theta_P)  # of agent 0, however the others share
     assert not hasattr(d, "theta_P")
     assert len(list(d.parameters())) == len(list(c.parameters())) - 1
     torch.testing.assert_close(d(), d.mapping(c.probabilities()))
     # a policy's first weights do not depend on who else there is
-    torch.testing.assert_close(independent.team.learners[1].weights(), b())
+    torch.testing.assert_close(independent.policies.learners[1].weights(), b())
 
 
 @pytest.mark.parametrize("backend", ["statevector", "torch"])
@@ -135,11 +136,11 @@ def test_independent_policies_step_as_if_they_were_alone():
     together, alone = prepared(TALK, "independent"), prepared(TALK, "independent")
     found = []
     for run in (together, alone):
-        learners = run.team.learners
+        learners = run.policies.learners
         acting = [learner.acting_weights(0) for learner in learners]
-        whole = rollout(run.config, run.environments, 0, run.team.players(acting))
+        whole = rollout(run.config, run.environments, 0, run.policies.players(acting))
         parts = [
-            whole.of(run.environments.rows[k], run.environments.widths[k], run.team.fits[k][1].unpadded)
+            whole.of(run.environments.rows[k], run.environments.widths[k], run.policies.specs[k].head.unpadded)
             for k in range(2)
         ]
         samples = [samples_module.samples(r, part, w) for r, part, w in zip(learners, parts, acting, strict=True)]
@@ -150,7 +151,7 @@ def test_independent_policies_step_as_if_they_were_alone():
             step(learners, samples, counts, "")
         else:
             for k in range(2):
-                learners[k].generated._w = None
+                learners[k].generated.forget()
                 step([learners[k]], [samples[k]], [counts[k]], "")
         found.append([flat(learner.parameters) for learner in learners])
     for a, b in zip(*found, strict=True):
@@ -159,7 +160,7 @@ def test_independent_policies_step_as_if_they_were_alone():
 
 def test_a_shared_circuit_gets_the_sum_of_its_policies_gradients():
     run = prepared(TALK, "shared_circuit")
-    first, second = run.team.learners
+    first, second = run.policies.learners
     theta_P = first.generator.theta_P
     rng = np.random.default_rng(0)
     cotangents = [torch.from_numpy(rng.normal(size=r.architecture.num_weights)) for r in (first, second)]
@@ -178,9 +179,9 @@ def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
     metrics, _ = updates.update(run, [])
     acted = run.counters.acted
     assert (sum(acted), acted) == (3 * (12 + 6 + 9), [36, 18, 27])
-    whole = rollout(run.config, run.environments, 1, run.team.players([r.weights() for r in run.team.learners]))
-    b = whole.of(run.environments.rows[1], 2, run.team.fits[1][1].unpadded)
-    (*_, last) = minibatches(run.config, run.environments.numbers(1), b.valid_TB, 1)
+    whole = rollout(run.config, run.environments, 1, run.policies.players([r.weights() for r in run.policies.learners]))
+    b = whole.of(run.environments.rows[1], 2, run.policies.specs[1].head.unpadded)
+    (*_, last) = minibatches(run.learner.recipe, run.config.train.seed, run.environments.numbers(1), b.valid_TB, 1)
     assert sorted(torch.cat(last).tolist()) == list(range(18))
     assert metrics["policies"].keys() == {"a", "b", "c"}
 
@@ -189,12 +190,12 @@ def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
 def test_advantages_end_where_an_agent_ends():
     flags = {"algorithm__gamma": "1", "algorithm__gae_lambda": "1", "algorithm__normalize_advantages": "false"}
     run = prepared({"environment.id": "games/Relay"}, "independent", **flags)
-    for learner in run.team.learners:
+    for learner in run.policies.learners:
         learner.value = None
-    acting = [learner.acting_weights(0) for learner in run.team.learners]
-    whole = rollout(run.config, run.environments, 0, run.team.players(acting))
-    for k, (learner, w_M) in enumerate(zip(run.team.learners, acting, strict=True)):
-        own = whole.of(run.environments.rows[k], 2, run.team.fits[k][1].unpadded)
+    acting = [learner.acting_weights(0) for learner in run.policies.learners]
+    whole = rollout(run.config, run.environments, 0, run.policies.players(acting))
+    for k, (learner, w_M) in enumerate(zip(run.policies.learners, acting, strict=True)):
+        own = whole.of(run.environments.rows[k], 2, run.policies.specs[k].head.unpadded)
         samples = samples_module.samples(learner, own, w_M)
         adv_TB = np.zeros(own.valid_TB.shape)
         adv_TB[own.valid_TB] = samples.adv_N
@@ -214,7 +215,7 @@ def test_chsh_stays_at_the_classical_bound(tmp_path):
     run = prepared({"environment.id": "games/Chsh"}, "independent", **flags)
     train.train(run, tmp_path)
     said = []
-    for learner in run.team.learners:
+    for learner in run.policies.learners:
         logits = learner.acting(learner.weights().detach())(*2 * [np.array([[-1.0], [1.0]])])
         said.append(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
     played = itertools.product(range(2), repeat=4)
@@ -275,10 +276,10 @@ def test_an_agent_that_never_acts_is_named():
 
 def test_groups_of_equal_spaces():
     run = prepared({"environment.id": "games/Relay"}, "shared_circuit", agents__heads="group")
-    assert run.team.roles == [("a", "b", "c")]
+    assert run.policies.roles == [("a", "b", "c")]
     run = prepared({"environment.id": "games/Mixed"}, "shared_circuit", agents__heads="group")
-    assert run.team.roles == [("a",), ("b",)]
-    assert run.team.names == ["a", "b"]
+    assert run.policies.roles == [("a",), ("b",)]
+    assert run.policies.names == ["a", "b"]
     updates.update(run, [])
 
 
@@ -307,10 +308,10 @@ def test_policies_of_integers_are_programs_of_their_own(tmp_path):
 def test_a_circuit_is_the_same_wherever_it_is_held():
     """Also where the other agents' policies are larger, and need more qubits."""
     run = prepared(TALK, "independent", mapping__chunk="2")
-    speaker, listener = run.team.learners
+    speaker, listener = run.policies.learners
     assert speaker.architecture.num_weights < listener.architecture.num_weights / 1.5
-    layers = [r.architecture.layers for r in run.team.learners]
-    for learner in run.team.learners:
+    layers = [r.architecture.layers for r in run.policies.learners]
+    for learner in run.policies.learners:
         (alone,) = generator.several(run.config, layers, [learner.number], Ranks())
         alone.set_precision(torch.float64)
         torch.testing.assert_close(alone(), learner.weights())
@@ -321,15 +322,15 @@ def test_on_one_rank_spread_is_all(tmp_path):
     for placement in ("all", "spread"):
         run = prepared(TALK, "independent", agents__placement=placement)
         updates.update(run, [])
-        states.append(np.concatenate([flat(learner.parameters) for learner in run.team.learners]))
+        states.append(np.concatenate([flat(learner.parameters) for learner in run.policies.learners]))
     np.testing.assert_array_equal(*states)
 
 
 @pytest.mark.parametrize("sharing", SHARING)
 def test_a_centralised_critic_has_its_own_inputs(sharing):
     run = prepared(COIN, sharing, agents__critic="centralised")
-    for learner in run.team.learners:
-        assert isinstance(learner, Learner)
+    for learner in run.policies.learners:
+        assert isinstance(learner, PolicyGradient)
         assert learner.num_states == 36 + (2 if sharing == "shared" else 0)
         assert learner.value[0].in_features == learner.num_states
     assert prepared(COIN, sharing).learner.value[0].in_features == 36 + (2 if sharing == "shared" else 0)
@@ -348,9 +349,9 @@ def test_agents_that_are_no_names_of_files(tmp_path, capfd):
     assert len(files) == 4
     play, export = (shlex.split(line)[1:] for line in said[-2:])
     assert play[:2] == ["distqtrl", "evaluate"]
-    assert cli.main([*play[1:], "--episodes", "2", "--json"]) == 0
+    assert cli.main([*play[1:], "--episodes", "2", "--json", TRUST]) == 0
     assert set(json.loads(capfd.readouterr().out)["agents"]) == set(games.Odder.names)
-    assert cli.main([*export[1:], "--target", "c", "--vectors", "100", "--episodes", "2"]) == 0
+    assert cli.main([*export[1:], "--target", "c", "--vectors", "100", "--episodes", "2", TRUST]) == 0
 
 
 @pytest.mark.parametrize("names", [(1, "1"), ("a", ""), ("a", "b", "a")])

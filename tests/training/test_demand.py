@@ -11,7 +11,8 @@ from distqtrl.config import sources
 from distqtrl.config.sources import presets
 from distqtrl.environment.vector import make
 from distqtrl.errors import UserError
-from distqtrl.training import demand, roles
+from distqtrl.training import demand
+from distqtrl.training.plan import plan
 
 HUGE = [
     ("cartpole", "environment.local_num", ["1000000000"]),
@@ -69,9 +70,7 @@ def test_presets_fit_small_machines(name, monkeypatch):
     settings = sources.preset(name)
     demand.check_settings(settings)
     try:
-        world = make(settings.environment)
+        make(settings.environment).close()
     except UserError as error:
         pytest.skip(str(error))
-    played = roles.roles(settings.agents, world.agents, world.spaces, name)
-    demand.check(settings, played, dict(zip(world.agents, world.spaces, strict=True)))
-    world.close()
+    plan(settings)

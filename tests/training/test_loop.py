@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from typing import get_args
 
 import gymnasium
 import numpy as np
@@ -14,11 +13,11 @@ from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.cli import main as cli
 from distqtrl.config import sources
-from distqtrl.config import stages as config
 from distqtrl.config.run import save
 from distqtrl.config.sources import presets, with_flags
 from distqtrl.errors import UserError
 from distqtrl.export import episodes
+from distqtrl.generator.controls import SOURCES
 from distqtrl.policy import lower, policy_file
 from distqtrl.record.recorder import Recorder
 from distqtrl.training import metrics as updates
@@ -63,7 +62,7 @@ def test_environments_and_algorithms(tmp_path, environment, algorithm):
     assert run.environments.obs_BO.shape == (4, run.learner.architecture.num_inputs)
 
 
-@pytest.mark.parametrize("source", get_args(config.Generator.model_fields["source"].annotation))
+@pytest.mark.parametrize("source", SOURCES)
 def test_controls(tmp_path, source):
     run, _ = trained(tmp_path, "cartpole", **{**STEPS, "generator.source": source})
     assert (run.learner.generator.qpu is not None) == (source in ("circuit", "frozen_circuit"))
@@ -150,7 +149,7 @@ def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
     cfg = with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, "rollout.precision": "int2"})
     learner = (run := prepare(cfg, Serial())).learner
     acted = learner.acting_weights(0)
-    rollout = samples_module.rollout(cfg, run.environments, 0, run.team.players([acted]))
+    rollout = samples_module.rollout(cfg, run.environments, 0, run.policies.players([acted]))
     samples = samples_module.samples(learner, rollout, acted)
     logits = learner.acting(acted)(rollout.obs_TBO.reshape(64, -1), rollout.obs_TBO.reshape(64, -1))
     probability_NA = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

@@ -20,6 +20,7 @@ from distqtrl.training import metrics as updates
 from distqtrl.training.build import prepare
 from distqtrl.training.policy_gradient import samples as samples_module
 from distqtrl.training.policy_gradient.samples import samples
+from distqtrl.training.step import backward
 
 TINY = {
     "generator.source": "direct",
@@ -36,6 +37,7 @@ TINY = {
     "train.updates": "3",
     "train.steps": "none",
 }
+TRUST = "--import-environment"  # the games are a module of the tests
 LEVERS = {"environment.id": "choices:Levers-v0"}
 DOORS = {"environment.id": "choices:Doors-v0"}
 
@@ -67,11 +69,11 @@ def test_levers_are_learned(action):
     """What pays is the part that is right: nearly all of it after training, about half before."""
     fast = {"train.updates": "60", "algorithm.learning_rate": "0.03", "algorithm.value_learning_rate": "0.03"}
     run = prepared(LEVERS, kwargs(action=action), fast, {"environment.local_num": "8"})
-    (head,) = [head for _, head in run.team.fits]
+    (head,) = [spec.head for spec in run.policies.specs]
     assert isinstance(head, Factored)
     rewards = []
     for number in range(60):
-        players = run.team.players([run.learner.acting_weights(number)])
+        players = run.policies.players([run.learner.acting_weights(number)])
         rewards.append(samples_module.rollout(run.config, run.environments, number, players).rewards_TB.mean())
         updates.update(run, [])
     assert np.mean(rewards[:3]) < 0.7
@@ -85,7 +87,7 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert "factored" in called(capfd, "describe", "cartpole", *command(game))["policy"]
     trained = called(capfd, "train", "cartpole", "--run", str(whole), *command(game, {"train.checkpoint_every": "2"}))
-    found = called(capfd, "evaluate", str(whole), "--episodes", "3", "--import-environment")
+    found = called(capfd, "evaluate", str(whole), "--episodes", "3", TRUST)
     assert found["mean"] == pytest.approx(trained["evaluation"]["mean"])
     state = {"train.checkpoint_every": "2"}
     called(capfd, "train", "cartpole", "--run", str(part), *command(game, state))
@@ -99,17 +101,8 @@ def test_commands_of_a_run_with_several_choices(tmp_path, capfd, action):
     policy = policy_file.load(whole / "policy.safetensors")
     assert list(policy.head.sizes) == about
     made = tmp_path / "made"
-    quick = ["--vectors", "2000", "--episodes", "2"]
-    words = [
-        "export",
-        str(whole / "policy.safetensors"),
-        "-o",
-        str(made),
-        "--target",
-        "c,onnx",
-        *quick,
-        "--import-environment",
-    ]
+    quick = ["--vectors", "2000", "--episodes", "2", TRUST]
+    words = ["export", str(whole / "policy.safetensors"), "-o", str(made), "--target", "c,onnx", *quick]
     assert cli.main(words) == 0, capfd.readouterr()
     checks = {check["target"]: check["status"] for check in json.loads((made / "manifest.json").read_text())["checks"]}
     assert {checks[name] for name in ("c", "onnx", "closed loop", "interpreter")} == {"equal"}
@@ -123,12 +116,12 @@ def test_agents_with_different_choices(tmp_path, algorithm, sharing):
     whole = {"algorithm.name": algorithm, "agents.sharing": sharing, "environment.id": "choices/Crew"}
     source = {"generator.source": "circuit", "mapping.kind": "mlp", "mapping.chunk": "8"}
     run = prepared(whole, source, {"policy.normalize_observations": "true"})
-    heads = [head for _, head in run.team.fits]
+    heads = [spec.head for spec in run.policies.specs]
     assert heads == [Factored((2, 3), (0, 4)), Factored((2,) * 3, (0,) * 3), Categorical(2)]
-    before = [learner.parameters[0].detach().clone() for learner in run.team.learners]
+    before = [learner.parameters[0].detach().clone() for learner in run.policies.learners]
     result = train.train(run, tmp_path)
     assert result["agents"].keys() == {"a", "b", "c"}
-    assert all((p != learner.parameters[0]).any() for p, learner in zip(before, run.team.learners, strict=True))
+    assert all((p != learner.parameters[0]).any() for p, learner in zip(before, run.policies.learners, strict=True))
 
 
 def test_soft_actor_critic_refuses_choices():
@@ -152,7 +145,8 @@ def test_soft_actor_critic_refuses_choices():
 def test_masked_actions_are_never_taken(tmp_path, action, more):
     """Doors are an error where they are masked: none is in training, validation and evaluation."""
     run = prepared(DOORS, kwargs(action=action), more, {"evaluate.every": "2", "evaluate.validation_episodes": "2"})
-    ((architecture, head),) = run.team.fits
+    (spec,) = run.policies.specs
+    architecture, head = spec.architecture, spec.head
     assert head.masked
     assert architecture.num_inputs == 2 * int(more.get("environment.frames", 1))
     result = train.train(run, tmp_path)
@@ -167,7 +161,7 @@ def test_the_loss_knows_masks_too():
     run = prepared(DOORS, kwargs(action="levers"), {"algorithm.entropy": "0.1"})
     learner = run.learner
     w_M = learner.acting_weights(0)
-    rollout = samples_module.rollout(run.config, run.environments, 0, run.team.players([w_M]))
+    rollout = samples_module.rollout(run.config, run.environments, 0, run.policies.players([w_M]))
     batch = samples(learner, rollout, w_M)
     outputs = learner.outputs(w_M, batch.raw_NO, batch.obs_NO)
     mask_NA = masks(learner.head, batch.raw_NO)
@@ -176,7 +170,9 @@ def test_the_loss_knows_masks_too():
     torch.testing.assert_close(learner.head.log_prob(outputs, batch.actions, learner.log_std), batch.old_log_prob_N)
     assert (batch.old_log_prob_N > -10).all()
     assert (batch.entropy_N <= np.log(3) + np.log(2) + np.log(4)).all()
-    _, gradient_M = learner.backward(batch, 1.0)
+    loss = learner.loss(batch, divisor=1.0, count=1.0)
+    backward([learner], [loss])
+    gradient_M = loss.leaf_M.grad
     assert torch.isfinite(gradient_M).all()
 
 
@@ -203,10 +199,7 @@ def test_agents_honour_their_masks(tmp_path, sharing, critic):
 def test_a_masked_policy_is_evaluated_and_not_exported(tmp_path, capfd):
     run = tmp_path / "run"
     trained = called(capfd, "train", "cartpole", "--run", str(run), *command(DOORS))
-    assert (
-        called(capfd, "evaluate", str(run), "--episodes", "3", "--import-environment")["mean"]
-        == trained["evaluation"]["mean"]
-    )
+    assert called(capfd, "evaluate", str(run), "--episodes", "3", TRUST)["mean"] == trained["evaluation"]["mean"]
     assert cli.main(["export", str(run / "policy.safetensors"), "-o", str(tmp_path / "x")]) == 2
     said = capfd.readouterr().err
     assert "this policy needs its environment's action_mask, which an exported program does not read: use it" in said

@@ -47,10 +47,10 @@ def test_critics_step_on_their_own_error_and_targets_follow():
     learner = prepared(algorithm__tau="0.25").learner
     before, targets, policy = values(learner.critics), values(learner.targets), learner.deviation_M.detach().clone()
     data, noise = batch(), torch.randn(12, 1, dtype=torch.float64)
-    found = learner.judge(data, noise, 12, "here")
+    found = learner.critic_step(data, noise, 12, "here")
 
     twin = prepared(algorithm__tau="0.25").learner
-    actions, log_prob = twin._actions(twin.weights(), *[torch.from_numpy(data.next_obs_NO).double()] * 2, noise)
+    actions, log_prob = twin.actions(twin.weights(), *[torch.from_numpy(data.next_obs_NO).double()] * 2, noise)
     y = torch.from_numpy(data.rewards_N) + 0.99 * torch.from_numpy(~data.terminated_N) * (
         twin.targets(torch.from_numpy(data.next_obs_NO).double(), actions).min(0).values - log_prob
     )
@@ -88,7 +88,7 @@ def test_the_policy_descends_its_own_loss():
     leaves = [w_M, deviation_M, twin.log_temperature]
     gradients = torch.autograd.grad(policy_loss + temperature_loss, leaves)
 
-    means, _ = learner.improve(data, noise, 12, "here")
+    means, _ = learner.policy_step(data, noise, 12, "here")
     assert means == pytest.approx([policy_loss.item(), -log_prob.mean().item(), np.exp(-1)], rel=1e-5)
     (ours_M,) = learner.generator.parameters()
     for p, gradient in zip((ours_M, learner.deviation_M, learner.log_temperature), gradients, strict=True):
@@ -99,13 +99,15 @@ def test_the_policy_descends_its_own_loss():
 def test_every_policy_step_reaches_what_makes_the_weights(flags, monkeypatch):
     """Also where the critics ask for the weights first, and need no gradient."""
     run = prepared(generator__source="free_vector", **{f"algorithm__{key}": value for key, value in flags.items()})
-    found, step = [], soft_actor_critic.descend_policies
+    found, reduce = [], soft_actor_critic.reduce
 
-    def seen(replicas, *rest):
-        found.append(max(float(p.grad.abs().max()) for p in run.learner.generator.parameters() if p.grad is not None))
-        return step(replicas, *rest)
+    def seen(learners, losses, where):
+        if where.endswith("policy"):
+            made = run.learner.generator.parameters()
+            found.append(max(float(p.grad.abs().max()) for p in made if p.grad is not None))
+        return reduce(learners, losses, where)
 
-    monkeypatch.setattr(soft_actor_critic, "descend_policies", seen)
+    monkeypatch.setattr(soft_actor_critic, "reduce", seen)
     updates.update(run, [])
     assert len(found) >= 20
     assert min(found) > 0
@@ -121,12 +123,12 @@ def test_noise_of_a_long_chunk_does_not_repeat():
 def test_the_policy_steps_towards_what_critics_like(aware):
     learner = prepared(quantize__aware=aware, quantize__warmup="0", quantize__core_bits="4").learner
     critics, data, noise = values(learner.critics), batch(), torch.randn(12, 1, dtype=torch.float64)
-    (policy_loss, entropy, temperature), _ = learner.improve(data, noise, 12, "here")
+    (policy_loss, entropy, temperature), _ = learner.policy_step(data, noise, 12, "here")
     assert all(torch.equal(now, was) for now, was in zip(values(learner.critics), critics, strict=True))
     assert temperature == 1.0
     assert float(learner.log_temperature.detach()) == pytest.approx(np.sign(-1 - entropy) * 0.001, rel=1e-2)
     for _ in range(50):
-        (later, *_), _ = learner.improve(data, noise, 12, "here")
+        (later, *_), _ = learner.policy_step(data, noise, 12, "here")
     assert later < policy_loss
     assert learner.num_steps == 51
 
@@ -190,7 +192,7 @@ def test_rounds_of_gradient_steps():
 
 def test_greedy_actions_are_those_of_the_mean():
     run = prepared()
-    (policy,) = run.team.policies(0)
+    (policy,) = run.policies.deployed(0)
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     mean = run.learner.acting(run.learner.weights().detach())(obs, obs)
     np.testing.assert_allclose(policy.act(obs), 2 * np.tanh(mean), rtol=1e-5)
@@ -199,7 +201,7 @@ def test_greedy_actions_are_those_of_the_mean():
 def test_other_policies_than_the_learned_one_act():
     plain, rounded = prepared(), prepared(rollout__precision="int2")
     for run in (plain, rounded):
-        act, noise = off_policy._acting(run.learner, run.environments, 0, uniform=False)
+        act, noise = off_policy.acting(run.learner, run.environments, 0, uniform=False)
         run.seen = act()(run.environments.obs_BO, noise[0])[0]
     assert (plain.seen != rounded.seen).all()
     assert torch.equal(plain.learner.weights(), rounded.learner.weights())

@@ -10,17 +10,18 @@ from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.run import Config
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.environment.rollout import play
-from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments
 from distqtrl.policy.distribution import Categorical, Gaussian
 from distqtrl.policy.network import Architecture
-from distqtrl.record.profile import Profile
-from distqtrl.training import policies as team
-from distqtrl.training import roles
+from distqtrl.training import policies
+from distqtrl.training.algorithms import ALGORITHMS
+from distqtrl.training.build import prepare
 from distqtrl.training.evaluation import greedy_episodes
+from distqtrl.training.plan import spec
+from distqtrl.training.player import player
 from distqtrl.training.policy_gradient import samples as samples_module
-from distqtrl.training.policy_gradient.learner import STATISTICS, Learner, step
+from distqtrl.training.policy_gradient.learner import STATISTICS, step
 from distqtrl.training.policy_gradient.samples import normalise_episodes
 
 CHAIN = "distqtrl/Chain-v0"
@@ -49,7 +50,7 @@ class Chain(gymnasium.Env):
 gymnasium.register(CHAIN, Chain)
 
 
-def learner(algorithm, **environment):
+def made(algorithm, **environment):
     """A linear policy with weights of its own, in double precision."""
     config = Config.model_validate(
         {
@@ -60,16 +61,15 @@ def learner(algorithm, **environment):
             "algorithm": {"gamma": 0.5, "gae_lambda": 0.5, **algorithm},
         }
     )
-    (found,) = Single(config.environment).spaces
-    return Learner(config, *roles.policy_for(config, found), Serial(), Profile(), config.environment.local_num)
+    return prepare(config, Serial()).learner
 
 
-def rolled(replica, envs, update):
-    return samples_module.rollout(replica.config, envs, update, [team.player(replica, replica.weights().detach())])
+def rolled(learner, envs, update):
+    return samples_module.rollout(learner.config, envs, update, [player(learner, learner.weights().detach())])
 
 
-def environments(replica, indices):
-    return Environments(replica.config.environment, indices, 0, "episode")
+def environments(learner, indices):
+    return Environments(learner.config.environment, indices, 0, "episode")
 
 
 # V(s) = s, gamma = lambda = 1/2; observations 0 1 | 0, what followed 1 2 | 1, rewards 4 8 | 4.
@@ -82,12 +82,12 @@ def environments(replica, indices):
     [("terminated", [6.25, 7, 4.5], [6.25, 8, 4.5]), ("truncated", [6.5, 8, 4.5], [6.5, 9, 4.5])],
 )
 def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
-    replica = learner({"rollout_steps": 3}, id=CHAIN, **LIMITS[limit])
-    replica.value = torch.nn.Identity()
+    learner = made({"rollout_steps": 3}, id=CHAIN, **LIMITS[limit])
+    learner.value = torch.nn.Identity()
     samples = samples_module.samples(
-        replica,
-        rolled(replica, environments(replica, [0]), 0),
-        replica.weights().detach(),
+        learner,
+        rolled(learner, environments(learner, [0]), 0),
+        learner.weights().detach(),
     )
     assert samples.obs_NO.ravel().tolist() == [0, 1, 0]
     assert samples.adv_N.tolist() == adv
@@ -107,22 +107,22 @@ def test_truncation_is_bootstrapped_and_termination_is_not(limit, adv, returns):
 )
 def test_reinforce_over_whole_episodes(limit, baseline, adv):
     algorithm = {"name": "reinforce", "rollout": "episodes", "baseline": baseline}
-    replica = learner(algorithm, id=CHAIN, **LIMITS[limit])
-    assert (replica.value is not None) == baseline
+    learner = made(algorithm, id=CHAIN, **LIMITS[limit])
+    assert (learner.value is not None) == baseline
     if baseline:
-        replica.value = torch.nn.Identity()
+        learner.value = torch.nn.Identity()
     samples = samples_module.samples(
-        replica,
-        rolled(replica, environments(replica, [0]), 0),
-        replica.weights().detach(),
+        learner,
+        rolled(learner, environments(learner, [0]), 0),
+        learner.weights().detach(),
     )
     assert samples.adv_N.tolist() == adv
 
 
 def test_episodes_are_normalised_each_by_itself():
-    replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id="CartPole-v1")
-    rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
-    samples = samples_module.samples(replica, rollout, replica.weights().detach())
+    learner = made({"name": "reinforce", "rollout": "episodes", "baseline": False}, id="CartPole-v1")
+    rollout = rolled(learner, environments(learner, [0, 1, 2]), 0)
+    samples = samples_module.samples(learner, rollout, learner.weights().detach())
     before, after = (np.full(rollout.valid_TB.shape, np.nan) for _ in range(2))
     before[rollout.valid_TB] = samples.adv_N
     normalise_episodes(samples, rollout, 1e-8)
@@ -134,9 +134,9 @@ def test_episodes_are_normalised_each_by_itself():
 
 
 def test_an_episode_of_one_step_has_no_deviation():
-    replica = learner({"name": "reinforce", "rollout": "episodes", "baseline": False}, id=CHAIN, kwargs={"length": 1})
-    rollout = rolled(replica, environments(replica, [0]), 0)
-    samples = samples_module.samples(replica, rollout, replica.weights().detach())
+    learner = made({"name": "reinforce", "rollout": "episodes", "baseline": False}, id=CHAIN, kwargs={"length": 1})
+    rollout = rolled(learner, environments(learner, [0]), 0)
+    samples = samples_module.samples(learner, rollout, learner.weights().detach())
     normalise_episodes(samples, rollout, 1e-8)
     assert samples.adv_N.tolist() == [0.0]
 
@@ -151,27 +151,27 @@ def test_summed_loss_is_the_mean_over_environments_of_sums():
             "loss": loss,
             "max_grad_norm": "none",
         }
-        replica = learner(algorithm, id="CartPole-v1", local_num=3)
+        learner = made(algorithm, id="CartPole-v1", local_num=3)
         samples = samples_module.samples(
-            replica,
-            rolled(replica, environments(replica, [0, 1, 2]), 0),
-            replica.weights().detach(),
+            learner,
+            rolled(learner, environments(learner, [0, 1, 2]), 0),
+            learner.weights().detach(),
         )
-        (statistics[loss],), (norms[loss],) = step([replica], [samples], [len(samples.adv_N)], "")
+        (statistics[loss],), (norms[loss],) = step([learner], [samples], [len(samples.adv_N)], "")
     np.testing.assert_allclose(norms["sum"], norms["mean"] * len(samples.adv_N) / 3, rtol=1e-12)
     np.testing.assert_allclose(statistics["sum"], statistics["mean"], rtol=1e-12)  # per sample, whatever the loss
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [("none", False), (1e-3, True)])
 def test_gradients_are_clipped_only_when_asked(limit, clipped):
-    replica = learner({"rollout": "episodes", "max_grad_norm": limit}, id="CartPole-v1")
+    learner = made({"rollout": "episodes", "max_grad_norm": limit}, id="CartPole-v1")
     samples = samples_module.samples(
-        replica,
-        rolled(replica, environments(replica, [0]), 0),
-        replica.weights().detach(),
+        learner,
+        rolled(learner, environments(learner, [0]), 0),
+        learner.weights().detach(),
     )
-    _, (norm,) = step([replica], [samples], [len(samples.adv_N)], "")
-    applied = torch.cat([p.grad.flatten() for p in replica.parameters]).norm().item()
+    _, (norm,) = step([learner], [samples], [len(samples.adv_N)], "")
+    applied = torch.cat([p.grad.flatten() for p in learner.parameters]).norm().item()
     assert applied == pytest.approx(1e-3 if clipped else norm)
 
 
@@ -179,15 +179,15 @@ def test_gradients_are_clipped_only_when_asked(limit, clipped):
 def test_the_equal_mlp_has_as_many_weights_as_the_circuit_trains_numbers(name, hidden, total):
     cfg = with_flags(preset(name), {"generator.source": "equal_mlp"})
     o, a = (4, 2) if name == "qtrl-cartpole" else (147, 3)
-    architecture, _ = roles.policy_for(cfg, Spaces(o, a, 0, (), ()))
+    architecture = spec(cfg, ALGORITHMS["ppo"], ("",), Spaces(o, a, 0, (), ())).architecture
     assert architecture.hidden == (hidden,)
     assert abs(architecture.num_weights - total) <= (o + 1 + a) / 2
 
 
 def test_samples_of_whole_episodes_are_the_valid_steps():
-    replica = learner({"rollout": "episodes"}, id="CartPole-v1")
-    rollout = rolled(replica, environments(replica, [0, 1, 2]), 0)
-    samples = samples_module.samples(replica, rollout, replica.weights().detach())
+    learner = made({"rollout": "episodes"}, id="CartPole-v1")
+    rollout = rolled(learner, environments(learner, [0, 1, 2]), 0)
+    samples = samples_module.samples(learner, rollout, learner.weights().detach())
     assert not rollout.valid_TB.all()
     np.testing.assert_array_equal(samples.obs_NO, rollout.obs_TBO[rollout.valid_TB])
     np.testing.assert_array_equal(samples.actions, rollout.actions[rollout.valid_TB])
@@ -195,19 +195,19 @@ def test_samples_of_whole_episodes_are_the_valid_steps():
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_samples_do_not_depend_on_how_indices_are_split(name):
-    replica = learner({"rollout_steps": 80}, id=name)
+    learner = made({"rollout_steps": 80}, id=name)
     parts = []
     for indices in ([0, 1, 2, 3], [0, 1], [2, 3]):
-        envs = environments(replica, indices)
-        rollouts = [rolled(replica, envs, update) for update in range(2)]
+        envs = environments(learner, indices)
+        rollouts = [rolled(learner, envs, update) for update in range(2)]
         parts.append([rollout.obs_TBO for rollout in rollouts] + [rollout.actions for rollout in rollouts])
     for whole, first, second in zip(*parts, strict=True):
         np.testing.assert_allclose(whole, np.concatenate([first, second], axis=1), rtol=1e-9, atol=1e-9)
 
 
 def test_every_update_and_environment_draws_its_own_actions():
-    replica = learner({"rollout_steps": 60}, id=CHAIN, kwargs={"length": 1})  # always in doubt
-    rollouts = [rolled(replica, environments(replica, [0, 1]), update) for update in (0, 1)]
+    learner = made({"rollout_steps": 60}, id=CHAIN, kwargs={"length": 1})  # always in doubt
+    rollouts = [rolled(learner, environments(learner, [0, 1]), update) for update in (0, 1)]
     np.testing.assert_array_equal(rollouts[0].obs_TBO, rollouts[1].obs_TBO)
     actions_TB = np.concatenate([rollout.actions for rollout in rollouts], axis=1)
     assert len(np.unique(actions_TB, axis=1).T) == 4
@@ -215,17 +215,17 @@ def test_every_update_and_environment_draws_its_own_actions():
 
 @pytest.mark.parametrize("name", [CHAIN, "CartPole-v1", "Pendulum-v1"])
 def test_old_probabilities_are_those_of_the_policy_that_acted(name):
-    replica = learner({"rollout_steps": 20}, id=name)
+    learner = made({"rollout_steps": 20}, id=name)
     samples = samples_module.samples(
-        replica,
-        rolled(replica, environments(replica, [0, 1]), 0),
-        replica.weights().detach(),
+        learner,
+        rolled(learner, environments(learner, [0, 1]), 0),
+        learner.weights().detach(),
     )
-    (statistics,), _ = step([replica], [samples], [40.0], "")
+    (statistics,), _ = step([learner], [samples], [40.0], "")
     first = dict(zip(STATISTICS, statistics, strict=True))
     assert (first["approx_kl"], first["clip_fraction"]) == pytest.approx((0, 0), abs=1e-14)
     assert first["policy_loss"] == pytest.approx(-samples.adv_N.mean().item())
-    (statistics,), _ = step([replica], [samples], [40.0], "")
+    (statistics,), _ = step([learner], [samples], [40.0], "")
     assert dict(zip(STATISTICS, statistics, strict=True))["approx_kl"] > 0
 
 
@@ -239,25 +239,26 @@ def test_old_probabilities_are_those_of_the_policy_that_acted(name):
 )
 def test_policy_for(found, architecture, head):
     config = Config.model_validate({"policy": {"hidden": [8], "activation": "tanh"}})
-    assert roles.policy_for(config, found) == (architecture, head)
+    made = spec(config, ALGORITHMS["ppo"], ("",), found)
+    assert (made.architecture, made.head) == (architecture, head)
 
 
 def test_the_policy_is_the_replica_s():
-    replica = learner({}, id="CartPole-v1")
-    policy = team.policy(replica, 7, replica.deployed_weights())
-    assert policy.w_M.tolist() == replica.weights().float().tolist()
+    learner = made({}, id="CartPole-v1")
+    policy = policies.policy(learner, 7, learner.deployed_weights())
+    assert policy.w_M.tolist() == learner.weights().float().tolist()
     assert policy.origin == {"source": "direct", "env_steps": 7, "seed": 0}
     assert policy.environment["id"] == "CartPole-v1"
 
 
 def test_greedy_episodes_belong_to_their_index():
-    replica = learner({}, id="CartPole-v1")
-    policy = team.policy(replica, 0, replica.deployed_weights())
-    found = greedy_episodes(replica.config, Serial(), [policy], "evaluation", 3, 4)
+    learner = made({}, id="CartPole-v1")
+    policy = policies.policy(learner, 0, learner.deployed_weights())
+    found = greedy_episodes(learner.config, Serial(), [policy], "evaluation", 3, 4)
     returns = found.returns
     assert found.returns_GE.tolist() == [returns.tolist()]
     assert found.cut == 0
-    alone = [Environments(replica.config.environment, [index], 0, "evaluation", 3) for index in range(4)]
+    alone = [Environments(learner.config.environment, [index], 0, "evaluation", 3) for index in range(4)]
     assert returns.tolist() == [play(envs, policy.act)[0].item() for envs in alone]
     assert returns.sum() == found.steps
     assert len(set(returns.tolist())) > 1
