@@ -43,9 +43,9 @@ def check(policies: Sequence[Policy]) -> None:
 
 
 def returns(
-    environment: Environment, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
+    environment: Environment, *, agents: tuple[str, ...], partners: Sequence[Policy], act: Act, num: int, purpose: str
 ) -> npt.NDArray[np.float64]:
-    """The returns of num episodes, means over agents; act plays ``agents`` (empty: the only one).
+    """The returns of num episodes, means over agents; act plays ``agents``, or the only agent where that is empty.
 
     Without a time limit of the environment an episode is cut after rollout.AT_LEAST steps.
     """
@@ -62,5 +62,6 @@ def observations(policy: Policy, partners: Sequence[Policy], num: int) -> np.nda
         seen.append(np.array(obs_BO))
         return policy.act(obs_BO)
 
-    returns(Environment(**policy.environment), policy.agents, partners, act, num, "calibration")
+    environment = Environment(**policy.environment)
+    returns(environment, agents=policy.agents, partners=partners, act=act, num=num, purpose="calibration")
     return np.concatenate(seen)

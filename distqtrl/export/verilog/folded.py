@@ -61,28 +61,30 @@ def stages(program: Program) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Per layer: steps and clocks of a tile, tiles, and words a tile drains; words of every producer, input first."""
+    """When what happens: a number per layer."""
 
-    steps: list[int]
-    periods: list[int]
+    steps: list[int]  # of a tile: words of levels that are read
+    periods: list[int]  # of a tile, in clocks
     tiles: list[int]
-    drains: list[int]
-    words: list[int]
+    drains: list[int]  # words that a tile drains
+    words: list[int]  # of every producer, the observations first
 
     @property
     def clocks(self) -> int:
-        """The clocks of all layers, without filling the pipeline."""
+        """The clocks of all layers, without those that fill the pipeline."""
         return sum(p * t for p, t in zip(self.periods, self.tiles, strict=True))
 
 
 def schedule(program: Program, folding: Folding) -> Schedule:
+    """The schedule of a program in the folded core."""
     shapes = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
     steps = [-(-k // folding.columns) for _, k in shapes]
     tiles = [-(-n // folding.lanes) for n, _ in shapes]
     drains = [-(-min(n, folding.lanes) // folding.columns) for n, _ in shapes]
     periods = [max(pair) for pair in zip(steps, drains, strict=True)]
     words = [-(-len(program.input_fraction_O) // folding.columns)]
-    return Schedule(steps, periods, tiles, drains, words + [t * d for t, d in zip(tiles, drains, strict=True)])
+    words += [t * d for t, d in zip(tiles, drains, strict=True)]
+    return Schedule(steps=steps, periods=periods, tiles=tiles, drains=drains, words=words)
 
 
 def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> str:

@@ -14,15 +14,18 @@ BRAMS = {"RAMB36E1": 1.0, "RAMB18E1": 0.5}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a 7 series device has: 6-input tables (memory and inverters too), flip-flops, 36 kbit memories, DSP48E1."""
+    """What a core takes of a 7 series device, or such a device has."""
 
-    lut: int
-    ff: int
-    bram: float
-    dsp: int
+    lut: int  # 6-input lookup tables, those used as memory and as inverters too
+    ff: int  # flip-flops
+    bram: float  # memories of 36 kbit
+    dsp: int  # DSP48E1
 
 
-PARTS = {"xc7a15t": Resources(10_400, 20_800, 25, 45), "xc7a35t": Resources(20_800, 41_600, 50, 90)}
+PARTS = {
+    "xc7a15t": Resources(lut=10_400, ff=20_800, bram=25, dsp=45),
+    "xc7a35t": Resources(lut=20_800, ff=41_600, bram=50, dsp=90),
+}
 
 
 def resources(text: str, top: str) -> Resources:
@@ -32,7 +35,7 @@ def resources(text: str, top: str) -> Resources:
     ff = sum(count for name, count in cells.items() if name.startswith("FD"))
     lut = sum(LUTS.get(name, 0) * count for name, count in cells.items())
     bram = sum(BRAMS.get(name, 0.0) * count for name, count in cells.items())
-    return Resources(lut, ff, bram, cells.get("DSP48E1", 0))
+    return Resources(lut=lut, ff=ff, bram=bram, dsp=cells.get("DSP48E1", 0))
 
 
 def netlist(text: str, top: str) -> str:
