@@ -55,7 +55,7 @@ def _refuse(needs: Iterable[Need]) -> None:
 
 
 def _samples(config: Config, num_inputs: int, rows: int) -> Iterator[Need]:
-    """Of the environments' current observations, a rollout, the replay, a batch."""
+    """What the environments' current observations, a rollout, the replay and a batch take."""
     a, row = config.algorithm, FLOAT * num_inputs
     where = f"{rows:,} environments (times agents) with {num_inputs:,} numbers per observation"
     yield row * rows, where, "environment.frames, environment.image or environment.local_num"
@@ -80,7 +80,7 @@ def beside(config: Config, key: str, count: int) -> Need:
 
 
 def _circuit(config: Config, layers: Layers) -> Iterator[Need]:
-    """Of the mapping's network, of the circuit's gates and angles, and of what makes its gradient."""
+    """What the mapping's network, the circuit's gates and angles, and its gradient take."""
     m, source = config.mapping, SOURCES[config.generator.source]
     if not source.generates:
         return

@@ -44,7 +44,7 @@ class Run:
 
     @property
     def learner(self) -> Learner:
-        """Of this rank's first policy; with one agent there is no other."""
+        """The learner of this rank's first policy; with one agent there is no other."""
         return self.policies.learners[0]
 
     @property

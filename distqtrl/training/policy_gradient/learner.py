@@ -40,7 +40,7 @@ class Samples:
     entropy_N: Tensor  # of the policy that acted
 
     def at(self, index: Tensor) -> "Samples":
-        """Those with these numbers."""
+        """The samples with these numbers."""
         return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
