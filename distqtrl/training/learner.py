@@ -194,7 +194,7 @@ class Learner:
         return distribution.allowed_of(outputs, distribution.masks(self.head, raw_NO)) if self.head.masked else outputs
 
     def moving(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The parameters that may move now: scales that are warming up would take a gradient of 0 for one, in Adam's moments."""
+        """The parameters that may move: scales that warm up would take a gradient of 0 for one, in Adam's moments."""
         warming = self.quantizer is not None and self.quantizer.warming
         fixed = {id(p) for p in self.scales} if warming else set()
         return [p for p in parameters if id(p) not in fixed]
