@@ -6,7 +6,7 @@
 The sweep runs the gates backwards and un-computes the state (Jones & Gacon, arXiv 2009.02823), so memory does not
 grow with depth; cost O(G 2^n). With psi and lambda as they are after gate g, and M_ab = sum of conj(lambda_a) psi_b
 over the pairs that the gate mixes, the derivative is 2 Re sum_ab A_ab M_ab, where A = dU_g/d theta U_g^dagger is
-anti-Hermitian and known in closed form (``_generators``): one pass yields all angles of a gate, and of all gates
+anti-Hermitian and known in closed form (``generators``): one pass yields all angles of a gate, and of all gates
 that plan.py fuses with it.
 
 A state of real gates is real and takes half the memory. Kernels run on one thread and are compiled once: the code
@@ -23,118 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from distqtrl.circuit import compiled, kernels
-from distqtrl.circuit.ansatz import CODES, KINDS, Gate, Program, program
+from distqtrl.circuit.ansatz import Gate, Program, program
+from distqtrl.circuit.gates import Array, Complexes, generators, inverses, matrices, matrix, trigonometry
 from distqtrl.circuit.plan import Plan, plan
 from distqtrl.circuit.simd import BITS, LANES
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
-Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
-Complexes = npt.NDArray[np.complex128]
-U3, RX, RY, RZ, PHASE, H, X, Y = (CODES[kind] for kind in KINDS if kind != "z")  # in this order
 LINE = 64  # bytes of a cache line
-
-
-@numba.njit()
-def _trigonometry(p: Plan, theta_P: Array) -> Array:  # pragma: no cover (compiled)
-    """cos and sin (G, 6) of half the first angle (phase gates: the whole), and of u3's second and third angle."""
-    trig_G = np.zeros((len(p.gate_G), 6))
-    for g in range(len(p.gate_G)):
-        code, first = p.gate_G[g].code, p.gate_G[g].angle
-        if code > PHASE:  # no angle
-            continue
-        angle = theta_P[first] if code == PHASE else theta_P[first] / 2
-        trig_G[g, 0], trig_G[g, 1] = np.cos(angle), np.sin(angle)
-        if code == U3:
-            trig_G[g, 2], trig_G[g, 3] = np.cos(theta_P[first + 1]), np.sin(theta_P[first + 1])
-            trig_G[g, 4], trig_G[g, 5] = np.cos(theta_P[first + 2]), np.sin(theta_P[first + 2])
-    return trig_G
-
-
-@numba.njit()
-def _matrix(code: int, trig: Array, u: Complexes) -> None:  # pragma: no cover (compiled)
-    """Fill a gate's matrix u (2, 2)."""
-    c, s = trig[0], trig[1]
-    if code == U3:
-        left, right = trig[2] + 1j * trig[3], trig[4] + 1j * trig[5]
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -right * s, left * s, left * right * c
-    elif code == RX:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -1j * s, -1j * s, c
-    elif code == RY:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c, -s, s, c
-    elif code == RZ:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = c - 1j * s, 0, 0, c + 1j * s
-    elif code == PHASE:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, c + 1j * s
-    elif code == H:
-        r = np.sqrt(0.5)
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = r, r, r, -r
-    elif code == X:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 0, 1, 1, 0
-    elif code == Y:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 0, -1j, 1j, 0
-    else:
-        u[0, 0], u[0, 1], u[1, 0], u[1, 1] = 1, 0, 0, -1
-
-
-@numba.njit()
-def _generators(code: int, trig: Array, a: Array) -> int:  # pragma: no cover (compiled)
-    """Fill a (3, 4) with Im A_00, Im A_11, Re A_01, Im A_01 of each angle's A = dU U^dagger; return their number."""
-    if code == U3:  # phase(angle 1) ry(angle 0) phase(angle 2)
-        c, s, cos, sin = trig[0], trig[1], trig[2], trig[3]
-        a[0, 0], a[0, 1], a[0, 2], a[0, 3] = 0, 0, -cos / 2, sin / 2
-        a[1, 0], a[1, 1], a[1, 2], a[1, 3] = 0, 1, 0, 0
-        a[2, 0], a[2, 1], a[2, 2], a[2, 3] = s * s, c * c, -sin * s * c, -cos * s * c
-        return 3
-    a[0, 0] = a[0, 1] = a[0, 2] = a[0, 3] = 0
-    if code == RX:
-        a[0, 3] = -0.5
-    elif code == RY:
-        a[0, 2] = -0.5
-    elif code == RZ:
-        a[0, 0], a[0, 1] = -0.5, 0.5
-    elif code == PHASE:
-        a[0, 1] = 1
-    else:
-        return 0
-    return 1
-
-
-@numba.njit()
-def _matrices(p: Plan, trig_G: Array) -> Complexes:  # pragma: no cover (compiled)
-    """The matrices (J, 2, 2, 2) of all steps, for control 0 and 1."""
-    w_J, u = np.empty((len(p.step_J), 2, 2, 2), dtype=np.complex128), np.empty((2, 2), dtype=np.complex128)
-    for j in range(len(p.step_J)):
-        w_J[j] = 0
-        w_J[j, :, 0, 0] = w_J[j, :, 1, 1] = 1
-        for g in range(p.step_J[j].first, p.step_J[j].end):
-            _matrix(p.gate_G[g].code, trig_G[g], u)
-            _multiply(u, w_J[j, 1])
-            if not p.gate_G[g].controlled:
-                _multiply(u, w_J[j, 0])
-    return w_J
-
-
-@numba.njit()
-def _multiply(u: Complexes, w: Complexes) -> None:  # pragma: no cover (compiled)
-    """w = u w."""
-    for column in range(2):
-        top, bottom = w[0, column], w[1, column]
-        w[0, column] = u[0, 0] * top + u[0, 1] * bottom
-        w[1, column] = u[1, 0] * top + u[1, 1] * bottom
-
-
-@numba.njit()
-def _inverses(w_J: Complexes) -> Complexes:  # pragma: no cover (compiled)
-    inverse_J = np.empty_like(w_J)
-    for j in range(len(w_J)):
-        for value in range(2):
-            for row in range(2):
-                for column in range(2):
-                    inverse_J[j, value, row, column] = np.conj(w_J[j, value, column, row])
-    return inverse_J
 
 
 @numba.njit()
@@ -235,8 +133,8 @@ def _sweep_all(
 def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (compiled)
     """Run all gates on x; returns trig_G and w_J."""
     out, back = np.int64(1), np.int64(0)
-    trig_G = _trigonometry(p, theta_P)
-    w_J = _matrices(p, trig_G)
+    trig_G = trigonometry(p, theta_P)
+    w_J = matrices(p, trig_G)
     coef_J = _coefficients(p, w_J, x)
     for i in range(len(p.pass_I)):
         size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
@@ -258,7 +156,7 @@ def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (
 def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> Array:  # pragma: no cover (compiled)
     """The gradient, from psi (x) and lambda (y), both of which are un-computed."""
     out, back = np.int64(1), np.int64(0)
-    coef_J = _coefficients(p, _inverses(w_J), x)
+    coef_J = _coefficients(p, inverses(w_J), x)
     sums_J = np.zeros((len(p.step_J), 2, 4 * LANES), dtype=x.dtype)
     for i in range(len(p.pass_I) - 1, -1, -1):
         size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
@@ -297,12 +195,12 @@ def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no c
             for g in range(p.step_J[j].end - 1, p.step_J[j].first - 1, -1):
                 if p.gate_G[g].controlled and value == 0:
                     continue
-                num = _generators(p.gate_G[g].code, trig_G[g], a)
+                num = generators(p.gate_G[g].code, trig_G[g], a)
                 for i in range(num):
                     total = 2 * (a[i, 2] * k01.real - a[i, 3] * k01.imag) - a[i, 0] * k00 - a[i, 1] * k11
                     gradient_P[p.gate_G[g].angle + i] += 2 * total
                 if g > p.step_J[j].first:
-                    _matrix(p.gate_G[g].code, trig_G[g], u)
+                    matrix(p.gate_G[g].code, trig_G[g], u)
                     k00, k11, k01 = _before(u, k00, k11, k01)
     return gradient_P
 

@@ -53,7 +53,7 @@ def check_id(name: str) -> None:
 
 
 class Parallel:
-    """An environment with G agents (see vector.World).
+    """An environment with G agents (see world.World).
 
     An agent that leaves without a word has terminated, and one of whom nothing is said observes zeros. Raises UserError
     for what no policy could be trained in.

@@ -16,7 +16,7 @@ STEP = ("observation", "reward", "terminated", "truncated", "info")
 
 
 class Single:
-    """An environment with one agent (see vector.World)."""
+    """An environment with one agent (see world.World)."""
 
     agents: tuple[str, ...] = ("",)
 

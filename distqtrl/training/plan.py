@@ -7,7 +7,8 @@ from distqtrl.config import stages as configuration
 from distqtrl.config.run import Config
 from distqtrl.config.stages import Qpu
 from distqtrl.environment.spaces import Spaces
-from distqtrl.environment.vector import Environments, Role, make
+from distqtrl.environment.vector import Environments, Role
+from distqtrl.environment.world import make
 from distqtrl.errors import UserError, lookup
 from distqtrl.generator.controls import SOURCES
 from distqtrl.generator.generator import Generator

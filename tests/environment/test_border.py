@@ -12,7 +12,8 @@ from distqtrl.config import stages as config
 from distqtrl.environment.border import number, taker
 from distqtrl.environment.parallel import is_parallel
 from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments, make
+from distqtrl.environment.vector import Environments
+from distqtrl.environment.world import make
 from distqtrl.errors import Foreign, UserError
 
 GIVEN = "distqtrl/Given-v0"

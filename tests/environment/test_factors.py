@@ -6,7 +6,8 @@ from choices import ACTIONS
 
 from distqtrl.config import stages as config
 from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments, make
+from distqtrl.environment.vector import Environments
+from distqtrl.environment.world import make
 from distqtrl.errors import UserError
 from distqtrl.policy.distribution import Categorical, Factored
 

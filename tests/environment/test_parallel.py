@@ -8,7 +8,8 @@ from distqtrl.config import stages as config
 from distqtrl.environment.parallel import Parallel
 from distqtrl.environment.rollout import collect, play
 from distqtrl.environment.spaces import Spaces
-from distqtrl.environment.vector import Environments, make
+from distqtrl.environment.vector import Environments
+from distqtrl.environment.world import make
 from distqtrl.errors import Foreign, UserError
 from distqtrl.policy.distribution import Categorical, Gaussian
 

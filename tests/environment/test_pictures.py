@@ -6,7 +6,8 @@ from drawn import SHADE
 
 from distqtrl.config import stages as config
 from distqtrl.environment.rollout import play
-from distqtrl.environment.vector import Environments, make
+from distqtrl.environment.vector import Environments
+from distqtrl.environment.world import make
 from distqtrl.errors import UserError
 
 COINS = "distqtrl.environment.coin_game/parallel_env"

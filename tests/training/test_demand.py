@@ -9,7 +9,7 @@ from distqtrl.circuit import memory
 from distqtrl.cli import main as cli
 from distqtrl.config import sources
 from distqtrl.config.sources import presets
-from distqtrl.environment.vector import make
+from distqtrl.environment.world import make
 from distqtrl.errors import UserError
 from distqtrl.training import demand
 from distqtrl.training.plan import plan
