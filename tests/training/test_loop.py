@@ -15,7 +15,7 @@ from distqtrl.cli import main as cli
 from distqtrl.config import sources
 from distqtrl.config.run import save
 from distqtrl.config.sources import presets, with_flags
-from distqtrl.errors import UserError
+from distqtrl.errors import Foreign, UserError
 from distqtrl.export import episodes
 from distqtrl.generator.controls import SOURCES
 from distqtrl.policy import lower, policy_file
@@ -305,7 +305,7 @@ def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
     else:
         monkeypatch.setattr(Endless, "broken", True)
         monkeypatch.setattr(Endless, "step", lambda self, action: (np.zeros(2, np.float32), 0.0, False, False, {}))
-    with pytest.raises(AssertionError if what == "environment" else OSError):
+    with pytest.raises(Foreign if what == "environment" else OSError):
         train(run, tmp_path)
     names = {"policy.safetensors"} if what != "several" else {"policy-a.safetensors", "policy-b.safetensors"}
     assert {path.name for path in policy_file.files(tmp_path)} == names
