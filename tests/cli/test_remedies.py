@@ -90,8 +90,8 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
     (
         "cartpole",
         "--rollout.precision fp4",
-        "choose one of nvfp4, nvfp4-torchao, mxfp4",
-        "--rollout.precision bfloat16",
+        "did you mean 'nvfp4'?",
+        f"{NVFP4} --rollout.pad true",
     ),
     ("cartpole", "--algorithm.name sac", "use algorithm.name ppo", "--algorithm.name ppo"),
     (
