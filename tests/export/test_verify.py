@@ -162,7 +162,7 @@ def test_an_ill_formed_manifest_is_refused(folder, values, capfd):
     changed(folder, **values)
     code, _, err = run(capfd, "verify", folder, *QUICK)
     assert code == 2
-    assert "is no manifest of an export" in err
+    assert "is not a manifest of an export" in err
     assert len(err.splitlines()) == 1
 
 
