@@ -25,7 +25,7 @@ REMEDY = "export the policy again"
 def _inside(name: str) -> str:
     """The name, unless it is not that of a file in the folder."""
     if name in (".", "..") or "/" in name or "\0" in name or "\\" in name:
-        raise ValueError("this is no name of a file in the folder")
+        raise ValueError("this is not the name of a file in the folder")
     return name
 
 
@@ -84,7 +84,7 @@ def manifest(path: Path) -> dict[str, Any]:
         if target.parts and len(getattr(told, name)) != len(target.parts) * (name in told.targets):
             problem = f"{name} does not describe the cores of the targets"
     if problem:
-        raise UserError(f"{path} is no manifest of an export ({problem}): {REMEDY}")
+        raise UserError(f"{path} is not a manifest of an export ({problem}): {REMEDY}")
     return values
 
 

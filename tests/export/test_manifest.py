@@ -27,7 +27,7 @@ def changed(key, value):
     ("text", "reason"),
     [
         (changed("files", {}), "files = {}"),
-        (changed("files", {"../../etc/passwd": "0" * 64}), "this is no name of a file in the folder"),
+        (changed("files", {"../../etc/passwd": "0" * 64}), "this is not the name of a file in the folder"),
         (changed("files", {"policy.c": "0" * 63}), "files.policy.c"),
         (changed("targets", []), "targets = []"),
         (changed("targets", ["fortran"]), "targets.0 = 'fortran'"),
