@@ -76,7 +76,7 @@ def test_a_file_without_the_right_to_read_it(tmp_path):
     path.write_text(TEXT)
     path.chmod(0)
     tmp_path.chmod(0o755)
-    code = "import os, sys; from pathlib import Path; from distqtrl import reading; os.setuid(65534)\n"
+    code = "import os, sys; from pathlib import Path; from distqtrl.files import reading; os.setuid(65534)\n"
     code += "try: reading.content(Path(sys.argv[1]))\nexcept ValueError as error: print(error)"
     for folder in tmp_path.parents:
         if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 1:

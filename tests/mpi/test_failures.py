@@ -99,7 +99,7 @@ def test_a_rank_that_does_not_see_the_run_directory(mpirun, tmp_path):
     """As on hosts that share no filesystem: every rank has a folder of its own."""
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
-    program = "from distqtrl import run_directory; run_directory.VISIBLE_WITHIN_S = 0.5"
+    program = "from distqtrl.record import directory; directory.VISIBLE_WITHIN_S = 0.5"
     run = {"argv": [*training(tmp_path), "--train.directory", "runs"], "folder": f"{tmp_path}/{{rank}}"}
     code, _, err = mpirun(2, ["-c", f"{program}; import runpy, sys; sys.argv = ['', {json.dumps(json.dumps([run]))}]; "
                               f"runpy.run_path({str(SEVERAL)!r}, run_name='__main__')"])  # fmt: skip
