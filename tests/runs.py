@@ -74,7 +74,7 @@ class Ended:
 
 
 def forked(action: Callable[..., Any], *args: object, timeout: float = 120, cwd: Path | None = None) -> Ended:
-    """action(*args), whose result is the exit code, in a process of its own: with what is loaded here, it starts at once.
+    """action(*args), whose result is the exit code, in a process of its own, which has loaded what is loaded here.
 
     For what looks at a process from outside: its streams and its exit code. Nothing that it changes is seen here.
     """
