@@ -30,7 +30,7 @@ def client(path, argv):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
         link.connect(path)
         for number in PASSED_ON:
-            signal.signal(number, lambda number, _: link.send(b"%d" % number))
+            signal.signal(number, lambda number, _: passed_on(link, number))
         open_here = [0, 1, 2, *([int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else [])]
         asked = json.dumps({"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "fds": open_here})
         parcel = Path(f"{path}.d") / f"{os.getpid()}.json"
@@ -42,6 +42,11 @@ def client(path, argv):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
+
+
+def passed_on(link, number):
+    with suppress(OSError):  # the rank has ended, and this process is about to
+        link.send(b"%d" % number)
 
 
 def load():

@@ -44,8 +44,8 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 9
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_command(request, words, run_directory, mpirun, small):
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] != "mpirun"], ids=" ".join)
+def test_command(request, words, run_directory, small):
     words = [run_directory if word.startswith("runs/") else word for word in words]
     if "train" in words and "--resume" not in words:
         words += small
@@ -57,11 +57,14 @@ def test_command(request, words, run_directory, mpirun, small):
         words += EXPORT
     if words[1] == "export":
         words += EXPORT
-    if words[0] == "mpirun":
-        code, out, err = mpirun(2, ["-m", "distqtrl", *words[words.index("distqtrl") + 1 :]])
-        assert code == 0, out + err
-        return
     assert cli.main(words[1:]) == 0
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "mpirun"], ids=" ".join)
+def test_command_of_ranks(words, tmp_path, forked_ranks, small):
+    words = [*words[words.index("distqtrl") + 1 :], *small, "--run", tmp_path / "run"]
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", *words])
+    assert code == 0, out + err
 
 
 def test_presets_are_the_ones_named():
