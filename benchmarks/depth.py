@@ -8,13 +8,9 @@ Every run has the preset's whole budget of updates; an update is one episode on 
 times as many. The score of a run is the mean return of its last tenth of updates.
 """
 
-from pathlib import Path
-
 import numpy as np
-from lib import runs, setting
-
-from distqtrl.report import figures
-from distqtrl.report.statistics import interval, probability_of_improvement, verdict
+from lib import compared, runs, setting
+from matplotlib.figure import Figure
 
 CASES = {
     "L = 3": (("--circuit.layers", "3"), 1),
@@ -24,6 +20,7 @@ CASES = {
     "classical": (("--generator.source", "direct"), 1),
     "4 ranks, classical": (("--generator.source", "direct"), 4),
 }
+QUICK = {"L = 3": CASES["L = 3"], "2 ranks, L = 3": (("--circuit.layers", "3"), 2)}
 PAIRS = (  # the figure's two claims, and the control that it lacks
     ("L = 13", "L = 3"),
     ("L = 7", "L = 3"),
@@ -37,41 +34,16 @@ PAIRS = (  # the figure's two claims, and the control that it lacks
 
 def main() -> None:
     args = runs.parser(__doc__).parse_args()
-    names = ["L = 3", "4 ranks, L = 3"] if args.quick else list(CASES)
-    cases = {name: runs.jobs(args, *CASES[name]) for name in names}
+    every = QUICK if args.quick else CASES
+    cases = {name: runs.jobs(args, *case) for name, case in every.items()}
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
     results = {
         **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),
-        "cases": {name: case(everything, jobs) for name, jobs in cases.items()},
+        "cases": {name: compared.case(everything, jobs) for name, jobs in cases.items()},
     }
-    results["verdicts"] = verdicts(results["cases"], PAIRS)
-    if folder := setting.save(args, f"depth/{args.task}", results, table(results)):
-        figure(results, folder / f"depth/{args.task}")
-
-
-def case(everything: dict, jobs: list[runs.Job]) -> dict:
-    """Scores of every seed, and the smoothed returns at a hundred places of the budget."""
-    whole = runs.whole(everything, jobs)
-    last = min(len(run.columns["update"]) for run in whole) - 1
-    at = np.unique(np.linspace(0, last, min(last + 1, 101)).astype(int))
-    return {
-        **runs.scored(whole, jobs),
-        "updates": (at + 1).tolist(),
-        "curves": [[round(x, 4) for x in run.columns["return_smoothed"][at].tolist()] for run in whole],
-        "env_steps": [run.columns["env_steps"][at].astype(int).tolist() for run in whole],
-    }
-
-
-def verdicts(cases: dict, pairs: tuple[tuple[str, str], ...]) -> list[str]:
-    """A sentence for every pair of cases, whichever way it falls."""
-    out = []
-    for a, b in pairs:
-        if a in cases and b in cases:
-            x, y = (np.array(cases[name]["scores"]) for name in (a, b))
-            p, bounds = probability_of_improvement(x, y), interval(probability_of_improvement, x, y)
-            out.append(verdict(f"**{a}**", f"**{b}**", p, *bounds))
-    return out
+    results["verdicts"] = compared.verdicts(results["cases"], PAIRS)
+    setting.save(args, f"depth/{args.task}", results, table(results), figure)
 
 
 def table(results: dict) -> str:
@@ -92,17 +64,9 @@ def table(results: dict) -> str:
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Smoothed returns over the episodes of one rank."""
-    with figures.styled():
-        drawn, (axes,) = figures.panels(1)
-        for number, (name, c) in enumerate(results["cases"].items()):
-            figures.band(axes, np.array(c["updates"]), np.array(c["curves"]), number, name)
-        axes.set_xlabel("episodes of one rank")
-        axes.set_ylabel("smoothed return of training")
-        drawn.legend(loc="outside right center", frameon=False, fontsize=8)
-        axes.set_title(f"{runs.OF_DIST_QTRL[results['task']]}\nIQM and 95 % interval, {len(results['seeds'])} seeds")
-        figures.save(drawn, path)
+    return compared.figure(results, "updates", "curves", "episodes of one rank", runs.OF_DIST_QTRL[results["task"]])
 
 
 if __name__ == "__main__":

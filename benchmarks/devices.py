@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from lib import setting
+from matplotlib.figure import Figure
 
 SHARED = ["--qpu.gradient", "parameter-shift", "--qpu.shift", "distributed"]
 NOISE = ["--qpu.backend", "aer", "--qpu.noise", str(setting.ROOT / "benchmarks" / "noise.json")]
@@ -52,8 +53,7 @@ def main() -> None:
         "cases": {case: CASES[case] for case in args.cases},
         "runs": rows,
     }
-    if folder := setting.save(args, "devices/devices", results, table(results)):
-        figure(results, folder / "devices/devices.png")
+    setting.save(args, "devices/devices", results, table(results), figure)
 
 
 def trained(case: str, seed: int, args: argparse.Namespace, runs: str) -> dict:
@@ -112,28 +112,25 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Median learning curves and the range over the seeds."""
-    import matplotlib as mpl
     import numpy as np
-    from matplotlib.figure import Figure
 
-    with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        drawn = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = drawn.add_subplot()
-        for color, case in zip(COLORS, results["cases"], strict=False):
-            rows = [row for row in results["runs"] if row["case"] == case]
-            returns = np.array([row["return_mean"] for row in rows], dtype=float)
-            axes.plot(rows[0]["env_steps"], np.nanmedian(returns, axis=0), color=color, label=case)
-            axes.fill_between(
-                rows[0]["env_steps"], np.nanmin(returns, axis=0), np.nanmax(returns, axis=0), color=color, alpha=0.12
-            )
-        axes.set_xlabel("environment steps, all ranks")
-        axes.set_ylabel("return of training episodes")
-        seeds = len({row["seed"] for row in results["runs"]})
-        axes.set_title(f"CartPole-v1, median and range over {seeds} seeds")
-        axes.legend(frameon=False, loc="upper left")
-        drawn.savefig(path, dpi=150)
+    drawn = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = drawn.add_subplot()
+    for color, case in zip(COLORS, results["cases"], strict=False):
+        rows = [row for row in results["runs"] if row["case"] == case]
+        returns = np.array([row["return_mean"] for row in rows], dtype=float)
+        axes.plot(rows[0]["env_steps"], np.nanmedian(returns, axis=0), color=color, label=case)
+        axes.fill_between(
+            rows[0]["env_steps"], np.nanmin(returns, axis=0), np.nanmax(returns, axis=0), color=color, alpha=0.12
+        )
+    axes.set_xlabel("environment steps, all ranks")
+    axes.set_ylabel("return of training episodes")
+    seeds = len({row["seed"] for row in results["runs"]})
+    axes.set_title(f"CartPole-v1, median and range over {seeds} seeds")
+    axes.legend(frameon=False, loc="upper left")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ successes on FrozenLake. Entropy is the acting policy's at the states it visits,
 Gaussian's depends on its deviation alone.
 """
 
-from pathlib import Path
-
 import numpy as np
-from lib import runs, setting
+from lib import compared, runs, setting
+from matplotlib.figure import Figure
 
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
-from distqtrl.report.statistics import interval, iqm, probability_of_improvement, verdict
+from distqtrl.report.statistics import interval, iqm
 
 COMMON = ("--generator.source", "direct", "--evaluate.every", "none", "--evaluate.target", "none")
 TASKS = {
@@ -46,25 +45,20 @@ PAIRS = (
 
 
 def main() -> None:
-    parser = setting.parser(__doc__)
-    parser.add_argument("--task", choices=TASKS, default="frozenlake")
-    parser.add_argument("--seeds", type=int, help="how many; default 10")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
-    args = parser.parse_args()
-    args.seeds = args.seeds or (2 if args.quick else 10)
+    args = runs.parser(__doc__, dict.fromkeys(TASKS, 10)).parse_args()
     preset, common = TASKS[args.task]
     names = ["float", "nvfp4 + noise"] if args.quick else list(CASES)
     cases = {name: runs.jobs(args, (*common, *CASES[name]), preset=preset) for name in names}
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
     results = {
         **runs.facts(args, everything),
-        "seeds": args.seeds,
+        "seeds": list(runs.seeds(args)),
         "cases": {name: case(runs.whole(everything, jobs), len(jobs)) for name, jobs in cases.items()},
     }
-    results["verdicts"] = verdicts(results["cases"])
-    if folder := setting.save(args, f"exploration/{args.task}", results, table(results)):
-        figure(results, folder / f"exploration/{args.task}")
+    for what, key in (("Return", "scores"), ("Entropy", "entropy")):
+        told = compared.verdicts(results["cases"], PAIRS, key)
+        results.setdefault("verdicts", []).extend(f"{what}: {text}" for text in told)
+    setting.save(args, f"exploration/{args.task}", results, table(results), figure)
 
 
 def case(whole: list[Run], wanted: int) -> dict:
@@ -87,26 +81,12 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(x, 4) for x in values.tolist()]
 
 
-def verdicts(cases: dict) -> list[str]:
-    """A sentence on the score and one on the entropy for every pair of cases, whichever way it falls."""
-    out = []
-    for what in ("scores", "entropy"):
-        for a, b in PAIRS:
-            if a in cases and b in cases:
-                x, y = (np.array(cases[name][what]) for name in (a, b))
-                p, bounds = probability_of_improvement(x, y), interval(probability_of_improvement, x, y)
-                out.append(
-                    f"{'Return' if what == 'scores' else 'Entropy'}: {verdict(f'**{a}**', f'**{b}**', p, *bounds)}"
-                )
-    return out
-
-
 def table(results: dict) -> str:
     """The results as Markdown."""
     lines = [
         f"# Exploration with quantized, noisy actors: {UNITS[results['task']]}",
         "",
-        *runs.line(results, f"{results['seeds']} seeds."),
+        *runs.line(results, f"{len(results['seeds'])} seeds."),
         "",
         "Greedy return of the learner's policy over 100 episodes, IQM over seeds with its 95 % bootstrap interval.",
         "",
@@ -119,20 +99,19 @@ def table(results: dict) -> str:
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION])
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Smoothed return and entropy over environment steps."""
-    with figures.styled():
-        drawn, axes = figures.panels(2)
-        for number, (name, c) in enumerate(results["cases"].items()):
-            steps_T = np.array(c["env_steps"])
-            figures.band(axes[0], steps_T, np.array(c["returns"]), number, name)
-            figures.band(axes[1], steps_T, np.array(c["entropies"]), number, name, shade=False)
-        for each, title in zip(axes, ("smoothed return of training", "entropy"), strict=True):
-            each.set_xlabel("environment steps")
-            each.set_ylabel(title)
-        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-        axes[0].set_title(f"{UNITS[results['task']]}, IQM, {results['seeds']} seeds")
-        figures.save(drawn, path)
+    drawn, axes = figures.panels(2)
+    for number, (name, c) in enumerate(results["cases"].items()):
+        steps_T = np.array(c["env_steps"])
+        figures.band(axes[0], steps_T, np.array(c["returns"]), number, name)
+        figures.band(axes[1], steps_T, np.array(c["entropies"]), number, name, shade=False)
+    for each, title in zip(axes, ("smoothed return of training", "entropy"), strict=True):
+        each.set_xlabel("environment steps")
+        each.set_ylabel(title)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    axes[0].set_title(f"{UNITS[results['task']]}, IQM, {len(results['seeds'])} seeds")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ theirs (900 of 1000; 0.90 of 0.955), for the mended CartPole Gymnasium's thresho
 level when its last smoothed return is there, and reaches it when any smoothed return is.
 """
 
-from pathlib import Path
-
 import numpy as np
 from lib import runs, setting
+from matplotlib.figure import Figure
 
 from distqtrl.report import figures
 
@@ -43,8 +42,7 @@ def main() -> None:
         **runs.facts(args, everything),
         "cases": {name: case(everything, each, *CASES[args.task][name][::2]) for name, each in jobs.items()},
     }
-    if folder := setting.save(args, f"reproduce/{args.task}", results, table(results)):
-        figure(results, folder / f"reproduce/{args.task}")
+    setting.save(args, f"reproduce/{args.task}", results, table(results), figure)
 
 
 def case(everything: dict, jobs: list[runs.Job], preset: str, level: float) -> dict:
@@ -84,16 +82,13 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Every run's end."""
-    with figures.styled():
-        drawn, (axes,) = figures.panels(1, lines=len(results["cases"]))
-        figures.scores(axes, {name: c["scores"] for name, c in results["cases"].items()})
-        axes.set_xlabel("mean return of the last tenth of episodes")
-        axes.set_title(
-            "CartPole (ceiling 1000, mended 500)" if results["task"] == "cartpole" else runs.UNITS["minigrid"]
-        )
-        figures.save(drawn, path)
+    drawn, (axes,) = figures.panels(1, lines=len(results["cases"]))
+    figures.scores(axes, {name: c["scores"] for name, c in results["cases"].items()})
+    axes.set_xlabel("mean return of the last tenth of episodes")
+    axes.set_title("CartPole (ceiling 1000, mended 500)" if results["task"] == "cartpole" else runs.UNITS["minigrid"])
+    return drawn
 
 
 if __name__ == "__main__":

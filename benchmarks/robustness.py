@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from lib import setting
+from matplotlib.figure import Figure
 
 from distqtrl.config.stages import Environment
 from distqtrl.environment.rollout import play
@@ -42,11 +43,10 @@ def main() -> None:
     results = {
         **setting.facts("torch", "numpy", "gymnasium", "mujoco"),
         **{"environment": policy.environment["id"], "episodes": args.episodes, "sigmas": SIGMAS},
-        **{"names": names, "cases": cases, "search_commit": about["commit"]},
+        **{"names": names, "cases": cases, "search_commit": about["commit"], "seeds": about["settings"]["seeds"]},
     }
     name = f"robustness/{args.search.resolve().name.removeprefix('search-')}"
-    if folder := setting.save(args, name, results, table(results)):
-        figure(results, folder / name)
+    setting.save(args, name, results, table(results), figure)
 
 
 def curves(args: argparse.Namespace, seeds: list[int], name: str) -> list[list[float]]:
@@ -93,21 +93,20 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Mean return over the deviation, with 95 % intervals over seeds."""
-    with figures.styled():
-        drawn, (axes,) = figures.panels(1)
-        for kind, rows in results["cases"].items():
-            x_RS = np.array(rows)
-            axes.plot(SIGMAS, x_RS.mean(0), marker="o", label=f"{kind} ({results['names'][kind]})")
-            if len(x_RS) > 1:
-                bounds = [interval(lambda x: float(x.mean()), x_R) for x_R in x_RS.T]
-                axes.fill_between(SIGMAS, *zip(*bounds, strict=True), alpha=0.2)
-        axes.set_xlabel("deviation of the noise on normalised observations")
-        axes.set_ylabel("greedy return")
-        axes.set_title(f"{results['environment']}, mean and 95 % interval over seeds")
-        axes.legend(frameon=False)
-        figures.save(drawn, path)
+    drawn, (axes,) = figures.panels(1)
+    for kind, rows in results["cases"].items():
+        x_RS = np.array(rows)
+        axes.plot(SIGMAS, x_RS.mean(0), marker="o", label=f"{kind} ({results['names'][kind]})")
+        if len(x_RS) > 1:
+            bounds = [interval(lambda x: float(x.mean()), x_R) for x_R in x_RS.T]
+            axes.fill_between(SIGMAS, *zip(*bounds, strict=True), alpha=0.2)
+    axes.set_xlabel("deviation of the noise on normalised observations")
+    axes.set_ylabel("greedy return")
+    axes.set_title(f"{results['environment']}, mean and 95 % interval over seeds")
+    axes.legend(frameon=False)
+    return drawn
 
 
 if __name__ == "__main__":

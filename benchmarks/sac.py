@@ -11,11 +11,11 @@ both alike. Both are judged by the same 100 greedy episodes' seeds. Finished run
 
 import argparse
 import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from lib import runs, setting
@@ -32,29 +32,21 @@ PEER = "stable-baselines3"
 
 
 def main() -> None:
-    parser = setting.parser(__doc__)
-    parser.add_argument("--task", choices=TASKS, default="pendulum")
+    parser = runs.parser(__doc__, dict.fromkeys(TASKS, 5))
     parser.add_argument("--steps", type=int, help="of a run")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
-    parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)  # train this seed with the peer, print the outcome
     args = parser.parse_args()
     args.steps = args.steps or (400 if args.quick else TASKS[args.task][1])
-    if args.quick:
-        args.seeds = 2
-    if args.peer is not None:
-        print(json.dumps(peer(args, args.peer)))
-        return
     found: dict[str, list[dict]] = {"distqtrl": [], PEER: []}
-    for seed in range(args.seeds):
+    seeds = list(runs.seeds(args))
+    for seed in seeds:
         found["distqtrl"].append(ours(args, seed))
         found[PEER].append(theirs(args, seed))
     rows = {name: {"runs": each, **summary(each)} for name, each in found.items()}
     rates = [[run["steps_per_s"] for run in each] for each in found.values()]
-    made = runs.commits((job(args, seed) for seed in range(args.seeds)), args.runs)
+    made = runs.commits((job(args, seed) for seed in seeds), args.runs)
     results = {
         **setting.facts("torch", "gymnasium", "mujoco", "numpy", PEER),
-        **{"task": args.task, "steps": args.steps, "rows": rows, "run_commits": made},
+        **{"task": args.task, "steps": args.steps, "seeds": seeds, "rows": rows, "run_commits": made},
         "ratio": statistics.median(a / b for a, b in zip(*rates, strict=True)),
     }
     setting.save(args, f"sac/{args.task}", results, table(results))
@@ -85,18 +77,19 @@ def ours(args: argparse.Namespace, seed: int) -> dict:
 def theirs(args: argparse.Namespace, seed: int) -> dict:
     place = args.runs / f"sb3-sac-{args.task}-{args.steps}-seed{seed}.json"
     if not place.exists():
-        words = ["--task", args.task, "--steps", str(args.steps), "--peer", str(seed), *(["--quick"] * args.quick)]
-        command = [sys.executable, __file__, *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        import stable_baselines3  # noqa: F401 (once, and not in every fork)
+
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as apart:
+            outcome = apart.submit(peer, args, seed).result()
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(done.stdout.splitlines()[-1])
+        place.write_text(json.dumps(outcome))
     found: dict = json.loads(place.read_text())
     Console(stderr=True).print(f"{PEER} seed {seed}: {found}")
     return found
 
 
 def peer(args: argparse.Namespace, seed: int) -> dict:
-    """One run of the peer, in this process."""
+    """One run of the peer."""
     import gymnasium
     import torch
     from stable_baselines3 import SAC

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import launches, reductions, setting
+from matplotlib.figure import Figure
 
 from distqtrl.report import figures
 
@@ -57,8 +58,7 @@ def main() -> None:
         "imports": launches.imports(times, launches.FEW if args.quick else launches.IMPORTS),
         "took_s": time.time() - began,
     }
-    if folder := setting.save(args, "scaling/scaling", results, table(results)):
-        figure(results, folder / "scaling/scaling")
+    setting.save(args, "scaling/scaling", results, table(results), figure)
 
 
 def printed(command: list[str]) -> Any:
@@ -273,42 +273,41 @@ def start_up(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def figure(results: dict[str, Any], path: Path) -> None:
+def figure(results: dict[str, Any]) -> Figure:
     """Throughput, reductions alone, predicted efficiency."""
-    with figures.styled():
-        drawn, (left, middle, right) = figures.panels(3)
-        for number, case in enumerate(("weak", "strong")):
-            rows = found(results, case)
-            points = [(n, r["rates"], min(r["every_rate"]), max(r["every_rate"])) for n, r in rows.items()]
-            figures.points(left, points, number, f"{case} scaling")
-        ticks = sorted(found(results, "weak"))
-        left.set_xscale("log", base=2)
-        left.set_xticks(ticks, [str(n) for n in ticks])
-        left.set_ylim(bottom=0)
-        left.set(xlabel=f"ranks, on {CORES} cores", ylabel="environment steps/s of all ranks")
-        for number, name in enumerate(reductions.REDUCTIONS):
-            for n, rows in results["reductions"].items():
-                values = {int(k): v["median_us"] for k, v in rows[name].items() if k != "update"}
-                style = {"color": figures.COLORS[number], "linestyle": figures.LINES[ticks.index(n) - 1]}
-                middle.plot(
-                    list(values),
-                    list(values.values()),
-                    marker=figures.MARKERS[number],
-                    label=f"{name}, {n} ranks",
-                    **style,
-                )
-        middle.set(xscale="log", yscale="log", xlabel="length, float64", ylabel="median us of a reduction")
-        rows = results["prediction"]["rows"]
-        for number, (name, what) in enumerate(reductions.METHODS.items()):
-            y = [100 * r["efficiency"][name] for r in rows]
-            style = {"color": figures.COLORS[number], "marker": figures.MARKERS[number]}
-            right.plot([r["ranks"] for r in rows], y, label=what, **style)
-        right.axhline(90, color="0.5", linestyle=":")
-        right.set_xscale("log", base=2)
-        right.set(xlabel="ranks", ylabel="predicted efficiency of weak scaling, %", ylim=(0, 102))
-        for axes in (left, middle, right):
-            axes.legend(frameon=False, fontsize=8)
-        figures.save(drawn, path)
+    drawn, (left, middle, right) = figures.panels(3)
+    for number, case in enumerate(("weak", "strong")):
+        rows = found(results, case)
+        points = [(n, r["rates"], min(r["every_rate"]), max(r["every_rate"])) for n, r in rows.items()]
+        figures.points(left, points, number, f"{case} scaling")
+    ticks = sorted(found(results, "weak"))
+    left.set_xscale("log", base=2)
+    left.set_xticks(ticks, [str(n) for n in ticks])
+    left.set_ylim(bottom=0)
+    left.set(xlabel=f"ranks, on {CORES} cores", ylabel="environment steps/s of all ranks")
+    for number, name in enumerate(reductions.REDUCTIONS):
+        for n, rows in results["reductions"].items():
+            values = {int(k): v["median_us"] for k, v in rows[name].items() if k != "update"}
+            style = {"color": figures.COLORS[number], "linestyle": figures.LINES[ticks.index(n) - 1]}
+            middle.plot(
+                list(values),
+                list(values.values()),
+                marker=figures.MARKERS[number],
+                label=f"{name}, {n} ranks",
+                **style,
+            )
+    middle.set(xscale="log", yscale="log", xlabel="length, float64", ylabel="median us of a reduction")
+    rows = results["prediction"]["rows"]
+    for number, (name, what) in enumerate(reductions.METHODS.items()):
+        y = [100 * r["efficiency"][name] for r in rows]
+        style = {"color": figures.COLORS[number], "marker": figures.MARKERS[number]}
+        right.plot([r["ranks"] for r in rows], y, label=what, **style)
+    right.axhline(90, color="0.5", linestyle=":")
+    right.set_xscale("log", base=2)
+    right.set(xlabel="ranks", ylabel="predicted efficiency of weak scaling, %", ylim=(0, 102))
+    for axes in (left, middle, right):
+        axes.legend(frameon=False, fontsize=8)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ by a term of order 1/shots. Compared at the same number of shots in all:
     antithetic   half of the shots drawn with u, half with 1 - u; a simulation can do that, a QPU cannot
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from lib import setting
+from matplotlib.figure import Figure
 
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.generator.generator import Generator
@@ -41,8 +40,7 @@ def main() -> None:
         for shots in args.shots:
             rows += [{"size": name, **measured(generator, e, shots, args.draws)} for e in ESTIMATES]
     results = {**setting.facts("torch", "numpy", "numba"), "draws": args.draws, "rows": rows}
-    if folder := setting.save(args, "shots/shots", results, table(results)):
-        figure(results, folder / "shots/shots.png")
+    setting.save(args, "shots/shots", results, table(results), figure)
 
 
 def weights(generator: Generator, p_S: np.ndarray) -> np.ndarray:
@@ -124,27 +122,24 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Bias (where it is resolved) and spread of the weights against shots."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
-        drawing = Figure(figsize=(9, 4.2), layout="constrained")
-        panels = drawing.subplots(1, len(CHUNKS), sharex=True, sharey=True)
-        for panel, size in zip(panels, CHUNKS, strict=True):
-            for estimate in ESTIMATES:
-                rows = [row for row in results["rows"] if (row["size"], row["estimate"]) == (size, estimate)]
-                shots, color = [row["shots"] for row in rows], COLORS[estimate]
-                resolved = [row["weights_bias"] >= row["weights_resolution"] for row in rows]
-                bias = [row["weights_bias"] if seen else np.nan for row, seen in zip(rows, resolved, strict=True)]
-                panel.loglog(shots, bias, "o-", color=color, label=f"{estimate}: bias")
-                panel.loglog(shots, [row["weights_spread"] for row in rows], ":", color=color, label="spread")
-            panel.set_xlabel("shots in all")
-            panel.set_title(f"{size}: error of the weights")
-        panels[0].set_ylabel("norm relative to the exact weights'")
-        panels[-1].legend(frameon=False, fontsize=9, ncols=2)
-        drawing.savefig(path, dpi=150)
+    drawing = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = drawing.subplots(1, len(CHUNKS), sharex=True, sharey=True)
+    for panel, size in zip(panels, CHUNKS, strict=True):
+        for estimate in ESTIMATES:
+            rows = [row for row in results["rows"] if (row["size"], row["estimate"]) == (size, estimate)]
+            shots, color = [row["shots"] for row in rows], COLORS[estimate]
+            resolved = [row["weights_bias"] >= row["weights_resolution"] for row in rows]
+            bias = [row["weights_bias"] if seen else np.nan for row, seen in zip(rows, resolved, strict=True)]
+            panel.loglog(shots, bias, "o-", color=color, label=f"{estimate}: bias")
+            panel.loglog(shots, [row["weights_spread"] for row in rows], ":", color=color, label="spread")
+        panel.set_xlabel("shots in all")
+        panel.set_title(f"{size}: error of the weights")
+    panels[0].set_ylabel("norm relative to the exact weights'")
+    panels[-1].legend(frameon=False, fontsize=9, ncols=2)
+    return drawing
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> None:
         "flags": flags,
         "config": config(args, flags),
         "summary": summary(rows),
-        "seeds": rows,
+        "seeds": rows,  # each with its number
     }
     setting.save(args, f"solve/{args.preset}", results, table(results))
 

@@ -17,11 +17,11 @@ return still rises there.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 from lib import runs, setting
 from lib.effort import first_reached
+from matplotlib.figure import Figure
 
 from distqtrl.config import sources
 from distqtrl.report import figures
@@ -36,18 +36,13 @@ TITLES = {**runs.OF_DIST_QTRL, "simple-spread": "simple_spread_v3 (3 agents)", "
 
 
 def main() -> None:
-    parser = setting.parser(__doc__)
-    parser.add_argument("--task", choices=TITLES, default="cartpole")
-    parser.add_argument("--seeds", type=int, help="how many; default 10 for cartpole, 5 for minigrid, 3 for agents")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
+    parser = runs.parser(__doc__, {**runs.SEEDS, **dict.fromkeys(AGENTS, 3)})
     parser.add_argument("--ranks", type=int, nargs="+", help="1 is always run; default 1 2 4 8, for agents 1 2 4")
     parser.add_argument("--layers", type=int, help="default 3, for agents the preset's")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--aggregations", nargs="+", choices=AGGREGATIONS, help="default all, for agents mean")
     args = parser.parse_args()
     agents = args.task in AGENTS
-    args.seeds = args.seeds or (2 if args.quick else 3 if agents else runs.SEEDS[args.task])
     args.layers = args.layers or (sources.preset(args.task).circuit.layers if agents else 3)
     args.ranks = args.ranks or ([1, 2, 4] if agents else [1, 2, 4, 8])
     args.aggregations = args.aggregations or (["mean"] if agents else list(AGGREGATIONS))
@@ -77,8 +72,7 @@ def main() -> None:
         "targets": targets,
         "rows": rows,
     }
-    if folder := setting.save(args, f"speedup/{args.task}", results, table(results)):
-        figure(results, folder / f"speedup/{args.task}")
+    setting.save(args, f"speedup/{args.task}", results, table(results), figure)
 
 
 def flags(args: argparse.Namespace, policy: str) -> tuple[str, ...]:
@@ -176,30 +170,29 @@ def _cell(measure: dict) -> str:
     return f"{measure['median']:{digits}} ({low:{digits}} to {high:{digits}})"
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Speed-up in updates, beside the linear line; and CPU seconds of one rank."""
-    with figures.styled():
-        drawn, (left, right) = figures.panels(2)
-        ranks = sorted({r["ranks"] for r in results["rows"]})
-        left.plot(ranks, ranks, color="0.5", linestyle=":", label="linear")
-        for number, who in enumerate(dict.fromkeys(_who(r) for r in results["rows"])):
-            rows = [r for r in results["rows"] if _who(r) == who]
-            for axes, measure in ((left, "speedup"), (right, "cpu_s")):
-                points = [(r["ranks"], r[measure]["median"], *r[measure]["interval"]) for r in rows]
-                figures.points(axes, points, number, ", ".join(who))
-        for axes, what in (
-            (left, "speed-up in updates"),
-            (right, "CPU s of one rank to the target"),
-        ):
-            axes.set_xscale("log", base=2)
-            if np.isfinite(axes.dataLim.height):  # there is a point
-                axes.set_yscale("log", base=2)
-            axes.set_xticks(ranks, [str(n) for n in ranks])
-            axes.set_xlabel("ranks")
-            axes.set_ylabel(what)
-        left.legend(frameon=False, fontsize=8)
-        drawn.suptitle(f"{TITLES[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
-        figures.save(drawn, path)
+    drawn, (left, right) = figures.panels(2)
+    ranks = sorted({r["ranks"] for r in results["rows"]})
+    left.plot(ranks, ranks, color="0.5", linestyle=":", label="linear")
+    for number, who in enumerate(dict.fromkeys(_who(r) for r in results["rows"])):
+        rows = [r for r in results["rows"] if _who(r) == who]
+        for axes, measure in ((left, "speedup"), (right, "cpu_s")):
+            points = [(r["ranks"], r[measure]["median"], *r[measure]["interval"]) for r in rows]
+            figures.points(axes, points, number, ", ".join(who))
+    for axes, what in (
+        (left, "speed-up in updates"),
+        (right, "CPU s of one rank to the target"),
+    ):
+        axes.set_xscale("log", base=2)
+        if np.isfinite(axes.dataLim.height):  # there is a point
+            axes.set_yscale("log", base=2)
+        axes.set_xticks(ranks, [str(n) for n in ranks])
+        axes.set_xlabel("ranks")
+        axes.set_ylabel(what)
+    left.legend(frameon=False, fontsize=8)
+    drawn.suptitle(f"{TITLES[results['task']]}, L = {results['layers']}, {len(results['seeds'])} seeds")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ stable-baselines3 trains the same 4-128-2 policy by PPO, with its defaults and w
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,6 @@ from distqtrl.config.sources import with_flags
 from distqtrl.generator.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
-from distqtrl.report.runs import read
 
 DEVICES = ("default.qubit", "lightning.qubit")
 POLICY = Architecture(4, (128,), 2, "relu")
@@ -50,6 +47,7 @@ def main() -> None:
         **setting.facts(
             "torch", "numba", "numpy", "gymnasium", "pennylane", "pennylane-lightning", "stable-baselines3"
         ),
+        "seeds": list(range(args.seeds)),
         "lengths": args.lengths,
         "authors": theirs,
         "ours": [ours("qtrl-cartpole", seed, runs.QUICK if args.quick else ()) for seed in range(args.seeds)],
@@ -89,11 +87,11 @@ def episode(generator: Generator, optimizer: torch.optim.Optimizer, length: int)
 
 def ours(preset: str, seed: int, flags: tuple[str, ...]) -> dict[str, float]:
     """One run of a preset in a process of its own."""
+    job = runs.Job(preset, seed, 1, ("--evaluate.every", "none", "--evaluate.target", "none", *flags))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "distqtrl", "train", preset, "--json", "--train.seed", str(seed)]
-        command += ["--train.directory", folder, "--evaluate.every", "none", "--evaluate.target", "none", *flags]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        run = read(Path(json.loads(done.stdout.splitlines()[-1])["run"]))
+        run = runs.done([job], Path(folder))[job]
+    if isinstance(run, str):
+        sys.exit(f"{job.name}: {run}")
     return {**{key: run.result[key] for key in ("env_steps", "episodes", "train_s")}, **run.profile_s}
 
 

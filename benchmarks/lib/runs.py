@@ -1,19 +1,23 @@
 """Many training runs, each a real `distqtrl train`: started once, kept, resumed where they were stopped.
 
 A run's folder is named by what it is (preset, flags, ranks, seed), so scripts share runs and a second start of a
-script does only what is missing. A run that fails leaves its last words and is reported, never dropped.
+script does only what is missing. A run that fails leaves its last words and is reported, never dropped. A run on one
+rank is a fork of a process that has loaded everything, which saves it four seconds of a core.
 """
 
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +55,13 @@ class Job:
         return f"{self.preset}-n{self.ranks}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-seed{self.seed}"
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options of every script that compares runs."""
+def parser(doc: str | None, usual: Mapping[str, int] = SEEDS) -> argparse.ArgumentParser:
+    """The options of every script that compares runs; usual: its tasks and their numbers of seeds."""
     out = setting.parser(doc)
-    out.add_argument("--task", choices=PRESETS, default="cartpole")
-    out.add_argument("--seeds", type=int, help="how many; default 10 for cartpole, 5 for minigrid")
+    out.set_defaults(usual=usual)
+    out.add_argument("--task", choices=usual, default=next(iter(usual)))
+    default = ", ".join(f"{number} for {task}" for task, number in usual.items())
+    out.add_argument("--seeds", type=int, help=f"how many; default {default}; with --quick 2")
     out.add_argument("--first-seed", type=int, default=0)
     out.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where runs are kept")
     return out
@@ -63,7 +69,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def seeds(args: argparse.Namespace, times: int = 1) -> range:
     """The seeds asked for; where nothing is asked, so many times the usual number."""
-    count = args.seeds or (2 if args.quick else times * SEEDS[args.task])
+    count = args.seeds or (2 if args.quick else times * args.usual[args.task])
     return range(args.first_seed, args.first_seed + count)
 
 
@@ -84,16 +90,20 @@ def done(wanted: list[Job], folder: Path) -> dict[Job, Run | str]:
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("runs", total=len(missing))
         for ranks in sorted({job.ranks for job in missing}):
-            with ThreadPoolExecutor(max(1, cores // ranks)) as pool:
-                waiting: dict[Future, Job] = {}
-                for job in missing:
-                    if job.ranks == ranks:
-                        waiting[pool.submit(_train, job, folder / job.name, commit)] = job
-                for number, future in enumerate(as_completed(waiting)):
-                    future.result()
-                    bar.update(task, advance=1, description=waiting[future].name)
+            waiting = [job for job in missing if job.ranks == ranks]
+            running: dict[Job, subprocess.Popen | BaseProcess] = {}
+            number, count = 0, len(waiting)
+            while waiting or running:
+                while waiting and len(running) < max(1, cores // ranks):
+                    job = waiting.pop(0)
+                    running[job] = _started(job, folder / job.name, commit)
+                time.sleep(0.01)
+                for job in [job for job, process in running.items() if _code(process) is not None]:
+                    _ended(folder / job.name, _code(running.pop(job)))
+                    number += 1
+                    bar.update(task, advance=1, description=job.name)
                     if not console.is_terminal:
-                        print(f"{ranks} ranks, {number + 1} of {len(waiting)}: {waiting[future].name}", file=sys.stderr)
+                        print(f"{ranks} ranks, {number} of {count}: {job.name}", file=sys.stderr)
     return {job: _outcome(folder / job.name) for job in wanted}
 
 
@@ -149,8 +159,8 @@ def _complete(place: Path) -> bool:
     return bool(list(place.glob("*/result.json")))
 
 
-def _train(job: Job, place: Path, commit: str) -> None:
-    """Start the run, or go on with its last checkpoint."""
+def _started(job: Job, place: Path, commit: str) -> subprocess.Popen | BaseProcess:
+    """A process that begins the run, or goes on with its last checkpoint; what it says is in place/said."""
     place.mkdir(parents=True, exist_ok=True)
     started = sorted(path.parent.parent for path in place.glob("*/checkpoints/update-*.safetensors"))
     if started:
@@ -163,11 +173,50 @@ def _train(job: Job, place: Path, commit: str) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if job.ranks > (os.cpu_count() or 1):
         env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # MPICH spins where it waits
-    command = [*(setting.mpirun(job.ranks) if job.ranks > 1 else [sys.executable]), "-m", "distqtrl", *words]
-    ended = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if job.ranks > 1:
+        command = [*setting.mpirun(job.ranks), "-m", "distqtrl", *words]
+        with (place / "said").open("w") as said:
+            return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
+    _load()
+    fork = multiprocessing.get_context("fork").Process(target=_forked, args=(words, place / "said"))
+    fork.start()
+    return fork
+
+
+def _load() -> None:
+    """Import what trainings import. With one thread: a pool of them would be missing in forks."""
+    import matplotlib.figure  # noqa: F401
+    import torch
+    import torch_geometric.nn  # noqa: F401
+
+    from distqtrl.cli import main  # noqa: F401
+    from distqtrl.training import loop, shared_qpu  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def _forked(words: list[str], said: Path) -> None:
+    """The training in a fork of this process, with its words in a file."""
+    from distqtrl.cli import main
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with Path(os.devnull).open("w") as nowhere, said.open("w") as file:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        with redirect_stdout(nowhere), redirect_stderr(file):
+            sys.exit(main.main(words))
+
+
+def _code(process: subprocess.Popen | BaseProcess) -> int | None:
+    """The exit code; None: it runs."""
+    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+
+
+def _ended(place: Path, code: int | None) -> None:
     (place / "failed").unlink(missing_ok=True)
-    if ended.returncode:
-        (place / "failed").write_text((ended.stderr.strip().splitlines() or ["it said nothing"])[-1])
+    said = (place / "said").read_text()
+    if code:
+        (place / "failed").write_text((said.strip().splitlines() or ["it said nothing"])[-1])
 
 
 def _outcome(place: Path) -> Run | str:

@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distqtrl.report import figures
 from distqtrl.versions import version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,19 +41,28 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--quick", action="store_true", help="small; writes nothing unless -o is given")
     out.add_argument("-o", "--output", type=Path, help="folder of the results")
+    out.add_argument("--pdf", action="store_true", help="write the figure as PDF, too")
     return out
 
 
-def save(args: argparse.Namespace, name: str, results: dict[str, Any], text: str) -> Path | None:
-    """Print the table; write NAME.json and NAME.md, NAME being question/case. Returns the folder that NAME is in."""
+def save(
+    args: argparse.Namespace,
+    name: str,
+    results: dict[str, Any],
+    text: str,
+    drawn: Callable[[dict[str, Any]], Any] | None = None,
+) -> None:
+    """Print the table; write NAME.json, NAME.md and the figure that is drawn of the results. NAME is question/case."""
     print(text)
     if args.quick and not args.output:
-        return None
-    folder: Path = args.output or RESULTS
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(_json(results))
-    (folder / f"{name}.md").write_text(text + "\n")
-    return folder
+        return
+    place = (args.output or RESULTS) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.with_name(f"{place.name}.json").write_text(_json(results))
+    place.with_name(f"{place.name}.md").write_text(text + "\n")
+    if drawn:
+        with figures.styled():
+            figures.save(drawn(results), place, pdf=args.pdf)
 
 
 def _json(results: dict[str, Any]) -> str:

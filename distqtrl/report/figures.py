@@ -68,11 +68,12 @@ def panels(number: int, lines: int | None = None, columns: int | None = None) ->
     return figure, axes[:number]
 
 
-def save(figure: "Figure", path: Path) -> list[Path]:
-    """Write PATH.png and PATH.pdf."""
-    files = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+def save(figure: "Figure", path: Path, pdf: bool = True) -> list[Path]:
+    """Write PATH.png and, unless told not to, PATH.pdf."""
+    files = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")[: 1 + pdf]]
     figure.savefig(files[0], dpi=150)
-    figure.savefig(files[1], metadata={"CreationDate": None})
+    if pdf:
+        figure.savefig(files[1], metadata={"CreationDate": None})
     return files
 
 

@@ -33,16 +33,16 @@ def said(err):
 
 
 @pytest.mark.parametrize("more", ["", SAC], ids=["ppo", "sac"])
-def test_another_number_of_ranks_goes_on_with_the_same_samples(mpirun, tmp_path, more):
+def test_another_number_of_ranks_goes_on_with_the_same_samples(forked_ranks, tmp_path, more):
     stopped, event = tmp_path / "stopped", tmp_path / "event"
     words = ["--run", str(stopped), "--train.updates", "6", "--train.precision", "float64", *more.split()]
     spec = {"argv": [*TINY.split(), *words], "pause": 2, "event": str(event)}
-    code, _, err = mpirun(2, [PROGRAMS / "several.py", json.dumps([spec])], when=[(event, signal.SIGUSR1)])
+    code, _, err = forked_ranks(2, [PROGRAMS / "several.py", json.dumps([spec])], when=[(event, signal.SIGUSR1)])
     assert code == 75, err
     for ranks in (1, 3):
         run = tmp_path / str(ranks)
         shutil.copytree(stopped, run)
-        code, _, err = mpirun(ranks, ["-m", "distqtrl", "train", "--resume", run])
+        code, _, err = forked_ranks(ranks, ["-m", "distqtrl", "train", "--resume", run])
         assert code == 0, err
         for row, expected in zip(rows(run, *COUNTED), rows(tmp_path / "1", *COUNTED), strict=True):
             assert row == pytest.approx(expected, rel=1e-9)
@@ -70,21 +70,21 @@ def test_lost_ranks_are_left_behind(openmpi, tmp_path):
     assert (result["ranks"], result["lost_ranks"]) == (2, [0, 2])
 
 
-def test_without_ulfm_a_lost_rank_cannot_be_left_behind(mpirun, tmp_path):
+def test_without_ulfm_a_lost_rank_cannot_be_left_behind(forked_ranks, tmp_path):
     words = ["--run", tmp_path / "run", "--allreduce.lost_rank", "shrink", "--train.updates", "1"]
-    code, _, err = mpirun(2, ["-m", "distqtrl", *TINY.split(), *words])
+    code, _, err = forked_ranks(2, ["-m", "distqtrl", *TINY.split(), *words])
     assert code == 2
     (line,) = said(err)
     assert "allreduce.lost_rank = shrink needs Open MPI 5 and mpirun --with-ft ulfm, this is MPICH" in line
 
 
-def test_replicas_in_one_process_are_ranks(mpirun, tmp_path):
+def test_replicas_in_one_process_are_ranks(forked_ranks, tmp_path):
     words = ["--train.updates", "3", "--qpu.backend", "torch", "--qpu.replicas", "2", "--allreduce.reduction", "tree"]
-    code, out, err = mpirun(2, ["-m", "distqtrl", *TINY.split(), "--run", tmp_path / "2x2", *words])
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", *TINY.split(), "--run", tmp_path / "2x2", *words])
     assert code == 0, err
     assert "2 replicas per rank, circuits as one batch" in out
     words[words.index("--qpu.replicas") + 1] = "1"
-    code, _, err = mpirun(4, ["-m", "distqtrl", *TINY.split(), "--run", tmp_path / "4", *words])
+    code, _, err = forked_ranks(4, ["-m", "distqtrl", *TINY.split(), "--run", tmp_path / "4", *words])
     assert code == 0, err
     policies = [(tmp_path / run / "policy.safetensors").read_bytes() for run in ("2x2", "4")]
     assert policies[0] == policies[1]
@@ -92,19 +92,19 @@ def test_replicas_in_one_process_are_ranks(mpirun, tmp_path):
     assert rows(tmp_path / "2x2", *keys) == rows(tmp_path / "4", *keys)
 
 
-def test_a_replica_that_fails_ends_the_others(mpirun, tmp_path):
+def test_a_replica_that_fails_ends_the_others(forked_ranks, tmp_path):
     """Rank 1 is the second replica of the first process."""
     kwargs = json.dumps({"fault": "exception"})
     flags = ["--environment.id", "broken:Broken-v0", "--environment.kwargs", kwargs, "--qpu.replicas", "2"]
     env = {"PYTHONPATH": str(PROGRAMS), "EVENT": str(tmp_path / "event")}
     argv = ["-m", "distqtrl", *TINY.split(), *flags, "--train.updates", "9", "--run", tmp_path / "run"]
-    code, _, err = mpirun(2, argv, env=env, when=[(tmp_path / "event", None)])
+    code, _, err = forked_ranks(2, argv, env=env, when=[(tmp_path / "event", None)])
     assert code == 1
     assert any("RuntimeError: the motor is on fire" in line for line in said(err))
 
 
-def test_two_mpis_train_bit_for_bit_the_same(mpirun, openmpi, tmp_path):
-    for name, launch in (("mpich", mpirun), ("openmpi", openmpi)):
+def test_two_mpis_train_bit_for_bit_the_same(forked_ranks, openmpi, tmp_path):
+    for name, launch in (("mpich", forked_ranks), ("openmpi", openmpi)):
         runs = []
         for reduction in ("ordered", "tree"):
             words = ["--run", str(tmp_path / f"{name}-{reduction}"), "--allreduce.reduction", reduction]

@@ -48,9 +48,9 @@ def lines(err):
     return [line for line in err.splitlines() if line.startswith("distqtrl: ")]
 
 
-def test_an_exception_on_one_rank(mpirun, tmp_path):
+def test_an_exception_on_one_rank(forked_ranks, tmp_path):
     argv, env, when = breaking(tmp_path, "exception")
-    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 1
     (line,) = lines(err)
     assert line.startswith("distqtrl: rank 1: environment 1 (reset with seed ")
@@ -61,17 +61,17 @@ def test_an_exception_on_one_rank(mpirun, tmp_path):
     assert "Traceback" not in err
 
 
-def test_an_exit_on_one_rank(mpirun, tmp_path):
+def test_an_exit_on_one_rank(forked_ranks, tmp_path):
     argv, env, when = breaking(tmp_path, "exit")
-    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code != 0
     (line,) = lines(err)
     assert "rank 1" in line
 
 
-def test_a_killed_rank(mpirun, tmp_path):
+def test_a_killed_rank(forked_ranks, tmp_path):
     argv, env, when = breaking(tmp_path, "kill")
-    code, out, _ = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, out, _ = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 9
     assert "Killed (signal 9)" in out  # mpirun says it; which process it names is not reliable
 
@@ -87,22 +87,23 @@ def test_the_same_under_open_mpi(openmpi, tmp_path, fault):
         assert line.endswith("broken:Broken-v0 raised: RuntimeError: the motor is on fire")
 
 
-def test_a_rank_that_hangs(mpirun, tmp_path):
+def test_a_rank_that_hangs(forked_ranks, tmp_path):
     argv, env, when = breaking(tmp_path, "hang", "--allreduce.timeout_s", "2")
-    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code != 0
     (line,) = lines(err)
     assert line.startswith("distqtrl: rank 0: no word from the other ranks for 2 s (allreduce.timeout_s)")
 
 
-def test_a_rank_that_does_not_see_the_run_directory(mpirun, tmp_path):
+def test_a_rank_that_does_not_see_the_run_directory(forked_ranks, tmp_path):
     """As on hosts that share no filesystem: every rank has a folder of its own."""
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
     program = "from distqtrl.record import directory; directory.VISIBLE_WITHIN_S = 0.5"
     run = {"argv": [*training(tmp_path), "--train.directory", "runs"], "folder": f"{tmp_path}/{{rank}}"}
-    code, _, err = mpirun(2, ["-c", f"{program}; import runpy, sys; sys.argv = ['', {json.dumps(json.dumps([run]))}]; "
-                              f"runpy.run_path({str(SEVERAL)!r}, run_name='__main__')"])  # fmt: skip
+    program += f"; import runpy, sys; sys.argv = ['', {json.dumps(json.dumps([run]))}]"
+    program += f"; runpy.run_path({str(SEVERAL)!r}, run_name='__main__')"
+    code, _, err = forked_ranks(2, ["-c", program])
     assert code == 2
     (line,) = lines(err)
     assert "rank 1: host " in line
@@ -119,27 +120,27 @@ def test_a_requeue_signal_while_libraries_load(tmp_path):
     assert "stopped by SIGUSR1 after 1 updates" in out
 
 
-def test_a_nan_gradient_while_ranks_average_parameters(mpirun, tmp_path):
+def test_a_nan_gradient_while_ranks_average_parameters(forked_ranks, tmp_path):
     """Without a baseline the NaN is not in the returns, and gradients are not reduced: one rank alone can see it."""
     flags = ["--algorithm.name", "reinforce", "--algorithm.baseline", "false", "--algorithm.rollout", "episodes"]
     flags += ["--allreduce.aggregation", "average", "--allreduce.average_every", "5"]
     argv, env, when = breaking(tmp_path, "observation", *flags)
-    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code != 0
     (line,) = lines(err)
     assert "rank 1" in line
     assert "not finite" in line
 
 
-def test_a_scale_that_collapses_is_said_once(mpirun, tmp_path):
+def test_a_scale_that_collapses_is_said_once(forked_ranks, tmp_path):
     flags = ["--quantize.aware", "true", "--quantize.warmup", "0", "--algorithm.learning_rate", "0.7"]
-    code, _, err = mpirun(3, ["-m", "distqtrl", *training(tmp_path, *flags)])
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *training(tmp_path, *flags)])
     assert code == 2
     (line,) = lines(err)
     assert line.startswith("distqtrl: quantize: the scale of ")
 
 
-def test_what_all_ranks_refuse(mpirun, tmp_path):
+def test_what_all_ranks_refuse(forked_ranks, tmp_path):
     flip = {"argv": training(tmp_path, "--allreduce.check_every", "1"), "flip": 2, "event": str(tmp_path / "flip")}
     for rank in range(3):
         (tmp_path / str(rank)).mkdir()
@@ -151,7 +152,7 @@ def test_what_all_ranks_refuse(mpirun, tmp_path):
         {"argv": training(tmp_path / "file")},
         flip,
     ]
-    code, _, err = mpirun(3, [SEVERAL, json.dumps(runs)], when=[(tmp_path / "flip", None)])
+    code, _, err = forked_ranks(3, [SEVERAL, json.dumps(runs)], when=[(tmp_path / "flip", None)])
     assert code == 2
     different, unwritable, flipped = lines(err)
     assert different.startswith("distqtrl: configurations differ on rank 2 of 3: ")
@@ -161,9 +162,9 @@ def test_what_all_ranks_refuse(mpirun, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["observation", "reward"])
-def test_what_is_not_finite_is_named(mpirun, tmp_path, what):
+def test_what_is_not_finite_is_named(forked_ranks, tmp_path, what):
     argv, env, when = breaking(tmp_path, what)
-    code, _, err = mpirun(3, ["-m", "distqtrl", *argv], env=env, when=when)
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=when)
     assert code == 2
     (line,) = lines(err)
     assert line.startswith("distqtrl: rank 1: environment 1 (reset with seed ")
@@ -172,11 +173,11 @@ def test_what_is_not_finite_is_named(mpirun, tmp_path, what):
     assert line.endswith("not finite: fix the environment")
 
 
-def test_ranks_compare_what_they_found_and_say_once_what_failed_on_all(mpirun, tmp_path):
+def test_ranks_compare_what_they_found_and_say_once_what_failed_on_all(forked_ranks, tmp_path):
     names = ["apart/Agents", "apart:Wide-v0", "apart:Long-v0", "apart:Lost-v0"]
     runs = [{"argv": training(tmp_path, "--environment.id", name)} for name in names]
     path = os.pathsep.join([str(PROGRAMS), str(PROGRAMS.parents[1])])
-    code, _, err = mpirun(2, [SEVERAL, json.dumps(runs)], env={"PYTHONPATH": path})
+    code, _, err = forked_ranks(2, [SEVERAL, json.dumps(runs)], env={"PYTHONPATH": path})
     assert code == 2
     agents, spaces, limits, lost = lines(err)
     assert "apart/Agents: ranks found different agents (in order): rank 0 a, b, rank 1 b, a: give every rank" in agents
@@ -188,42 +189,42 @@ def test_ranks_compare_what_they_found_and_say_once_what_failed_on_all(mpirun, t
     assert not (tmp_path / "runs").exists()
 
 
-def test_one_rank_with_another_command_line(mpirun, tmp_path):
+def test_one_rank_with_another_command_line(forked_ranks, tmp_path):
     run = {"argv": training(tmp_path), "also": {"1": ["--json"]}}
-    code, _, err = mpirun(2, [SEVERAL, json.dumps([run])], timeout=20)
+    code, _, err = forked_ranks(2, [SEVERAL, json.dumps([run])], timeout=20)
     assert code == 2
     (line,) = lines(err)
     assert "rank 1" in line
 
 
-def test_ctrl_c_then_resume_then_sigterm(mpirun, tmp_path):
+def test_ctrl_c_then_resume_then_sigterm(forked_ranks, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     run = {"argv": training(tmp_path), "pause": 1, "event": str(first)}
-    code, out, _ = mpirun(3, [SEVERAL, json.dumps([run])], when=[(first, signal.SIGINT)])
+    code, out, _ = forked_ranks(3, [SEVERAL, json.dumps([run])], when=[(first, signal.SIGINT)])
     assert code == 130
     (directory,) = (tmp_path / "runs").iterdir()
     assert "stopped by SIGINT after 2 updates" in out
     assert f"train --resume {directory}" in out
 
     run = {"argv": ["train", "--resume", str(directory)], "pause": 4, "event": str(second)}
-    code, out, err = mpirun(3, [SEVERAL, json.dumps([run])], when=[(second, signal.SIGTERM)])
+    code, out, err = forked_ranks(3, [SEVERAL, json.dumps([run])], when=[(second, signal.SIGTERM)])
     assert code == 143, err
     assert "stopped by SIGTERM after 5 updates" in out
     updates = [json.loads(line)["update"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert updates == [0, 1, 2, 3, 4]
 
 
-def test_ctrl_c_while_an_environment_hangs(mpirun, tmp_path):
+def test_ctrl_c_while_an_environment_hangs(forked_ranks, tmp_path):
     argv, env, ((event, _),) = breaking(tmp_path, "hang")
-    code, _, err = mpirun(1, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGINT)])
+    code, _, err = forked_ranks(1, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGINT)])
     assert code == 130
     (line,) = lines(err)
     assert "interrupted by SIGINT" in line
 
 
-def test_a_full_disk_for_the_checkpoint(mpirun, tmp_path):
+def test_a_full_disk_for_the_checkpoint(forked_ranks, tmp_path):
     run = {"argv": training(tmp_path, "--train.checkpoint_every", "1"), "limit": 6000}
-    code, _, err = mpirun(3, [SEVERAL, json.dumps([run])])
+    code, _, err = forked_ranks(3, [SEVERAL, json.dumps([run])])
     assert code == 1
     (line,) = lines(err)
     assert line.startswith("distqtrl: rank 0: File too large: ")
@@ -232,9 +233,9 @@ def test_a_full_disk_for_the_checkpoint(mpirun, tmp_path):
     assert list((directory / "checkpoints").iterdir()) == []
 
 
-def test_a_full_disk_for_the_metrics(mpirun, tmp_path):
+def test_a_full_disk_for_the_metrics(forked_ranks, tmp_path):
     run = {"argv": training(tmp_path, "--train.checkpoint_every", "1000"), "limit": 6000}
-    code, _, err = mpirun(1, [SEVERAL, json.dumps([run])])
+    code, _, err = forked_ranks(1, [SEVERAL, json.dumps([run])])
     assert code == 1
     assert "Traceback" not in err
     (line,) = lines(err)

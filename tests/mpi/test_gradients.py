@@ -50,18 +50,18 @@ ALGORITHMS = {
 }
 
 
-def updated(mpirun, ranks, folder, cases):
+def updated(forked_ranks, ranks, folder, cases):
     """The arrays that the program leaves behind at this number of ranks."""
     folder.mkdir()
     cases = {name: (updates, {**TINY, **flags}) for name, (updates, flags) in cases.items()}
     (folder / "cases.json").write_text(json.dumps(cases))
-    code, _, err = mpirun(ranks, [PROGRAM, folder / "results.npz", folder / "cases.json"])
+    code, _, err = forked_ranks(ranks, [PROGRAM, folder / "results.npz", folder / "cases.json"])
     assert code == 0, err
     with np.load(folder / "results.npz") as results:
         return dict(results)
 
 
-def test_ranks_times_environments_is_what_counts(mpirun, tmp_path):
+def test_ranks_times_environments_is_what_counts(forked_ranks, tmp_path):
     cases = {
         f"{name}-{precision}-{reduction}": (
             1,
@@ -72,7 +72,7 @@ def test_ranks_times_environments_is_what_counts(mpirun, tmp_path):
         )
         if (name, precision) != ("sac", "float32")  # SAC acts between its steps, so rounding moves its observations
     }
-    one, *more = (updated(mpirun, ranks, tmp_path / str(ranks), cases) for ranks in (1, 2, 4))
+    one, *more = (updated(forked_ranks, ranks, tmp_path / str(ranks), cases) for ranks in (1, 2, 4))
     for several, name in itertools.product(more, cases):
         start, expected = one[f"{name}/before"][0, 0], one[f"{name}/agreed"][0, 0]
         assert (start != expected).mean() > 0.9, name
@@ -92,7 +92,7 @@ def test_ranks_times_environments_is_what_counts(mpirun, tmp_path):
         np.testing.assert_allclose(fast, ordered, rtol=1e-12, atol=1e-15)
 
 
-def test_aggregation_on_two_ranks(mpirun, tmp_path):
+def test_aggregation_on_two_ranks(forked_ranks, tmp_path):
     common = {"train.precision": "float64", "algorithm.epochs": "1", "algorithm.max_grad_norm": "1e9"}
     averaging = {"train.precision": "float64", "allreduce.aggregation": "average"}
     cases = {
@@ -101,7 +101,7 @@ def test_aggregation_on_two_ranks(mpirun, tmp_path):
         "every1": (2, averaging),
         "every2": (2, {**averaging, "allreduce.average_every": "2"}),
     }
-    r = updated(mpirun, 2, tmp_path / "2", cases)
+    r = updated(forked_ranks, 2, tmp_path / "2", cases)
 
     np.testing.assert_allclose(r["sum/norm"], 2 * r["mean/norm"], rtol=1e-12)
 

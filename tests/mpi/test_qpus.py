@@ -31,11 +31,11 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_shared_shifts_give_the_same_gradient(mpirun, tmp_path):
+def test_shared_shifts_give_the_same_gradient(forked_ranks, tmp_path):
     found = {}
     for ranks in (1, 2, 3):
         path = tmp_path / f"{ranks}.npz"
-        code, _, err = mpirun(ranks, [PROGRAMS / "shifted.py", path])
+        code, _, err = forked_ranks(ranks, [PROGRAMS / "shifted.py", path])
         assert code == 0, err
         with np.load(path) as results:
             found[ranks] = dict(results)
@@ -62,10 +62,10 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_trains_and_its_ledger_is_the_prediction(family, mpirun, tmp_path):
+def test_a_family_trains_and_its_ledger_is_the_prediction(family, forked_ranks, tmp_path):
     (tmp_path / "noise.json").write_text(json.dumps(NOISE))
     flags = [str(tmp_path / flag) if flag.endswith(".json") else flag for flag in FAMILIES[family]]
-    code, out, err = mpirun(2, ["-m", "distqtrl", *training(tmp_path / "runs", 2, 3, *flags)])
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", *training(tmp_path / "runs", 2, 3, *flags)])
     assert code == 0, out + err
     run = only(tmp_path / "runs")
     said = re.search(r"; ([\d,]+) circuits(?:, ([\d,]+) shots, ([\d,.]+) s of QPU time)? in the whole budget of 3", out)
@@ -77,21 +77,21 @@ def test_a_family_trains_and_its_ledger_is_the_prediction(family, mpirun, tmp_pa
     assert json.loads((run / "result.json").read_text())["status"] == "complete"
 
 
-def test_a_device_that_fails_loses_nothing(mpirun, tmp_path):
+def test_a_device_that_fails_loses_nothing(forked_ranks, tmp_path):
     """Rank 1's device fails in the middle of an update; the run resumes to what it would have been."""
     flags = ["--qpu.backend", "aer", "--qpu.shots", "64", "--qpu.gradient", "spsa", "--train.checkpoint_every", "100"]
-    code, out, err = mpirun(2, ["-m", "distqtrl", *training(tmp_path / "whole", 2, 4, *flags)])
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", *training(tmp_path / "whole", 2, 4, *flags)])
     assert code == 0, out + err
 
     argv = [PROGRAMS / "failing.py", "9", *training(tmp_path / "cut", 2, 4, *flags)]
-    code, _, err = mpirun(2, argv)
+    code, _, err = forked_ranks(2, argv)
     assert code == 1
     run = only(tmp_path / "cut")
     (line,) = [line for line in err.splitlines() if line.startswith("distqtrl: ")]
     assert "rank 1: qpu.backend aer failed: RuntimeError: calibration lost" in line
     assert f"2 updates are saved, go on with: distqtrl train --resume {run} on 2 ranks" in line
 
-    code, out, err = mpirun(2, ["-m", "distqtrl", "train", "--resume", str(run)])
+    code, out, err = forked_ranks(2, ["-m", "distqtrl", "train", "--resume", str(run)])
     assert code == 0, out + err
     name = "checkpoints/update-000004.safetensors"
     ours, expected = (tensorfile.read(r / name, FORMAT, "")[1] for r in (run, only(tmp_path / "whole")))

@@ -68,15 +68,15 @@ def left(folder, name):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
+def test_interrupted_runs_end_as_uninterrupted_ones(forked_ranks, tmp_path, ranks):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": new(whole, name, ranks)} for name in RUNS])])
+    code, _, err = forked_ranks(ranks, [PROGRAM, json.dumps([{"argv": new(whole, name, ranks)} for name in RUNS])])
     assert code == 0, err
 
     events, killed_at = {name: tmp_path / f"pause-{name}" for name in RUNS}, tmp_path / "killed"
     stopped = [{"argv": new(parts, name, ranks), "pause": 4, "event": str(event)} for name, event in events.items()]
     usr1 = [(event, signal.SIGUSR1) for event in events.values()]
-    code, out, err = mpirun(ranks, [PROGRAM, json.dumps(stopped)], when=usr1)
+    code, out, err = forked_ranks(ranks, [PROGRAM, json.dumps(stopped)], when=usr1)
     assert code == 75, err
     assert out.count("stopped by SIGUSR1 after 5 updates") == len(RUNS)
     for name in RUNS:
@@ -93,9 +93,9 @@ def test_interrupted_runs_end_as_uninterrupted_ones(mpirun, tmp_path, ranks):
         {"argv": resume(parts, "agents")},
         {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
     ]
-    code, _, err = mpirun(ranks, [PROGRAM, json.dumps(killed)], when=[(killed_at, signal.SIGKILL)])
+    code, _, err = forked_ranks(ranks, [PROGRAM, json.dumps(killed)], when=[(killed_at, signal.SIGKILL)])
     assert code == -signal.SIGKILL
-    code, _, err = mpirun(ranks, [PROGRAM, json.dumps([{"argv": resume(parts, "averaging")}])])
+    code, _, err = forked_ranks(ranks, [PROGRAM, json.dumps([{"argv": resume(parts, "averaging")}])])
     assert code == 0, err
 
     for name in RUNS:

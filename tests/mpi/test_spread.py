@@ -28,11 +28,11 @@ def weights(place):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_policies_meet_on_every_rank(mpirun, tmp_path, ranks):
+def test_policies_meet_on_every_rank(forked_ranks, tmp_path, ranks):
     places = [tmp_path / name for name in ("start", "same", "moved")]
     assert cli.main(words(places[0], *STILL)) == 0
     runs = [{"argv": words(places[1], *STILL, *SPREAD)}, {"argv": words(places[2], *SPREAD)}]
-    code, _, err = mpirun(ranks, [PROGRAM, json.dumps(runs)], timeout=150)
+    code, _, err = forked_ranks(ranks, [PROGRAM, json.dumps(runs)], timeout=150)
     assert code == 0, err
     assert "Warning" not in err
     start, same, moved = map(weights, places)
@@ -48,9 +48,9 @@ def test_policies_meet_on_every_rank(mpirun, tmp_path, ranks):
     assert len(policy_file.team(places[2])) == 2
 
 
-def test_another_number_of_ranks_is_refused(mpirun, tmp_path, capfd):
+def test_another_number_of_ranks_is_refused(forked_ranks, tmp_path, capfd):
     place = tmp_path / "run"
-    code, _, err = mpirun(2, ["-m", "distqtrl", *words(place, *SPREAD)], timeout=150)
+    code, _, err = forked_ranks(2, ["-m", "distqtrl", *words(place, *SPREAD)], timeout=150)
     assert code == 0, err
     (place / "result.json").unlink()
     assert cli.main(["train", "--resume", str(place)]) == 2

@@ -1,0 +1,118 @@
+"""Trainings that take no time: their flags, runs that are made once and copied, and processes that start at once."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from distqtrl import __main__
+from distqtrl.cli import main as cli
+
+TINY = {
+    "mapping.kind": "mlp",
+    "mapping.chunk": 4,
+    "policy.hidden": 4,
+    "algorithm.value_hidden": 8,
+    "algorithm.rollout_steps": 16,
+    "environment.local_num": 1,
+    "evaluate.every": "none",
+    "evaluate.target": "none",
+    "evaluate.episodes": 2,
+}
+
+
+def tiny(**flags: object) -> list[str]:
+    """Words of a tiny training with these flags on top: tiny(train_steps=96) has --train.steps 96; None leaves one out.
+
+    A value that is a tuple is several words.
+    """
+    every = TINY | {name.replace("_", ".", 1): value for name, value in flags.items()}
+    words = []
+    for name, value in every.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def trained(run: Path, *words: object, preset: str = "cartpole") -> Path:
+    """The run directory, after training there in this process."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["train", preset, "--run", str(run), *map(str, words)]) == 0
+    return run
+
+
+class Once:
+    """once(name, preset, *words): a copy of a run that is trained when it is asked for the first time."""
+
+    def __init__(self, kept: Path) -> None:
+        self.kept = kept
+
+    def __call__(self, to: Path, *words: object, preset: str = "cartpole") -> Path:
+        name = "_".join(map(str, (preset, *words))).replace("/", ".").replace("--", "")[-200:]
+        run = self.kept / name / "run"
+        if not run.exists():
+            trained(run, *words, preset=preset)
+        return Path(shutil.copytree(run, to))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def forked(action: Callable[..., Any], *args: object, timeout: float = 120, cwd: Path | None = None) -> Ended:
+    """action(*args), whose result is the exit code, in a process of its own, which has loaded what is loaded here.
+
+    For what looks at a process from outside: its streams and its exit code. Nothing that it changes is seen here.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        process = started(action, *args, out=folder / "out", err=folder / "err", cwd=cwd)
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"{args} did not end within {timeout} s: {(folder / 'err').read_text()}")
+        return Ended(process.exitcode, (folder / "out").read_text(), (folder / "err").read_text())
+
+
+def started(action: Callable[..., Any], *args: object, out: Path, err: Path, cwd: Path | None = None) -> BaseProcess:
+    """The process, which may still run."""
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(action, args, out, err, cwd))
+    process.start()
+    return process
+
+
+def _run(action: Callable[..., Any], args: tuple[object, ...], out: Path, err: Path, cwd: Path | None) -> None:
+    with out.open("w", buffering=1) as stdout, err.open("w", buffering=1) as stderr:
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+        if cwd is not None:
+            os.chdir(cwd)
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            sys.exit(action(*args))
+
+
+def command(*words: object) -> int:
+    """What ``python -m distqtrl`` does, for a fork."""
+    sys.argv = ["distqtrl", *map(str, words)]
+    return __main__.main()
+
+
+def script(path: Path, *words: object) -> None:
+    """What ``python PATH`` does, for a fork."""
+    sys.argv, sys.path[:0] = [str(path), *map(str, words)], [str(path.parent)]
+    runpy.run_path(str(path), run_name="__main__")
