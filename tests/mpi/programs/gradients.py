@@ -15,6 +15,7 @@ from distqtrl.config.run import Config
 from distqtrl.config.sources import with_flags
 from distqtrl.record import checkpoint
 from distqtrl.training import loop as train
+from distqtrl.training import metrics as updating
 from distqtrl.training.build import prepare
 
 GLOBAL_ENVIRONMENTS = 8
@@ -33,7 +34,7 @@ def case(comm, directory, updates, flags):
     result = {"before": [], "stepped": [], "agreed": [], "norm": []}
     for _ in range(updates):
         result["before"].append(parameters(run))
-        metrics, _ = updates.update(run, [])
+        metrics, _ = updating.update(run, [])
         result["stepped"].append(parameters(run))
         result["norm"].append(metrics["gradient_norm"])
         train._synchronise(run)
