@@ -62,6 +62,7 @@ def settings(args: argparse.Namespace) -> tuple[str, ...]:
     starts = "100" if args.quick else str(STARTS[args.task])
     flags = {"algorithm.value_learning_rate": "0.0003", "algorithm.policy_every": "1", "algorithm.adam_epsilon": "1e-8"}
     flags |= {"algorithm.learning_starts": starts, "policy.normalize_observations": "false"}
+    flags |= {"evaluate.episodes": "2"} if args.quick else {}
     flags |= {"train.steps": str(args.steps), "algorithm.rollout_steps": "100", "train.checkpoint_every": "100"}
     return tuple(word for key, value in flags.items() for word in (f"--{key}", value))
 
@@ -101,7 +102,7 @@ def peer(args: argparse.Namespace, seed: int) -> dict:
     began = time.perf_counter()
     model.learn(args.steps)
     seconds = time.perf_counter() - began
-    environments = Environments(cfg.environment, range(cfg.evaluate.episodes), 0, "evaluation")
+    environments = Environments(cfg.environment, range(2 if args.quick else cfg.evaluate.episodes), 0, "evaluation")
     returns, _ = play(environments, lambda obs_BO: model.predict(obs_BO, deterministic=True)[0])
     return {"return": float(returns.mean()), "steps_per_s": args.steps / seconds}
 

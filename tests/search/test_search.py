@@ -259,14 +259,14 @@ def test_what_it_leaves(whole):
     assert (whole / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_killed_stopped_and_resumed_it_finds_the_same(whole, tmp_path, mpirun):
+def test_killed_stopped_and_resumed_it_finds_the_same(whole, tmp_path, forked_ranks):
     folder = tmp_path / "search"
     runs, command = folder / "runs", ["-m", "distqtrl", *COMMAND, "-o", str(folder)]
-    code, out, err = mpirun(2, command, when=[(runs / "w4-c3-i8-o8-seed1" / "metrics.jsonl", signal.SIGKILL)])
+    code, out, err = forked_ranks(2, command, when=[(runs / "w4-c3-i8-o8-seed1" / "metrics.jsonl", signal.SIGKILL)])
     assert code == -signal.SIGKILL, out + err
     assert found(folder)["status"] == "running"
 
-    code, out, err = mpirun(2, command, when=[(runs / "w2-c2-i8-o8-seed0" / "config.json", signal.SIGUSR1)])
+    code, out, err = forked_ranks(2, command, when=[(runs / "w2-c2-i8-o8-seed0" / "config.json", signal.SIGUSR1)])
     assert code == 75, out + err
     assert found(folder)["status"] == "running"
     assert "and saved" in err
@@ -345,15 +345,15 @@ from distqtrl.search import workers
 def train(*_):
     raise Refused("the device is gone")
 
-if announced("rank", 0) == 1:
+if announced("rank", without=0) == 1:
     workers.train = train
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_what_one_rank_refuses_ends_all(tmp_path, mpirun):
+def test_what_one_rank_refuses_ends_all(tmp_path, forked_ranks):
     """It does not leave the others waiting for it at the end."""
-    code, out, err = mpirun(2, ["-c", LOSING, *COMMAND, "-o", str(tmp_path / "search")])
+    code, out, err = forked_ranks(2, ["-c", LOSING, *COMMAND, "-o", str(tmp_path / "search")])
     assert (code, out) == (2, "")
     assert "distqtrl: rank 1: the device is gone" in err
 
