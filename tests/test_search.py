@@ -173,7 +173,7 @@ def test_pareto_takes_the_cheapest_that_passes():
         (["--quantize.core_bits", "3"], "remove it, and give --core-bits"),
         (["--policy.hidden", "none"], "policy.hidden is empty"),
         (["--qpu.replicas", "2"], "qpu.replicas = 2: every training of a search has one replica"),
-        (["--environment.id", "Blackjack-v1"], "Blackjack-v1: observation space Tuple"),
+        (["--environment.id", "CartPol-v1"], "CartPol-v1"),
         (["--core-bit", "3"], "unknown key 'core-bit'"),
     ],
 )

@@ -87,7 +87,7 @@ def noted(preset: str, updates: int) -> tuple[Counter[tuple[str, int]], Counter[
     config = arguments.resolve(*parse(["train", preset, *ALONE.split(), "--train.updates", str(updates)]))
     comm, saving = Noting(), Noting()
     with tempfile.TemporaryDirectory() as folder:
-        with mock.patch("distqtrl.record.recorder.checkpoint.save") as save:
+        with mock.patch("distqtrl.record.checkpoint.save") as save:
             train(prepare(config, comm), Path(folder))
         checkpoint.save(Path(folder), config, saving, save.call_args.args[-1])
     return comm.calls, saving.calls
