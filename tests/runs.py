@@ -103,7 +103,12 @@ def _run(action: Callable[..., Any], args: tuple[object, ...], out: Path, err: P
         if cwd is not None:
             os.chdir(cwd)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            sys.exit(action(*args))
+            try:
+                sys.exit(action(*args))
+            except SystemExit as leaving:  # multiprocessing would print its words elsewhere
+                if isinstance(leaving.code, str):
+                    print(leaving.code, file=stderr)
+                raise
 
 
 def command(*words: object) -> int:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from export.broken import REAL, script
+from broken import REAL, script
 
 from distqtrl.export import loader
 

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from export.broken import QUICK, run, verdict
+from broken import QUICK, run, verdict
 from hypothesis import given, settings
 from quantize.programs import observations, programs
 

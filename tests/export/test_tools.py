@@ -7,7 +7,7 @@ import sys
 
 import psutil
 import pytest
-from export.broken import QUICK, REAL, links, run, script, verdict
+from broken import QUICK, REAL, links, run, script, verdict
 from needs import soon
 
 from distqtrl.export import tools

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from export.broken import QUICK, run, verdict
+from broken import QUICK, run, verdict
 
 from distqtrl.cli.main import main
 from distqtrl.export import manifest, tools, verify

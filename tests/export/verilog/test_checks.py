@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from export.broken import QUICK, REAL, links, run, script, verdict
+from broken import QUICK, REAL, links, run, script, verdict
 
 from distqtrl.cli import main as cli
 from distqtrl.export import check, manifest, readme, targets, tools, verify
