@@ -1,5 +1,6 @@
 """No wait without a limit: a rank that is stopped ends the job in time, with one line, wherever it was."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ def refusal(launcher, ranks, rank, when, *argv):
 @pytest.mark.parametrize(("rank", "when"), [(1, 0.3), (0, 0.3), (1, 1.0), (1, "connected"), (0, "connected")])
 def test_a_rank_that_stalls_before_training(mpirun, tmp_path, rank, when):
     line = refusal(mpirun, 2, rank, when, *TRAINING, "--train.directory", str(tmp_path))
-    said = f"distqtrl: rank {1 - rank}: no word from the other ranks for 2 s (allreduce.timeout_s): a rank hangs or"
-    assert line.startswith(said)
+    # what watches MPI's start is not stopped with its rank, so while they connect either may speak
+    speaks = f"rank {1 - rank}" if when == "connected" else "rank [01]"
+    assert re.match(rf"distqtrl: {speaks}: no word from the other ranks for 2 s \(allreduce.timeout_s\): a rank ", line)
     assert list(tmp_path.iterdir()) == []
 
 
