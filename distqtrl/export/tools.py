@@ -273,7 +273,7 @@ def _kill(child: "subprocess.Popen[bytes]") -> None:
 
 
 def end() -> None:
-    """End all tools that run, with their children; none starts until the next ``pool``."""
+    """End all tools that run, with their children; none starts until the ``pool`` they are in has ended."""
     global _ending
     with _lock:
         _ending = True
@@ -285,8 +285,6 @@ def end() -> None:
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Two threads to wait for tools in; when the block is left by an exception, the tools end at once."""
     global _ending
-    with _lock:
-        _ending = False
     threads = ThreadPoolExecutor(2)
     try:
         yield threads
@@ -295,6 +293,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         threads.shutdown(cancel_futures=True)
+        with _lock:
+            _ending = False  # whatever comes next in this process may use tools again
 
 
 @contextmanager

@@ -114,3 +114,9 @@ def test_a_place_that_works_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(tools, "_usable", lambda path: False)
     with pytest.raises(tools.Unchecked, match="set TMPDIR to one that can be written"), tools.workplace():
         pass
+
+
+def test_tools_start_again_after_a_pool_that_failed(tmp_path):
+    with pytest.raises(RuntimeError, match="refused"), tools.pool():
+        raise RuntimeError("refused")
+    assert tools.run(tools.Tool("true", ["true"], ""), [], tmp_path) is not None
