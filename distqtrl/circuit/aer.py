@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from distqtrl.circuit.ansatz import Program
+from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.noise import with_backend, with_file
 from distqtrl.circuit.pulses import Compiled, ideal, pulsed
-from distqtrl.circuit.statevector import Array, sampled
+from distqtrl.circuit.statevector import sampled
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError, nearest

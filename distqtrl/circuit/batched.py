@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
+from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
-from distqtrl.circuit.statevector import Array, sampled
+from distqtrl.circuit.statevector import sampled
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError

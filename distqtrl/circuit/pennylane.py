@@ -23,8 +23,8 @@ import torch
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import Gate, Program
 from distqtrl.circuit.ansatz import program as compiled
+from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
-from distqtrl.circuit.statevector import Array
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError, nearest

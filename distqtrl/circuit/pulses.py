@@ -17,7 +17,7 @@ import numpy as np
 
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
 from distqtrl.circuit.decomposition import decomposed
-from distqtrl.circuit.statevector import Array
+from distqtrl.circuit.gates import Array
 
 IDEAL = {"u3": "u", "phase": "p"}  # our kind -> Qiskit's name, where they differ
 

@@ -16,8 +16,9 @@ from distqtrl.circuit import ansatz, decomposition, shift
 from distqtrl.circuit.aer import Aer
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pennylane import PennyLane
-from distqtrl.circuit.statevector import Array, StateVector
+from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
 from distqtrl.errors import Diverged, UserError, lookup
 

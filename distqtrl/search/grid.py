@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distqtrl.config.run import Config, validated
-from distqtrl.environment.vector import make
+from distqtrl.environment.world import make
 from distqtrl.errors import UserError
 from distqtrl.export.options import Options
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.gates import Array
 from distqtrl.circuit.qpu import QPU
-from distqtrl.circuit.statevector import Array
 
 
 def share(qpus: list[QPU], meet: Rendezvous) -> bool:
