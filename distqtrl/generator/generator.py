@@ -265,7 +265,7 @@ def qubits(config: Config, layers_K: Sequence[Layers]) -> int:
     m, asked = config.mapping, config.circuit.qubits
     if lookup("generator.source", config.generator.source, SOURCES).features:
         return max(1, *((free_numbers(config, layers) - 1).bit_length() for layers in layers_K))
-    if not lookup("mapping.kind", m.kind, KINDS).nodes:
+    if lookup("mapping.kind", m.kind, KINDS).mixes:
         return asked or _as_many_states_as_angles(config)
     least = max(graph.num_qubits(sum(size for size, _ in layers), m.chunk) for layers in layers_K)
     if asked is not None and asked < least:

@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distqtrl.mapping import hadamard
 
@@ -32,4 +33,6 @@ class Expansion(nn.Module):
             self.register_buffer(name, factor, persistent=False)
 
     def forward(self, x_S: Tensor) -> Tensor:
+        x_S = x_S.reshape(-1)
+        x_S = functional.pad(x_S, (0, self.signs_BS.shape[1] - len(x_S)))
         return hadamard.transform(self.signs_BS * (x_S * self.scale), self.high, self.low)

@@ -18,13 +18,13 @@ from distqtrl.mapping.graph import hypercube
 class GraphNetwork(nn.Module):
     """features_SF -> out_Sc."""
 
-    def __init__(self, n: int, hidden: tuple[int, ...], chunk: int, activation: nn.Module) -> None:
+    def __init__(self, n: int, hidden: tuple[int, ...], readout: nn.Module, activation: nn.Module) -> None:
         super().__init__()
         widths = (n + 1, *hidden)
         # Every node has n neighbours: the mean is a sum of h / n, without counting them at every call.
         self.n, self.convolutions = n, nn.ModuleList(GraphConv(i, o, aggr="add") for i, o in pairwise(widths))
         self.activation = activation
-        self.readout = nn.Linear(widths[-1], chunk)
+        self.readout = readout
         self.register_buffer("edges", hypercube(n), persistent=False)
 
     def forward(self, features_SF: Tensor) -> Tensor:

@@ -47,14 +47,24 @@ class Kind:
     network: Callable[[Shape], nn.Module]
     whole: bool  # it reads all 2**n basis states, not only those whose outputs are used
     floats: Callable[[int, int], int]  # of qubits and the widest layer: what it holds per basis state
-    nodes: bool = True  # every basis state yields weights, and is told apart by its bits; else all yield all
+    mixes: bool = False  # every basis state has a part in every weight: any number of them will do
+    bits: bool = True  # the network reads the basis states' bits, too
 
 
 def _gnn(shape: Shape) -> nn.Module:
     from distqtrl.mapping import gnn  # loads torch-geometric
 
-    s = shape.settings
-    return gnn.GraphNetwork(shape.num_qubits, s.hidden, s.chunk, shape.activation)
+    n, s = shape.num_qubits, shape.settings
+    return gnn.GraphNetwork(n, s.hidden, nn.Linear((n + 1, *s.hidden)[-1], s.chunk), shape.activation)
+
+
+def _gnn_expansion(shape: Shape) -> nn.Module:
+    from distqtrl.mapping import gnn
+
+    n, s = shape.num_qubits, shape.settings
+    width = (n + 1, *s.hidden)[-1]
+    bits = n + (width - 1).bit_length()
+    return gnn.GraphNetwork(n, s.hidden, Expansion(bits, shape.num_weights, 2**n * width), shape.activation)
 
 
 def _mlp(shape: Shape) -> nn.Module:
@@ -70,7 +80,8 @@ def _expansion(shape: Shape) -> nn.Module:
 KINDS: dict[str, Kind] = {
     "gnn": Kind(_gnn, whole=True, floats=lambda n, width: n * (4 + width)),  # edges and messages along them
     "mlp": Kind(_mlp, whole=False, floats=lambda n, width: 3 * width),
-    "expansion": Kind(_expansion, whole=True, floats=lambda n, width: 2, nodes=False),
+    "gnn_expansion": Kind(_gnn_expansion, whole=True, floats=lambda n, width: n * (4 + width), mixes=True),
+    "expansion": Kind(_expansion, whole=True, floats=lambda n, width: 2, mixes=True, bits=False),
 }
 
 
@@ -93,7 +104,7 @@ class Mapping(nn.Module):
         self.config, self.layers = config, tuple(layers)
         self.num_weights = sum(size for size, _ in layers)
         kind = lookup("mapping.kind", config.kind, KINDS)
-        self.num_nodes = graph.num_nodes(self.num_weights, config.chunk) if kind.nodes else 2**num_qubits
+        self.num_nodes = 2**num_qubits if kind.mixes else graph.num_nodes(self.num_weights, config.chunk)
         self.num_qubits = n = num_qubits or graph.num_qubits(self.num_weights, config.chunk)
         self._feature = lookup("mapping.feature", config.feature, features.FEATURES)
         num_features = 2**n
@@ -104,8 +115,8 @@ class Mapping(nn.Module):
         self.network = kind.network(Shape(n, self.num_weights, num_features, config))
         self.network.requires_grad_(config.trained)
         self.num_inputs = 2**n if kind.whole else self.num_nodes
-        self.unit = not kind.nodes  # outputs have deviation 1
-        bits = graph.bits(n)[: self.num_inputs] if kind.nodes else torch.zeros(0)
+        self.unit = not kind.bits  # outputs have deviation 1
+        bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
         self.register_buffer("bits", bits, persistent=False)
         if config.output != "raw":
             self.register_buffer("scale_M", torch.ones(self.num_weights))
