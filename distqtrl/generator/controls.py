@@ -6,7 +6,7 @@ frozen_circuit   of the circuit at its initial angles            phi_Q
 frozen_random    exponential random numbers, normalised          phi_Q     (a random state's statistics)
 free_vector      softmax of S free numbers                       S, phi_Q
 uniform          1/S                                             phi_Q
-random_subspace  none: d free numbers are what an expansion reads (arXiv 1804.08838)    d
+random_subspace  none: d free numbers, which an expansion reads, whatever mapping.kind (arXiv 1804.08838)    d
 low_rank         none: a fresh policy + B A in every layer (arXiv 2106.09685)    at most d
 tensor_train     none: a fresh policy + a tensor train (arXiv 1509.06569)    at most d
 direct           none: w_M itself, initialised like nn.Linear    M

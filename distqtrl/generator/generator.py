@@ -67,14 +67,17 @@ class Generator(nn.Module):
             return
         numbers = free_numbers(config, layers) if self.kind.features else 0
         n = num_qubits or qubits(config, [layers])
+        settings = config.mapping
+        if numbers:  # whatever the circuit's mapping is
+            settings = settings.model_copy(update={"kind": "expansion", "output": "residual", "gain": 1.0})
         _check_memory(config, self.num_weights, n)
-        self.mapping = self._drawn(config, lambda: Mapping(config.mapping, layers, n, numbers))
+        self.mapping = self._drawn(config, lambda: Mapping(settings, layers, n, numbers))
         if self._beside:
             self.qpu = self._beside[0].qpu
         else:
             self._start(config, numbers or 2**n, n, ranks or Ranks(), None if beside is None else beside.qpu)
         with torch.no_grad():
-            self.mapping.calibrate(self._ideal_probabilities(), fresh_M)
+            self.mapping.calibrate(self.ideal_probabilities(), fresh_M)
         if config.generator.whiten and self.measures and not self._beside:
             self._whiten(config.generator.damping)
 
@@ -97,8 +100,7 @@ class Generator(nn.Module):
     def _whiten(self, damping: float) -> None:
         """Train the angles in other coordinates from here on."""
         assert self.mapping is not None
-        jacobian_SP = torch.from_numpy(self._ideal_qpu().jacobian(self.theta_P.detach().numpy()))
-        metric_PP = tangent.metric(self.mapping, self._ideal_probabilities(), jacobian_SP)
+        metric_PP = tangent.metric(self.mapping, self.ideal_probabilities(), self.source_tangent())
         self.coordinates = Whitened(self.theta_P.detach(), metric_PP, damping)
         del self.theta_P
 
@@ -146,12 +148,24 @@ class Generator(nn.Module):
             return self._beside[0].probabilities()
         return self.kind.probabilities(self._tensor, self.qpu)
 
-    def _ideal_probabilities(self) -> Tensor:
+    def ideal_probabilities(self) -> Tensor:
         """p_S without shots and noise, the same on every rank."""
         if self._beside:
-            return self._beside[0]._ideal_probabilities()
+            return self._beside[0].ideal_probabilities()
         device = self._ideal_qpu() if self.measures else None
         return self.kind.probabilities(self._tensor, device)
+
+    def source_tangent(self) -> Tensor:
+        """dp_S / d(what the source trains), a column per number; none where nothing is trained."""
+        if not self.kind.trained:
+            return torch.zeros(len(self.ideal_probabilities()), 0, dtype=torch.float64)
+        if self._beside:
+            return self._beside[0].source_tangent()
+        if not self.measures:
+            made = torch.autograd.functional.jacobian(lambda x: self.kind.probabilities(x, None), self._tensor.detach())
+            return made
+        jacobian_SP = torch.from_numpy(self._ideal_qpu().jacobian(self.angles().detach().numpy()))
+        return jacobian_SP if self.coordinates is None else jacobian_SP @ self.coordinates.basis_PP
 
     def _ideal_qpu(self) -> qpu.QPU:
         """The circuit on our exact engine."""
@@ -174,7 +188,7 @@ class Generator(nn.Module):
 
     def ideal(self) -> Tensor:
         """w_M without shots and noise, the same on every rank; counts in no ledger."""
-        w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self._ideal_probabilities())
+        w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self.ideal_probabilities())
         return w_M.detach()
 
     def set_precision(self, dtype: torch.dtype) -> None:
@@ -303,9 +317,7 @@ def circuit_total(config: Config, layers: Layers) -> int:
 def _check(config: Config) -> None:
     """Refuse, before anything is built, what does not go together."""
     g, m, source = config.generator, config.mapping, lookup("generator.source", config.generator.source, SOURCES)
-    if source.features and m.kind != "expansion":
-        raise UserError(f"generator.source {g.source} needs mapping.kind expansion, not {m.kind}")
-    if not source.generates:
+    if not source.generates or source.features:
         return
     if m.kind == "expansion" and m.output == "raw":
         raise UserError("mapping.kind expansion needs mapping.output residual or fan_in: raw is the papers' network's")

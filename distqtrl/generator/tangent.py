@@ -41,7 +41,7 @@ class Whitened(nn.Module):
 def metric(mapping: Mapping, p_S: Tensor, jacobian_SP: Tensor) -> Tensor:
     """G_PP of the weights' tangent (module docstring), from at most MOST_ROWS of the weights."""
     p_S = p_S.detach().clone().requires_grad_()
-    index_N = _rows(mapping.num_weights)
+    index_N = rows(mapping.num_weights)
     fan_in_M = torch.cat([torch.full((size,), float(fan_in)) for size, fan_in in mapping.layers])
     w_N = mapping(p_S)[index_N] * (3 * fan_in_M[index_N]).sqrt()
     jacobian_NP = pushed(w_N, p_S, jacobian_SP.T)
@@ -54,20 +54,18 @@ def pushed(w_N: Tensor, x: Tensor, directions_PX: Tensor) -> Tensor:
     Forward mode out of two reverse passes: the gradient by x is linear in its cotangent v, so that its own gradient by
     v is the product with a direction. Unlike torch's forward mode it needs no rule of its own for any operation.
     """
-    v_N = torch.zeros_like(w_N, requires_grad=True)
-    (pulled,) = torch.autograd.grad(w_N, x, v_N, create_graph=True, materialize_grads=True)
+    v_N = torch.zeros_like(w_N, requires_grad=True)  # products, and no cotangents as arguments: those load sympy
+    (pulled,) = torch.autograd.grad((w_N * v_N).sum(), x, create_graph=True, materialize_grads=True)
     if not pulled.requires_grad:  # w does not depend on x
         return w_N.new_zeros(len(w_N), len(directions_PX), dtype=torch.float64)
-    return torch.stack(
-        [
-            torch.autograd.grad(pulled, v_N, direction.view_as(pulled).to(pulled.dtype), retain_graph=True)[0].double()
-            for direction in directions_PX
-        ],
-        dim=1,
-    )
+    columns = []
+    for direction in directions_PX:
+        product = (pulled * direction.view_as(pulled).to(pulled.dtype)).sum()
+        columns.append(torch.autograd.grad(product, v_N, retain_graph=True)[0].double())
+    return torch.stack(columns, dim=1) if columns else w_N.new_zeros(len(w_N), 0, dtype=torch.float64)
 
 
-def _rows(num_weights: int) -> Tensor:
+def rows(num_weights: int) -> Tensor:
     """Which weights stand for all."""
     if num_weights <= MOST_ROWS:
         return torch.arange(num_weights)
