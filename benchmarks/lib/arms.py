@@ -6,19 +6,20 @@ trains is counted when it has been built.
 
 from collections.abc import Callable
 
+from distqtrl.report import suggest
+
 Flags = dict[str, str]
-BRICKWORK = {"circuit.ansatz": "ry_cnot_ring"}
 RESIDUAL = {"mapping.output": "residual", "mapping.feature": "linear", "mapping.chunk": "1"}
 WHITE = {"generator.whiten": "true", "mapping.gain": "16"}
+PLAIN = {"generator.whiten": "false", "mapping.gain": "1"}
 FIXED = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
 WIDTH = 8
 
 
 def angles(size: int) -> Flags | None:
     """A circuit of at most so many angles, with twice as many basis states."""
-    n = max(3, (2 * size - 1).bit_length())
-    layers = size // n
-    return {**BRICKWORK, "circuit.qubits": str(n), "circuit.layers": str(layers)} if layers else None
+    made = suggest.circuit(size)
+    return None if made["circuit.layers"] == "0" else made
 
 
 def expanded(size: int) -> Flags | None:
@@ -30,7 +31,7 @@ def expanded(size: int) -> Flags | None:
 def plain(size: int) -> Flags | None:
     """The same, with Adam on the angles themselves."""
     circuit = angles(size)
-    return circuit and {**circuit, **RESIDUAL, "mapping.kind": "expansion"}
+    return circuit and {**circuit, **RESIDUAL, **PLAIN, "mapping.kind": "expansion"}
 
 
 def fixed_graph(size: int) -> Flags | None:
@@ -45,7 +46,7 @@ def trained_graph(size: int) -> Flags | None:
     layers = (size - graph_numbers(n, WIDTH)) // n
     if layers * n < size / 2:
         return None
-    circuit = {**BRICKWORK, "circuit.qubits": str(n), "circuit.layers": str(layers)}
+    circuit = {"circuit.ansatz": "ry_cnot_ring", "circuit.qubits": str(n), "circuit.layers": str(layers)}
     return {**circuit, **RESIDUAL, **WHITE, **FIXED, "mapping.trained": "true"}
 
 
@@ -55,7 +56,7 @@ def frozen_random(size: int) -> Flags | None:
     width = size // graph_numbers(n, 1)
     if width < 2:
         return None
-    graph = {**RESIDUAL, **FIXED, "mapping.trained": "true", "mapping.hidden": str(width)}
+    graph = {**RESIDUAL, **FIXED, **PLAIN, "mapping.trained": "true", "mapping.hidden": str(width)}
     return {"generator.source": "frozen_random", "circuit.qubits": str(n), **graph}
 
 
@@ -87,7 +88,7 @@ def hypernetwork(size: int) -> Flags | None:
     if width < 1:
         return None
     made = {"mapping.kind": "mlp", "mapping.chunk": str(chunk), "mapping.hidden": str(width)}
-    return {"generator.source": "uniform", **made, "mapping.output": "residual"}
+    return {"generator.source": "uniform", **made, **PLAIN, "mapping.output": "residual", "mapping.trained": "true"}
 
 
 def equal_mlp(size: int) -> Flags:

@@ -33,7 +33,7 @@ def test_a_source_is_a_function_and_an_entry(monkeypatch):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_starts_as_its_entry_says(name):
-    values = {"generator": {"source": name}, "mapping": {"kind": "mlp", "hidden": (4,)}}
+    values = {"generator": {"source": name, "numbers": 60}, "mapping": {"kind": "mlp", "hidden": (4,)}}
     made, kind = Generator(Config.model_validate(values), [(40, 4), (27, 8)]), SOURCES[name]
     trained = {key for key, _ in made.named_parameters() if not key.startswith("mapping.")}
     if kind.factors is None:
