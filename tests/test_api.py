@@ -185,6 +185,22 @@ def test_export_and_verify(trained, tmp_path):
     assert (checks["files"], checks["c"]) == ("DIFFERENT", "not checked")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"parallel": (3, 2)}, "--parallel 3x2: write LANESxCOLUMNS, lanes a multiple of columns"),
+        ({"parallel": (4, -2)}, "--parallel 4x-2"),
+        ({"parallel": (32,)}, "--parallel 32"),
+        ({"part": "virtex"}, "--part virtex: known parts are xc7a15t"),
+        ({"vectors": 0}, "vectors = 0"),
+    ],
+)
+def test_an_export_that_cannot_be(trained, tmp_path, wrong, says):
+    with pytest.raises(distqtrl.UserError, match=says):
+        distqtrl.export(trained[0], tmp_path / "exported", targets="verilog", **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_describe():
     facts = distqtrl.describe("cartpole")
     assert facts == distqtrl.describe(distqtrl.preset("cartpole"))

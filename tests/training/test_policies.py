@@ -373,7 +373,7 @@ def test_commands_of_a_run_with_a_policy_per_agent(tmp_path, capfd):
     assert found[0]["agents"] == pytest.approx(trained["agents"], abs=1e-5)
 
     assert cli.main(["export", str(run), "-o", str(tmp_path / "x")]) == 2
-    assert "has a policy per agent: give one of policy-listener_0.safetensors, policy-s" in capfd.readouterr().err
+    assert "has several policies: give one of policy-listener_0.safetensors, policy-s" in capfd.readouterr().err
     made = tmp_path / "exported"
     quick = ["--target", "c", "--vectors", "2000", "--episodes", "2"]
     assert cli.main(["export", str(run / "policy-listener_0.safetensors"), "-o", str(made), *quick]) == 0
