@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import runs
 from lib.processes import OPENMPI_ENV
 from needs import need, soon
 
@@ -67,8 +68,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small():
     """Flags of a training run that takes no time: two updates of 32 steps, no validation."""
-    flags = "--train.steps 64 --algorithm.rollout_steps 8 --environment.local_num 4"
-    return [*flags.split(), *["--evaluate.episodes", "3", "--evaluate.every", "none", "--evaluate.target", "none"]]
+    flags = {"train.steps": 64, "algorithm.rollout_steps": 8, "environment.local_num": 4, "evaluate.episodes": 3}
+    return runs.as_words(runs.UNJUDGED, flags)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import runs
 import torch
 from needs import soon
 
@@ -18,11 +19,8 @@ import distqtrl
 from distqtrl.cli import main as cli
 from distqtrl.config.run import save
 
-TINY = {
-    "generator.source": "direct", "policy.hidden": [4], "algorithm.value_hidden": [8], "algorithm.rollout_steps": 8,
-    "environment.local_num": 4, "train.steps": 96, "train.checkpoint_every": 1, "evaluate.episodes": 2,
-    "evaluate.every": None, "evaluate.target": None,
-}  # fmt: skip
+TINY = {**runs.TINY, "generator.source": "direct", "algorithm.rollout_steps": 8, "environment.local_num": 4}
+TINY |= {"train.steps": 96, "train.checkpoint_every": 1}
 LONG = {**TINY, "train.steps": 10**7, "train.checkpoint_every": 10**6}
 QUANTUM = ("mpi4py", "pennylane", "torch_geometric", "numba", "distqtrl.circuit", "distqtrl.mapping")
 WORLDS = ("gymnasium", "pettingzoo", "distqtrl.environment")

@@ -14,6 +14,7 @@ import private_slurm
 import psutil
 import pytest
 from needs import need, soon
+from runs import as_words, tiny
 
 from distqtrl.files import tensors as tensorfile
 from distqtrl.record.checkpoint import FORMAT
@@ -22,9 +23,7 @@ pytestmark = pytest.mark.xdist_group("cluster")
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "mpi" / "programs"
-TINY = """train cartpole --environment.id paced:Paced-v0 --environment.local_num 2 --mapping.kind mlp --mapping.chunk 4
-    --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
-    --evaluate.target none --evaluate.episodes 2 --train.steps none"""
+TINY = as_words(tiny(environment_id="paced:Paced-v0", algorithm_rollout_steps=10, train_steps=None))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS), "BIN": str(Path(sys.executable).parent)}
 
 
@@ -54,7 +53,7 @@ def launched(ended, two, run, *words):
         "MPIRUN_FLAGS": f"-launcher ssh -launcher-exec {two.launcher} -iface {two.bridge}",
         "PACE_S": "0.002",
     }
-    command = [ROOT / "launch" / "local.sh", "2", *TINY.split(), "--run", run, *words]
+    command = [ROOT / "launch" / "local.sh", "2", "train", "cartpole", *TINY, "--run", run, *words]
     return ended.enter_context(_process(command, env))
 
 
@@ -111,7 +110,7 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
         hosts.hosts(tmp_path / "hosts", num=3) as three,
         private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "5"}) as slurm,
     ):
-        words = ["slurm", *TINY.split()[1:], "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
+        words = ["slurm", "cartpole", *TINY, "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
         words += ["--train.updates", "80", "--train.checkpoint_every", "5"]
         env = {"PYTHONPATH": str(PROGRAMS), "PACE_S": "0.004"}
         done = slurm.run(sys.executable, "-m", "distqtrl", *words, env=env, cwd=tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from needs import need, soon
+from runs import as_words, tiny
 
 from distqtrl.cli import main as cli
 from distqtrl.slurm import Job, Launcher, script
@@ -17,9 +18,7 @@ from distqtrl.slurm import Job, Launcher, script
 pytestmark = pytest.mark.xdist_group("cluster")
 
 PROGRAMS = Path(__file__).parents[1] / "mpi" / "programs"
-TINY = """--environment.id paced:Paced-v0 --environment.local_num 2 --mapping.kind mlp --mapping.chunk 4
-    --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
-    --evaluate.target none --evaluate.episodes 2 --train.steps none"""
+TINY = as_words(tiny(environment_id="paced:Paced-v0", algorithm_rollout_steps=10, train_steps=None))
 TIMES = {"wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s"}
 
 
@@ -28,7 +27,7 @@ def submitted(slurm, tmp_path, mpirun):
     """submitted(*words, pace=0.0): the number of the job that ``distqtrl slurm cartpole`` with these words makes."""
 
     def submit(*words, pace=0.0):
-        command = [sys.executable, "-m", "distqtrl", "slurm", "cartpole", "--json", *words, *TINY.split()]
+        command = [sys.executable, "-m", "distqtrl", "slurm", "cartpole", "--json", *words, *TINY]
         done = slurm.run(*command, env={"PYTHONPATH": str(PROGRAMS), "PACE_S": str(pace)}, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return int(json.loads(done.stdout)["job"])
@@ -61,7 +60,7 @@ def test_short_time_limits_change_no_bit(slurm, submitted, mpirun, tmp_path):
     assert output(tmp_path).count("stopped by SIGUSR1 after") == int(job["Restarts"])
     (run,) = (tmp_path / "runs").glob("cartpole-job*")
 
-    whole = ["train", "cartpole", "--run", str(tmp_path / "whole"), *words, *TINY.split()]
+    whole = ["train", "cartpole", "--run", str(tmp_path / "whole"), *words, *TINY]
     code, _, err = mpirun(2, ["-m", "distqtrl", *whole], env={"PYTHONPATH": str(PROGRAMS)})
     assert code == 0, err
     assert len(rows(run)) == 500

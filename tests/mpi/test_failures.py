@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import as_words, tiny
 
 pytestmark = pytest.mark.xdist_group("ranks")  # what must end in seconds does not run beside what takes all cores
 
 PROGRAMS = Path(__file__).parent / "programs"
 SEVERAL = PROGRAMS / "several.py"
-TINY = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
-    --algorithm.rollout_steps 16 --environment.local_num 1 --evaluate.every none --evaluate.target none
-    --evaluate.episodes 1"""
+TINY = as_words(tiny(environment_local_num=1, evaluate_episodes=1))
 
 
 def training(folder, *flags):
@@ -27,7 +26,7 @@ def training(folder, *flags):
     return [
         "train",
         "cartpole",
-        *TINY.split(),
+        *TINY,
         "--train.directory",
         str(folder / "runs"),
         "--train.steps",
@@ -148,7 +147,7 @@ def test_what_all_ranks_refuse(forked_ranks, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "blocked").mkdir()
     runs = [
-        {"argv": ["train", "--config", "my.toml", *TINY.split()], "folder": f"{tmp_path}/{{rank}}"},
+        {"argv": ["train", "--config", "my.toml", *TINY], "folder": f"{tmp_path}/{{rank}}"},
         {"argv": training(tmp_path / "file")},
         flip,
     ]
