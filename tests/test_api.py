@@ -288,14 +288,14 @@ elif case == "raises":
 """
 
 
-def program(mpirun, folder, case):
+def program(forked_ranks, folder, case):
     (folder / "program.py").write_text(PROGRAM)
-    return mpirun(2, [folder / "program.py", case, folder], timeout=60)
+    return forked_ranks(2, [folder / "program.py", case, folder])
 
 
 @pytest.mark.xdist_group("ranks")
-def test_ranks_train_several_times_and_are_told_what_differs(mpirun, tmp_path):
-    code, _, err = program(mpirun, tmp_path, "several")
+def test_ranks_train_several_times_and_are_told_what_differs(forked_ranks, tmp_path):
+    code, _, err = program(forked_ranks, tmp_path, "several")
     assert code == 0, err
     alike = "on rank 1 of 2: give every rank the same"
     for rank in range(2):
@@ -308,15 +308,15 @@ def test_ranks_train_several_times_and_are_told_what_differs(mpirun, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_a_rank_that_does_not_call_is_noticed(mpirun, tmp_path):
-    code, _, err = program(mpirun, tmp_path, "never")
+def test_a_rank_that_does_not_call_is_noticed(forked_ranks, tmp_path):
+    code, _, err = program(forked_ranks, tmp_path, "never")
     assert code != 0
     (line,) = (line for line in err.splitlines() if line.startswith("distqtrl: "))
     assert line.startswith(
         "distqtrl: rank 0: no word from the other ranks for 2 s (allreduce.timeout_s): not all ranks "
     )
     missing = "not all ranks called distqtrl.train: rank 0 waited 2 s for them (allreduce.timeout_s)"
-    code, _, _ = program(mpirun, tmp_path, "once")
+    code, _, _ = program(forked_ranks, tmp_path, "once")
     assert code != 0
     first, second = (tmp_path / "log-0").read_text().splitlines()
     assert first.startswith(f"refused: {missing}")
@@ -325,8 +325,8 @@ def test_a_rank_that_does_not_call_is_noticed(mpirun, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_an_exception_on_one_rank_ends_the_job(mpirun, tmp_path):
-    code, _, err = program(mpirun, tmp_path, "raises")
+def test_an_exception_on_one_rank_ends_the_job(forked_ranks, tmp_path):
+    code, _, err = program(forked_ranks, tmp_path, "raises")
     assert code != 0
     assert err.count("Traceback") == 1
     assert "RuntimeError: on rank 1 alone" in err

@@ -59,7 +59,7 @@ def test_short_time_limits_change_no_bit(slurm, submitted, mpirun, tmp_path):
     (run,) = (tmp_path / "runs").glob("cartpole-job*")
 
     whole = ["train", "cartpole", "--run", str(tmp_path / "whole"), *words, *TINY]
-    code, _, err = mpirun(2, ["-m", "distqtrl", *whole], timeout=300, env={"PYTHONPATH": str(PROGRAMS)})
+    code, _, err = mpirun(2, ["-m", "distqtrl", *whole], env={"PYTHONPATH": str(PROGRAMS)})
     assert code == 0, err
     assert len(rows(run)) == 500
     assert rows(run) == rows(tmp_path / "whole")
