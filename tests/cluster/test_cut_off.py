@@ -76,7 +76,7 @@ def test_ranks_on_two_hosts_train(two, ended, tmp_path):
 
 def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     run = tmp_path / "run"
-    flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "3"]
+    flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "10"]
     process = launched(ended, two, run, *flags)
     assert soon(lambda: rows(run) > 10, 120)
     two.cut("h2")
@@ -88,7 +88,7 @@ def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     out, _ = process.communicate(timeout=120)
     print(f"ranks and mpirun were gone {time.monotonic() - began:.0f} s after the cut")
     assert process.returncode != 0
-    assert out.count("no word from the other ranks for 3 s (allreduce.timeout_s)") >= 1
+    assert out.count("no word from the other ranks for 10 s (allreduce.timeout_s)") >= 1
     for path in (run / "checkpoints").iterdir():
         tensorfile.read(path, FORMAT, "")
 
