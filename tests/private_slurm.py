@@ -133,7 +133,7 @@ def cluster(
         env["SLURM_CONF"] = str(conf)
         env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # ranks that wait leave the machine to those that do not
         if in_hosts is None:  # MPICH prefers the bridge of another test's hosts, and hangs when that is taken down
-            env |= {"FI_TCP_IFACE": "lo", "UCX_NET_DEVICES": "lo"}
+            env |= {"FI_SOCKETS_IFACE": "lo", "FI_TCP_IFACE": "lo", "UCX_NET_DEVICES": "lo"}
         slurm = Slurm(folder, env, names)
         daemons: list[subprocess.Popen[bytes]] = []
         stack.callback(_stop, folder, daemons)

@@ -288,9 +288,9 @@ elif case == "raises":
 """
 
 
-def program(forked_ranks, folder, case):
+def program(launcher, folder, case):
     (folder / "program.py").write_text(PROGRAM)
-    return forked_ranks(2, [folder / "program.py", case, folder])
+    return launcher(2, [folder / "program.py", case, folder])
 
 
 @pytest.mark.xdist_group("ranks")
@@ -325,8 +325,8 @@ def test_a_rank_that_does_not_call_is_noticed(forked_ranks, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_an_exception_on_one_rank_ends_the_job(forked_ranks, tmp_path):
-    code, _, err = program(forked_ranks, tmp_path, "raises")
+def test_an_exception_on_one_rank_ends_the_job(mpirun, tmp_path):
+    code, _, err = program(mpirun, tmp_path, "raises")
     assert code != 0
     assert err.count("Traceback") == 1
     assert "RuntimeError: on rank 1 alone" in err

@@ -95,7 +95,8 @@ def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     two.mend("h2")
     process = launched(ended, two, run, *flags)
     before = rows(run)
-    assert soon(lambda: rows(run) > before + 5, 120)
+    assert soon(lambda: rows(run) > before + 5 or process.poll() is not None, 120)
+    assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
