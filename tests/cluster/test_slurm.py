@@ -167,13 +167,13 @@ def test_numbers_that_do_not_fit_are_refused_without_slurm(capfd, words, said):
     ("words", "said"),
     [
         (["--memory", "lots"], "--memory 'lots': write the memory of one rank, such as 2G or 500M"),
-        (["--memory", "0"], "--memory '0': write a size"),
-        (["--memory", "-1G"], "--memory '-1G': write a size"),
+        (["--memory", "0"], "--memory '0': write the memory of one rank"),
+        (["--memory", "-1G"], "--memory '-1G': write the memory of one rank"),
         (["--sbatch=account=abc"], "--sbatch 'account=abc': write a flag of sbatch in one line, such as --sbatch=--ac"),
         (["--sbatch=--comment=a\nrm -rf"], "--sbatch '--comment=a\\nrm -rf': write a flag of sbatch in one line"),
         (["--array-seeds", "0-99999999999"], "'0-99999999999' has more than 10,000 numbers: write fewer"),
         (["--array-seeds", "4294967296"], "--array-seeds 4294967296: a seed is at most 4294967295"),
-        (["--nodes", "-1"], "argument --nodes: '-1' is no whole number from 1 to 1000000000"),
+        (["--nodes", "-1"], "argument --nodes: '-1' is not a whole number from 1 to 1000000000"),
         (["--time", "٣"], "--time '٣': write minutes"),
     ],
 )
