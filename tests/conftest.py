@@ -26,16 +26,14 @@ SLOW_PLACES = (
     "tests/cluster/",
     "tests/mpi/",
     "tests/report/",
+    "tests/search/",
     "tests/test_benchmarks.py",
     "tests/test_docs.py",
     "tests/test_launch.py",
     "tests/test_packaging.py",
-    "tests/test_search.py",
     "tests/circuit/test_aer.py",
     "tests/circuit/test_compiled.py",
     "tests/export/test_folder.py",
-    "tests/export/test_targets.py",
-    "tests/export/test_verdicts.py",
     "tests/nn/test_examples.py",
 )
 SLOW_TESTS = {
