@@ -35,7 +35,7 @@ def main() -> None:
     parser = runs.parser(__doc__, dict.fromkeys(TASKS, 5))
     parser.add_argument("--steps", type=int, help="of a run")
     args = parser.parse_args()
-    args.steps = args.steps or (400 if args.quick else TASKS[args.task][1])
+    args.steps = args.steps or (200 if args.quick else TASKS[args.task][1])
     found: dict[str, list[dict]] = {"distqtrl": [], PEER: []}
     seeds = list(runs.seeds(args))
     for seed in seeds:

@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     began, ranks, lengths, bursts, times = time.time(), [1, 2, 4, 8], [50, 1000, 5000, 100_000], 15, 3
     if args.quick:
-        args.repeats, args.updates, ranks, lengths, bursts, times = 1, 30, [1, 2], [50, 5000], 5, 1
+        args.repeats, args.updates, ranks, lengths, bursts, times = 1, 15, [1, 2], [50, 5000], 5, 1
     load = os.getloadavg()[0]
     traced = printed([sys.executable, reductions.__file__, "trace", launches.PRESET])
     task = json.dumps({"lengths": lengths, "calls": traced["calls"], "bursts": bursts})

@@ -150,17 +150,16 @@ def export(
     with every check's line. Raises UserError, and writes nothing, where something is wrong.
     """
     from distqtrl.export import folder as exporting
-    from distqtrl.export.options import Options
+    from distqtrl.export.options import Options, folding
     from distqtrl.export.targets import named
-    from distqtrl.export.verilog.folded import Folding
-    from distqtrl.policy.policy_file import Policy
+    from distqtrl.policy import policy_file
 
     options = Options(
         targets=named(targets if isinstance(targets, str) else ",".join(targets)),
         bits=_bits(bits),
         per=per if per is None else lookup("per", per, {"channel": "channel", "tensor": "tensor"}),
         calibration=None if calibration is None else Path(calibration),
-        folding=None if parallel is None else Folding(*parallel),
+        folding=None if parallel is None else folding("x".join(map(str, parallel))),
         part=part,
         vectors=_positive("vectors", vectors),
         episodes=_positive("episodes", episodes),
@@ -170,12 +169,12 @@ def export(
         limit_s=tool_limit,
     )
     telling = say or (lambda text: None)
-    if isinstance(source, Policy):
+    if isinstance(source, policy_file.Policy):
         with tempfile.TemporaryDirectory(prefix="distqtrl-") as place:
             path = Path(place) / "policy.safetensors"
             source.save(path)
             return exporting.export(path, Path(folder), options, telling)
-    return exporting.export(_one_file(Path(source)), Path(folder), options, telling)
+    return exporting.export(policy_file.only(Path(source)), Path(folder), options, telling)
 
 
 def verify(
@@ -209,17 +208,6 @@ def describe(config: Config | str) -> dict[str, Any]:
     from distqtrl.report.describe import describe as facts
 
     return facts(preset(config) if isinstance(config, str) else config)
-
-
-def _one_file(source: Path) -> Path:
-    """The policy file of a run, or the file itself; raises UserError where there are several."""
-    from distqtrl.policy import policy_file
-
-    files = policy_file.files(source) if source.is_dir() else [source]
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UserError(f"{source} has several policies: give one of {names}, or one that load returned")
-    return files[0]
 
 
 def _bits(given: "Bits | Mapping[str, int] | None") -> "Bits | None":

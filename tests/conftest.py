@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import runs
 from lib.processes import OPENMPI_ENV
 from needs import need, soon
 
@@ -20,21 +21,19 @@ MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI i
 OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
 TAG = "DISTQTRL_TEST"
 ROOT = Path(__file__).parents[1]
-SLOW_FIXTURES = {"mpirun", "forked_ranks", "openmpi", "slurm"}
+SLOW_FIXTURES = {"mpirun", "openmpi", "slurm"}
 SLOW_PLACES = (
     "tests/cluster/",
     "tests/mpi/",
     "tests/report/",
+    "tests/search/",
     "tests/test_benchmarks.py",
     "tests/test_docs.py",
     "tests/test_launch.py",
     "tests/test_packaging.py",
-    "tests/test_search.py",
     "tests/circuit/test_aer.py",
     "tests/circuit/test_compiled.py",
     "tests/export/test_folder.py",
-    "tests/export/test_targets.py",
-    "tests/export/test_verdicts.py",
     "tests/nn/test_examples.py",
 )
 SLOW_TESTS = {
@@ -46,7 +45,7 @@ SLOW_TESTS = {
     "test_single_precision_is_near",
 }
 RANK_SERVER = Path(__file__).with_name("rank_server.py")
-END_S = 10  # from the last event until every rank is gone
+END_S = 60  # from the last event until every rank is gone; like all limits, so that nothing hangs
 
 HERE = Path(__file__).parent
 # what tests import and run is not collected for doctests: under a second name it would register its environments twice
@@ -67,8 +66,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small():
     """Flags of a training run that takes no time: two updates of 32 steps, no validation."""
-    flags = "--train.steps 64 --algorithm.rollout_steps 8 --environment.local_num 4"
-    return [*flags.split(), *["--evaluate.episodes", "3", "--evaluate.every", "none", "--evaluate.target", "none"]]
+    flags = {"train.steps": 64, "algorithm.rollout_steps": 8, "environment.local_num": 4, "evaluate.episodes": 3}
+    return runs.as_words(runs.UNJUDGED, flags)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +83,7 @@ def mpirun():
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(mpirun):
     """The socket of a server of ranks (rank_server.py)."""
     path = Path(tempfile.mkdtemp(prefix="ranks-")) / "socket"  # a short name
     path.with_name("socket.d").mkdir()
@@ -97,13 +96,13 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forked_ranks(mpirun, server):
+def forked_ranks(server):
     """mpirun whose ranks are forks of a process that has loaded everything: for what does not depend on the start.
 
     A rank begins in a tenth of a second, in place of four. Streams, signals, exit codes and MPI are a process's own.
     """
 
-    def run(n, argv, timeout=60, env=None, when=()):
+    def run(n, argv, timeout=300, env=None, when=()):
         return _mpirun(n, [RANK_SERVER, server, *argv], timeout, env, when, server=server)
 
     return run
@@ -115,14 +114,14 @@ def openmpi():
     if not (OPENMPI / "mpirun").exists():
         need("there is no second environment with Open MPI: make test makes it")
 
-    def run(n, argv, timeout=60, env=None, when=(), options=()):
+    def run(n, argv, timeout=300, env=None, when=(), options=()):
         programs = (OPENMPI / "mpirun", *options), OPENMPI / "python"
         return _mpirun(n, argv, timeout, {**OPENMPI_ENV, **(env or {})}, when, *programs)
 
     return run
 
 
-def _mpirun(n, argv, timeout=60, env=None, when=(), launcher=(MPIRUN,), python=sys.executable, server=None):
+def _mpirun(n, argv, timeout=300, env=None, when=(), launcher=(MPIRUN,), python=sys.executable, server=None):
     tag = uuid.uuid4().hex
     env = {**os.environ, "OMP_NUM_THREADS": "1", TAG: tag, **(env or {})}
     if n * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > (os.cpu_count() or 1):
@@ -154,7 +153,7 @@ def _watched(process, alive, timeout, when):
     limit = END_S if when else timeout
     if not soon(lambda: process.poll() is not None, limit):
         return f"mpirun did not end within {limit} s"
-    if not soon(lambda: not alive(), 2):
+    if not soon(lambda: not alive(), 20):
         return f"left behind: {alive()}"
     return ""
 

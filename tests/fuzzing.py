@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from runs import tiny
 from safetensors.numpy import save as packed
 
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.run import Config, save
-from distqtrl.config.sources import load
+from distqtrl.config.sources import load, with_flags
 from distqtrl.config.stages import Quantize
 from distqtrl.errors import UserError
 from distqtrl.export import manifest
@@ -49,15 +50,17 @@ NUMBERS = [-1, 0, 1, 2, 3, 7, 255, 2**31, 2**53, 2**63, 10**18, -(10**18), 10**4
 NUMBERS += [float("nan"), float("inf"), float("-inf")]
 OTHERS = [None, True, False, "", "1", "none", "sigmoid", "x" * 100_000, "..", "/", "\0", "\ud800", [], {}, [[]], DEEP]
 DTYPES = [np.float16, np.float32, np.float64, np.int8, np.int64, np.bool_, np.uint8]
-TINY = Config.model_validate(
-    {
-        "generator": {"source": "direct"},
-        "policy": {"hidden": [3]},
-        "algorithm": {"rollout_steps": 8, "value_hidden": [4]},
-        "environment": {"local_num": 2},
-        "evaluate": {"episodes": 2},
-        "train": {"updates": 3, "checkpoint_every": 1},
-    }
+TINY = with_flags(
+    Config(),
+    tiny(
+        generator_source="direct",
+        policy_hidden=3,
+        algorithm_rollout_steps=8,
+        algorithm_value_hidden=4,
+        train_updates=3,
+        train_steps=None,
+        train_checkpoint_every=1,
+    ),
 )
 
 

@@ -88,7 +88,7 @@ class Hosts:
 
         Its kernel still closes the connections: ``cut`` it first for the silence of a host that lost its power.
         """
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while found := self.processes(host):
             assert time.monotonic() < deadline, f"cannot be killed on {host}: {found}"
             for process in found:
@@ -192,7 +192,7 @@ def _ip(*commands: str, inside: int | None = None) -> None:
     argv = ["ip", "-batch", "-"]
     if inside is not None:
         argv = ["nsenter", "--target", str(inside), "--net", "--", *argv]
-    done = subprocess.run(argv, input="\n".join(commands) + "\n", capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, input="\n".join(commands) + "\n", capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise OSError(f"ip {'; '.join(commands)}: {done.stderr}")
 

@@ -5,6 +5,7 @@ It is up in a third of a second and takes everything down with it: daemons, step
 
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from hosts import Hosts
 PACKAGES = "slurmctld slurmd slurm-client munge"
 PROGRAMS = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel", "sinfo", "setpriv"]
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # where Debian keeps the daemons
-START_S = 30
+START_S = 120
 ENDED = ["CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"]
 LEFTOVERS = re.compile("PMI|OMPI|PRTE|MPI_LOCAL|SLURM|SBATCH|SRUN|SALLOC")  # of a launcher around the tests
 FIELD = re.compile(r"(?<!\S)([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)")
@@ -37,7 +38,7 @@ class Slurm:
     nodes: list[str]
 
     def run(
-        self, *argv: object, timeout: float = 30, env: Mapping[str, str] | None = None, cwd: Path | None = None
+        self, *argv: object, timeout: float = 120, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """A command of SLURM or any other; ``env`` comes on top of the cluster's."""
         command = [str(word) for word in argv]
@@ -130,6 +131,9 @@ def cluster(
 
         env = {key: value for key, value in os.environ.items() if not LEFTOVERS.match(key)}
         env["SLURM_CONF"] = str(conf)
+        env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # ranks that wait leave the machine to those that do not
+        if in_hosts is None:  # MPICH prefers the bridge of another test's hosts, and hangs when that is taken down
+            env |= {"FI_SOCKETS_IFACE": "lo", "FI_TCP_IFACE": "lo", "UCX_NET_DEVICES": "lo"}
         slurm = Slurm(folder, env, names)
         daemons: list[subprocess.Popen[bytes]] = []
         stack.callback(_stop, folder, daemons)
@@ -183,8 +187,8 @@ def _settings(folder: Path, short: Path, port: int, in_hosts: Hosts | None) -> d
         "SelectTypeParameters": "CR_Core",
         "ReturnToService": "2",
         "JobRequeue": "1",
-        "KillWait": "5",
-        "FirstJobId": os.getpid() % 60_000 + 1,  # MPICH names its shared memory by it, and killed ranks leave theirs
+        # MPICH names its shared memory by the job: no other cluster's, now or before, as killed ranks leave theirs
+        "FirstJobId": f"{1 + 1000 * secrets.randbelow(60_000)}",
         "MinJobAge": "86400",  # scontrol shows a job for a day after its end
         "InactiveLimit": "0",
         "SlurmctldDebug": "info",
@@ -262,8 +266,8 @@ def _stop(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     for daemon in daemons:
-        daemon.wait(timeout=10)
-    deadline = time.monotonic() + 10
+        daemon.wait(timeout=60)
+    deadline = time.monotonic() + 60
     while left := processes(folder):
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.01)

@@ -5,63 +5,53 @@ import io
 import multiprocessing
 import os
 import runpy
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from distqtrl import __main__
-from distqtrl.cli import main as cli
-
+UNJUDGED = {"evaluate.every": None, "evaluate.target": None, "evaluate.episodes": 2}  # nothing but the end is evaluated
 TINY = {
     "mapping.kind": "mlp",
     "mapping.chunk": 4,
-    "policy.hidden": 4,
-    "algorithm.value_hidden": 8,
+    "policy.hidden": [4],
+    "algorithm.value_hidden": [8],
     "algorithm.rollout_steps": 16,
-    "environment.local_num": 1,
-    "evaluate.every": "none",
-    "evaluate.target": "none",
-    "evaluate.episodes": 2,
+    "environment.local_num": 2,
+    **UNJUDGED,
 }
 
 
-def tiny(**flags: object) -> list[str]:
-    """Words of a tiny training with these flags on top: tiny(train_steps=96) has --train.steps 96; None leaves one out.
+def tiny(**changes: object) -> dict[str, str]:
+    """Flags of a tiny training, as text, with these on top: tiny(train_steps=96) has {"train.steps": "96"}."""
+    return texts(TINY | {name.replace("_", ".", 1): value for name, value in changes.items()})
 
-    A value that is a tuple is several words.
-    """
-    every = TINY | {name.replace("_", ".", 1): value for name, value in flags.items()}
-    words = []
-    for name, value in every.items():
-        if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
+
+def texts(values: Mapping[str, object]) -> dict[str, str]:
+    """The same flags as text; None is none, and a list has commas."""
+
+    def text(value: object) -> str:
+        return "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return {name: text(value) for name, value in values.items()}
+
+
+def as_words(*flags: Mapping[str, object]) -> list[str]:
+    """Flags as words of a command line; of tables, the last that has a flag counts."""
+    merged = {name: value for table in flags for name, value in texts(table).items()}
+    return [word for name, value in merged.items() for word in (f"--{name}", value)]
 
 
 def trained(run: Path, *words: object, preset: str = "cartpole") -> Path:
     """The run directory, after training there in this process."""
+    from distqtrl.cli import main as cli  # torch reads its number of threads, which conftest.py sets, as it is loaded
+
     with contextlib.redirect_stdout(io.StringIO()):
         assert cli.main(["train", preset, "--run", str(run), *map(str, words)]) == 0
     return run
-
-
-class Once:
-    """once(name, preset, *words): a copy of a run that is trained when it is asked for the first time."""
-
-    def __init__(self, kept: Path) -> None:
-        self.kept = kept
-
-    def __call__(self, to: Path, *words: object, preset: str = "cartpole") -> Path:
-        name = "_".join(map(str, (preset, *words))).replace("/", ".").replace("--", "")[-200:]
-        run = self.kept / name / "run"
-        if not run.exists():
-            trained(run, *words, preset=preset)
-        return Path(shutil.copytree(run, to))
 
 
 @dataclass(frozen=True)
@@ -109,12 +99,6 @@ def _run(action: Callable[..., Any], args: tuple[object, ...], out: Path, err: P
                 if isinstance(leaving.code, str):
                     print(leaving.code, file=stderr)
                 raise
-
-
-def command(*words: object) -> int:
-    """What ``python -m distqtrl`` does, for a fork."""
-    sys.argv = ["distqtrl", *map(str, words)]
-    return __main__.main()
 
 
 def script(path: Path, *words: object) -> None:

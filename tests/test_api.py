@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import runs
 import torch
 from needs import soon
 
@@ -18,11 +19,8 @@ import distqtrl
 from distqtrl.cli import main as cli
 from distqtrl.config.run import save
 
-TINY = {
-    "generator.source": "direct", "policy.hidden": [4], "algorithm.value_hidden": [8], "algorithm.rollout_steps": 8,
-    "environment.local_num": 4, "train.steps": 96, "train.checkpoint_every": 1, "evaluate.episodes": 2,
-    "evaluate.every": None, "evaluate.target": None,
-}  # fmt: skip
+TINY = {**runs.TINY, "generator.source": "direct", "algorithm.rollout_steps": 8, "environment.local_num": 4}
+TINY |= {"train.steps": 96, "train.checkpoint_every": 1}
 LONG = {**TINY, "train.steps": 10**7, "train.checkpoint_every": 10**6}
 QUANTUM = ("mpi4py", "pennylane", "torch_geometric", "numba", "distqtrl.circuit", "distqtrl.mapping")
 WORLDS = ("gymnasium", "pettingzoo", "distqtrl.environment")
@@ -185,6 +183,22 @@ def test_export_and_verify(trained, tmp_path):
     assert (checks["files"], checks["c"]) == ("DIFFERENT", "not checked")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"parallel": (3, 2)}, "--parallel 3x2: write LANESxCOLUMNS, lanes a multiple of columns"),
+        ({"parallel": (4, -2)}, "--parallel 4x-2"),
+        ({"parallel": (32,)}, "--parallel 32"),
+        ({"part": "virtex"}, "--part virtex: known parts are xc7a15t"),
+        ({"vectors": 0}, "vectors = 0"),
+    ],
+)
+def test_an_export_that_cannot_be(trained, tmp_path, wrong, says):
+    with pytest.raises(distqtrl.UserError, match=says):
+        distqtrl.export(trained[0], tmp_path / "exported", targets="verilog", **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_describe():
     facts = distqtrl.describe("cartpole")
     assert facts == distqtrl.describe(distqtrl.preset("cartpole"))
@@ -274,14 +288,14 @@ elif case == "raises":
 """
 
 
-def program(mpirun, folder, case):
+def program(launcher, folder, case):
     (folder / "program.py").write_text(PROGRAM)
-    return mpirun(2, [folder / "program.py", case, folder], timeout=60)
+    return launcher(2, [folder / "program.py", case, folder])
 
 
 @pytest.mark.xdist_group("ranks")
-def test_ranks_train_several_times_and_are_told_what_differs(mpirun, tmp_path):
-    code, _, err = program(mpirun, tmp_path, "several")
+def test_ranks_train_several_times_and_are_told_what_differs(forked_ranks, tmp_path):
+    code, _, err = program(forked_ranks, tmp_path, "several")
     assert code == 0, err
     alike = "on rank 1 of 2: give every rank the same"
     for rank in range(2):
@@ -294,15 +308,15 @@ def test_ranks_train_several_times_and_are_told_what_differs(mpirun, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_a_rank_that_does_not_call_is_noticed(mpirun, tmp_path):
-    code, _, err = program(mpirun, tmp_path, "never")
+def test_a_rank_that_does_not_call_is_noticed(forked_ranks, tmp_path):
+    code, _, err = program(forked_ranks, tmp_path, "never")
     assert code != 0
     (line,) = (line for line in err.splitlines() if line.startswith("distqtrl: "))
     assert line.startswith(
         "distqtrl: rank 0: no word from the other ranks for 2 s (allreduce.timeout_s): not all ranks "
     )
     missing = "not all ranks called distqtrl.train: rank 0 waited 2 s for them (allreduce.timeout_s)"
-    code, _, _ = program(mpirun, tmp_path, "once")
+    code, _, _ = program(forked_ranks, tmp_path, "once")
     assert code != 0
     first, second = (tmp_path / "log-0").read_text().splitlines()
     assert first.startswith(f"refused: {missing}")

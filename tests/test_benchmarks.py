@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from lib import setting
 
 from distqtrl.config import sources
 from distqtrl.config import stages as config
@@ -18,6 +19,7 @@ from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.aware import Trained
 
 ROOT = Path(__file__).parents[1]
+RANK_SERVER = Path(__file__).with_name("rank_server.py")
 
 
 @pytest.fixture
@@ -33,7 +35,15 @@ def quick(tmp_path):
     return run
 
 
-def test_solve(quick, mpirun):
+@pytest.fixture
+def ranks(server, monkeypatch):
+    """Ranks that a script starts by mpirun are forks of a process that has loaded everything (rank_server.py)."""
+    plain = setting.mpirun
+    monkeypatch.setattr(setting, "mpirun", lambda number: [*plain(number), str(RANK_SERVER), str(server)])
+    monkeypatch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+
+
+def test_solve(quick, ranks):
     written = quick("solve", "--", "--mapping.kind", "mlp")
     results = json.loads(written("solve/cartpole.json"))
     assert [row["seed"] for row in results["seeds"]] == [100, 101]
@@ -51,7 +61,7 @@ def test_circuit(quick):
     assert "## Memory traffic" in written("circuit/circuit.md")
 
 
-def test_devices(quick, mpirun, tmp_path):
+def test_devices(quick, ranks, tmp_path):
     pytest.importorskip("qiskit_aer")
     written = quick("devices")
     results = json.loads(written("devices/devices.json"))
@@ -71,7 +81,7 @@ def test_shots(quick, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_comparisons_of_runs(quick, mpirun, tmp_path):
+def test_comparisons_of_runs(quick, ranks, tmp_path):
     kept = tmp_path / "runs"
     written = quick("controls", "--runs", kept)
     results = json.loads(written("controls/cartpole.json"))
@@ -223,7 +233,7 @@ def test_marl_coin_game(quick, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_speedup_of_several_agents(quick, mpirun, tmp_path):
+def test_speedup_of_several_agents(quick, ranks, tmp_path):
     pytest.importorskip("pettingzoo")
     options = ("--task", "coin-game", "--policies", "generated", "--runs", tmp_path / "runs")
     results = json.loads(quick("speedup", *options)("speedup/coin-game.json"))

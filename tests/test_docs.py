@@ -3,11 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import runs
+
+from distqtrl.cli import main as cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "multi-agent.md").read_text()
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -24,7 +25,7 @@ def test_the_environment_of_the_page(tmp_path, monkeypatch):
     import meeting
 
     parallel_api_test(meeting.Meeting(), num_cycles=50)
-    words = [sys.executable, "-m", "distqtrl", *shlex.split(COMMAND), "--json", "--train.directory", "runs"]
-    done = subprocess.run([*words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    words = [*shlex.split(COMMAND), "--json", "--train.directory", "runs"]
+    done = runs.forked(cli.main, words, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["evaluation"]["mean"] == 1  # they meet in every episode

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import as_words, tiny
 from torch import nn
 
 from distqtrl.circuit import ansatz, qpu
@@ -21,13 +22,11 @@ from distqtrl.quantize import blocks
 from distqtrl.quantize import program as programs
 
 ROOT = Path(__file__).parents[1]
-TINY = {"policy.hidden": 4, "mapping.chunk": 4, "circuit.layers": 1, "algorithm.value_hidden": 4}
-TINY |= {"algorithm.rollout_steps": 8, "environment.local_num": 2, "train.updates": 2, "train.steps": "none"}
-TINY |= {"evaluate.episodes": 2, "evaluate.every": "none", "evaluate.target": "none"}
+TINY = tiny(circuit_layers=1, algorithm_value_hidden=4, algorithm_rollout_steps=8, train_updates=2, train_steps=None)
 QUICK = ["--vectors", "200", "--episodes", "1"]
 NAMES = {"circuit.ansatz": "ladder", "qpu.backend": "counted", "mapping.kind": "affine", "rollout.precision": "tenths"}
-TINY_RUN = ["cartpole", *(word for key, value in TINY.items() for word in (f"--{key}", str(value)))]
-NAMED = [word for key, value in NAMES.items() for word in (f"--{key}", value)]
+TINY_RUN = ["cartpole", *as_words(TINY)]
+NAMED = as_words(NAMES)
 
 
 # ---- one of each kind

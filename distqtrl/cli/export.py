@@ -1,7 +1,6 @@
 """distqtrl export: a policy as integers, for every target."""
 
 import json
-import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from distqtrl.errors import UserError
 
 if TYPE_CHECKING:
     from distqtrl.export.options import Options
-    from distqtrl.export.verilog.folded import Folding
 
 TEXT = "Write a policy as integers for CPU, GPU and FPGA, with the proof that all of them compute the same."
 SHARED = False
@@ -52,8 +50,9 @@ def add(command: ArgumentParser) -> None:
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Write the folder and print what was proven about it; returns the exit code."""
     from distqtrl.export import folder, readme
+    from distqtrl.policy import policy_file
 
-    about = folder.export(_policy_path(Path(args.policy)), args.output, options(args), aside(args.json))
+    about = folder.export(policy_file.only(Path(args.policy)), args.output, options(args), aside(args.json))
     if args.json:
         print(json.dumps({"folder": str(args.output), **about}))
         return 0
@@ -70,14 +69,10 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
 
 def options(args: Namespace) -> "Options":
     """How to export, as the command line says; raises UserError."""
-    from distqtrl.export.options import Options
+    from distqtrl.export.options import Options, folding
     from distqtrl.export.targets import TARGETS, named
-    from distqtrl.export.verilog import synthesis
     from distqtrl.quantize.formats import bits
 
-    folding = None if args.parallel is None else _folding(args.parallel)
-    if args.part is not None and args.part not in synthesis.PARTS:
-        raise UserError(f"--part {args.part}: known parts are {', '.join(synthesis.PARTS)}")
     if args.energy is not None and not args.implement:
         raise UserError(f"--energy {args.energy}: toggles are counted with --implement only: give both")
     return Options(
@@ -85,7 +80,7 @@ def options(args: Namespace) -> "Options":
         bits=None if args.bits is None else bits(args.bits),
         per=args.per,
         calibration=args.calibration,
-        folding=folding,
+        folding=None if args.parallel is None else folding(args.parallel),
         part=args.part,
         vectors=args.vectors,
         episodes=args.episodes,
@@ -94,23 +89,3 @@ def options(args: Namespace) -> "Options":
         imports=args.import_environment,
         limit_s=args.tool_limit,
     )
-
-
-def _folding(text: str) -> "Folding":
-    """The folding of a --parallel such as 32x4; raises UserError."""
-    from distqtrl.export.verilog.folded import Folding
-
-    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
-    if match is None or int(match[1]) % int(match[2]):
-        raise UserError(f"--parallel {text}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4")
-    return Folding(int(match[1]), int(match[2]))
-
-
-def _policy_path(path: Path) -> Path:
-    """The policy file of a run directory, or the file itself; raises UserError where there are several."""
-    from distqtrl.policy import policy_file
-
-    files = policy_file.files(path) if path.is_dir() else [path]
-    if len(files) > 1:
-        raise UserError(f"{path} has a policy per agent: give one of {', '.join(file.name for file in files)}")
-    return files[0]

@@ -1,8 +1,11 @@
 """What an export is asked for."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from distqtrl.errors import UserError
+from distqtrl.export.verilog import synthesis
 from distqtrl.export.verilog.folded import Folding
 from distqtrl.quantize import calibrate
 from distqtrl.quantize.formats import Bits
@@ -12,7 +15,7 @@ BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized aft
 
 @dataclass(frozen=True)
 class Options:
-    """How a policy is exported and proven."""
+    """How a policy is exported and proven; raises UserError for a part that is not known."""
 
     targets: tuple[str, ...]  # of the table in targets.py
     # of a policy that was not trained with quantization:
@@ -29,3 +32,19 @@ class Options:
     energy: tuple[float, float] | None = None  # static watts, and joules per toggle
     imports: bool = False  # whether the policy file may name any module for its environment
     limit_s: float | None = None  # that a tool may take; its own limit
+
+    def __post_init__(self) -> None:
+        if self.part is not None and self.part not in synthesis.PARTS:
+            raise UserError(f"--part {self.part}: known parts are {', '.join(synthesis.PARTS)}")
+
+
+def folding(text: str) -> Folding:
+    """The folding of a text such as 32x4; raises UserError.
+
+    >>> folding("32x4")
+    Folding(lanes=32, columns=4)
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    if match is None or int(match[1]) % int(match[2]):
+        raise UserError(f"--parallel {text}: write LANESxCOLUMNS, lanes a multiple of columns, such as 32x4")
+    return Folding(int(match[1]), int(match[2]))

@@ -236,6 +236,14 @@ def files(run: Path) -> list[Path]:
     return sorted(run.glob("policy-*.safetensors")) or [run / "policy.safetensors"]
 
 
+def only(source: Path) -> Path:
+    """The policy file of a run directory, or the file itself; raises UserError where there are several."""
+    found = files(source) if source.is_dir() else [source]
+    if len(found) > 1:
+        raise UserError(f"{source} has several policies: give one of {', '.join(file.name for file in found)}")
+    return found[0]
+
+
 def names(policies: Sequence[str]) -> list[str]:
     """The file names of all policies of a run, which differ even where case does not count.
 

@@ -14,17 +14,14 @@ import private_slurm
 import psutil
 import pytest
 from needs import need, soon
+from runs import as_words, tiny
 
 from distqtrl.files import tensors as tensorfile
 from distqtrl.record.checkpoint import FORMAT
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests" / "mpi" / "programs"
-TINY = """train cartpole --environment.id paced:Paced-v0 --environment.local_num 2 --mapping.kind mlp --mapping.chunk 4
-    --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 10 --evaluate.every none
-    --evaluate.target none --evaluate.episodes 2 --train.steps none"""
+TINY = as_words(tiny(environment_id="paced:Paced-v0", algorithm_rollout_steps=10, train_steps=None))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS), "BIN": str(Path(sys.executable).parent)}
 
 
@@ -54,7 +51,7 @@ def launched(ended, two, run, *words):
         "MPIRUN_FLAGS": f"-launcher ssh -launcher-exec {two.launcher} -iface {two.bridge}",
         "PACE_S": "0.002",
     }
-    command = [ROOT / "launch" / "local.sh", "2", *TINY.split(), "--run", run, *words]
+    command = [ROOT / "launch" / "local.sh", "2", "train", "cartpole", *TINY, "--run", run, *words]
     return ended.enter_context(_process(command, env))
 
 
@@ -79,28 +76,29 @@ def test_ranks_on_two_hosts_train(two, ended, tmp_path):
 
 def test_a_cut_link_ends_the_run_within_the_limit(two, ended, tmp_path):
     run = tmp_path / "run"
-    flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "3"]
+    flags = ["--train.updates", "100000", "--train.checkpoint_every", "5", "--allreduce.timeout_s", "10"]
     process = launched(ended, two, run, *flags)
     assert soon(lambda: rows(run) > 10, 120)
     two.cut("h2")
     began = time.monotonic()
     ranks = [p for name in two.names for p in two.processes(name)]
     assert len(ranks) >= 2
-    gone, alive = psutil.wait_procs([p for p in ranks if "distqtrl" in p.cmdline()], timeout=3 + 5)
+    gone, alive = psutil.wait_procs([p for p in ranks if "distqtrl" in p.cmdline()], timeout=60)
     assert (len(gone), alive) == (2, [])
     out, _ = process.communicate(timeout=120)
     print(f"ranks and mpirun were gone {time.monotonic() - began:.0f} s after the cut")
     assert process.returncode != 0
-    assert out.count("no word from the other ranks for 3 s (allreduce.timeout_s)") >= 1
+    assert out.count("no word from the other ranks for 10 s (allreduce.timeout_s)") >= 1
     for path in (run / "checkpoints").iterdir():
         tensorfile.read(path, FORMAT, "")
 
     two.mend("h2")
     process = launched(ended, two, run, *flags)
     before = rows(run)
-    assert soon(lambda: rows(run) > before + 5, 120)
+    assert soon(lambda: rows(run) > before + 5 or process.poll() is not None, 120)
+    assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGUSR1)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
     assert "stopped by SIGUSR1 after" in out
 
@@ -109,9 +107,9 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
     need(hosts.missing() or private_slurm.missing())
     with (
         hosts.hosts(tmp_path / "hosts", num=3) as three,
-        private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "5"}) as slurm,
+        private_slurm.cluster(tmp_path / "slurm", in_hosts=three, options={"SlurmdTimeout": "10"}) as slurm,
     ):
-        words = ["slurm", *TINY.split()[1:], "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
+        words = ["slurm", "cartpole", *TINY, "--json", "--nodes", "2", "--ranks-per-node", "1", "--launcher", "srun"]
         words += ["--train.updates", "80", "--train.checkpoint_every", "5"]
         env = {"PYTHONPATH": str(PROGRAMS), "PACE_S": "0.004"}
         done = slurm.run(sys.executable, "-m", "distqtrl", *words, env=env, cwd=tmp_path)
@@ -122,7 +120,7 @@ def test_slurm_requeues_a_job_that_lost_a_host(tmp_path, mpirun):
         lost = next(name for name in three.names[:2] if name != victim)
         three.cut(lost)
         three.kill(lost)
-        job = slurm.wait(job_id, timeout=150)
+        job = slurm.wait(job_id, timeout=300)
         assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
         (run,) = tmp_path.glob("runs/cartpole-job*")
         assert rows(run) == 80

@@ -4,10 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
 from needs import soon
-
-pytestmark = pytest.mark.xdist_group("cluster")
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "search.sbatch"
 TINY = """--environment.id CartPole-v1 --policy.hidden 4 --algorithm.value_hidden 8 --train.steps 20480

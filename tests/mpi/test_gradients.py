@@ -5,18 +5,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from runs import tiny
 
 from distqtrl.files import tensors as tensorfile
 from distqtrl.record.checkpoint import FORMAT
 
 PROGRAM = Path(__file__).parent / "programs" / "gradients.py"
-TINY = {
-    "mapping.kind": "mlp",
-    "mapping.chunk": "4",
-    "policy.hidden": "4",
-    "algorithm.value_hidden": "8",
-    "algorithm.rollout_steps": "16",
-}
 AGENTS = {
     "environment.id": "distqtrl.environment.coin_game/parallel_env",
     "environment.max_episode_steps": "7",
@@ -53,7 +47,7 @@ ALGORITHMS = {
 def updated(forked_ranks, ranks, folder, cases):
     """The arrays that the program leaves behind at this number of ranks."""
     folder.mkdir()
-    cases = {name: (updates, {**TINY, **flags}) for name, (updates, flags) in cases.items()}
+    cases = {name: (updates, {**tiny(), **flags}) for name, (updates, flags) in cases.items()}
     (folder / "cases.json").write_text(json.dumps(cases))
     code, _, err = forked_ranks(ranks, [PROGRAM, folder / "results.npz", folder / "cases.json"])
     assert code == 0, err

@@ -6,20 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import as_words, tiny
 
 from distqtrl.files import tensors as tensorfile
 from distqtrl.record.checkpoint import FORMAT
 
 PROGRAMS = Path(__file__).parent / "programs"
-TINY = """--mapping.kind mlp --mapping.chunk 8 --policy.hidden 4 --circuit.layers 1 --algorithm.value_hidden 8
-    --algorithm.rollout_steps 16 --algorithm.epochs 2 --environment.local_num 2 --evaluate.every 2
-    --evaluate.target none --evaluate.validation_episodes 2 --evaluate.episodes 3"""
+TINY = as_words(
+    tiny(
+        mapping_chunk=8,
+        circuit_layers=1,
+        algorithm_epochs=2,
+        evaluate_every=2,
+        evaluate_validation_episodes=2,
+        evaluate_episodes=3,
+    )
+)
 NOISE = {"depolarizing": {"one_qubit": 0.002, "two_qubit": 0.02}, "readout": {"0to1": 0.02, "1to0": 0.04}}
 
 
 def training(folder, ranks, updates, *flags):
     steps = str(updates * 16 * 2 * ranks)
-    return ["train", "cartpole", *TINY.split(), "--train.directory", str(folder), "--train.steps", steps, *flags]
+    return ["train", "cartpole", *TINY, "--train.directory", str(folder), "--train.steps", steps, *flags]
 
 
 def only(folder):

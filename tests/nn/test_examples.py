@@ -61,12 +61,12 @@ def test_the_door(tmp_path):
     assert (tmp_path / "exported" / "policy.c").exists()
 
 
-def test_the_door_under_mpirun(mpirun, tmp_path):
+def test_the_door_under_mpirun(forked_ranks, tmp_path):
     (code,) = HEADED["Under mpirun and SLURM"]
     command = re.search(r"^    OMP_NUM_THREADS=1 mpirun -n (\d+) python (\S+)$", PAGE, re.MULTILINE)
     place = f"import os\nos.chdir({str(tmp_path)!r})\n"
     (tmp_path / command[2]).write_text(place + code)
-    code, out, err = mpirun(int(command[1]), [tmp_path / command[2]], timeout=120)
+    code, out, err = forked_ranks(int(command[1]), [tmp_path / command[2]])
     assert code == 0, err
     (line,) = out.splitlines()
     assert re.fullmatch(r"returns \[[\d.]+, [\d.]+\] on 2 ranks", line)

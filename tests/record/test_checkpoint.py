@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from runs import as_words, tiny
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
@@ -22,9 +23,7 @@ from distqtrl.files import tensors as tensorfile
 from distqtrl.record import checkpoint
 from distqtrl.training.run import Counters
 
-TINY = """--mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8 --algorithm.rollout_steps 16
-    --environment.local_num 2 --evaluate.every none --evaluate.target none --evaluate.episodes 2
-    --train.checkpoint_every 1 --train.steps 96"""
+TINY = as_words(tiny(train_checkpoint_every=1, train_steps=96))
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([1, 2], dtype=np.int64), "empty": np.zeros(0)}
 
 
@@ -38,7 +37,7 @@ def complete_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distqtrl.cli.train.draw", lambda directory: None)
-        assert cli.main(["train", "cartpole", *TINY.split(), "--train.directory", str(folder)]) == 0
+        assert cli.main(["train", "cartpole", *TINY, "--train.directory", str(folder)]) == 0
     (run,) = folder.iterdir()
     return run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from needs import need
+from runs import as_words, tiny
 
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.cli import main as cli
@@ -30,12 +31,19 @@ PAPER = {  # width, core bits, input bits; mean and sample deviation in floating
     "HalfCheetah": (256, 3, 8, 11066, 1190, 10156),
     "Hopper": (16, 2, 6, 2710, 712, 2126),
 }
-FLAGS = """--generator.source direct --policy.hidden 4 --algorithm.value_hidden 8 --train.steps 320
-    --algorithm.rollout_steps 8 --environment.local_num 4 --evaluate.episodes 2 --evaluate.every none
-    --evaluate.target none --train.checkpoint_every 1 --quantize.warmup 2"""
-SMALL = """--widths 4,2 --core-bits 3,2 --input-bits 8,4 --seeds 0-1
-    --target c --vectors 100 --episodes 2"""
-SMALL = [*SMALL.split(), *FLAGS.split()]
+FLAGS = as_words(
+    tiny(
+        generator_source="direct",
+        train_steps=320,
+        algorithm_rollout_steps=8,
+        environment_local_num=4,
+        train_checkpoint_every=1,
+        quantize_warmup=2,
+    )
+)
+GRID = {"widths": "4,2", "core-bits": "3,2", "input-bits": "8,4", "seeds": "0-1", "target": "c"}
+GRID |= {"vectors": "100", "episodes": "2"}
+SMALL = [*as_words(GRID), *FLAGS]
 COMMAND = ["search-bits", "cartpole", *SMALL]
 pytestmark = pytest.mark.xdist_group("search")  # which share what one process finds
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import vanilla
+from runs import tiny
 
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.config import stages
@@ -18,18 +19,7 @@ from distqtrl.training.loop import train
 from distqtrl.training.metrics import prediction
 from distqtrl.training.policy_gradient.update import update
 
-TINY = {
-    "mapping.kind": "mlp",
-    "mapping.chunk": "8",
-    "policy.hidden": "4",
-    "algorithm.rollout_steps": "8",
-    "environment.local_num": "2",
-    "evaluate.every": "none",
-    "evaluate.target": "none",
-    "evaluate.episodes": "2",
-    "train.updates": "2",
-    "train.steps": "none",
-}
+TINY = tiny(algorithm_rollout_steps=8, train_updates=2, train_steps=None)
 
 
 @pytest.mark.parametrize("name", ["cartpole", "coin-game"])

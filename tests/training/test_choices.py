@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from runs import as_words, tiny
 
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.cli import main as cli
@@ -22,21 +23,17 @@ from distqtrl.training.policy_gradient import samples as samples_module
 from distqtrl.training.policy_gradient.samples import samples
 from distqtrl.training.step import backward
 
-TINY = {
-    "generator.source": "direct",
-    "policy.hidden": "8",
-    "algorithm.value_hidden": "8",
-    "algorithm.rollout_steps": "24",
-    "algorithm.epochs": "2",
-    "algorithm.minibatches": "2",
-    "environment.local_num": "2",
-    "environment.max_episode_steps": "none",
-    "evaluate.episodes": "3",
-    "evaluate.every": "none",
-    "evaluate.target": "none",
-    "train.updates": "3",
-    "train.steps": "none",
-}
+TINY = tiny(
+    generator_source="direct",
+    policy_hidden=8,
+    algorithm_rollout_steps=24,
+    algorithm_epochs=2,
+    algorithm_minibatches=2,
+    environment_max_episode_steps=None,
+    evaluate_episodes=3,
+    train_updates=3,
+    train_steps=None,
+)
 TRUST = "--import-environment"  # the games are a module of the tests
 LEVERS = {"environment.id": "choices:Levers-v0"}
 DOORS = {"environment.id": "choices:Doors-v0"}
@@ -55,7 +52,7 @@ def prepared(*tables):
 
 
 def command(*tables):
-    return [word for key, value in flags(*tables).items() for word in (f"--{key}", value)]
+    return as_words(TINY, *tables)
 
 
 def called(capfd, *words):

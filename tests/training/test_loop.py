@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from runs import UNJUDGED, as_words, texts
 
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Serial
@@ -25,7 +26,7 @@ from distqtrl.training.build import prepare
 from distqtrl.training.loop import train
 from distqtrl.training.policy_gradient import samples as samples_module
 
-SMALL = {"train.steps": "128", "evaluate.episodes": "2", "evaluate.every": "none", "evaluate.target": "none"}
+SMALL = {**texts(UNJUDGED), "train.steps": "128"}
 SOON = {"algorithm.learning_starts": "0", "algorithm.batch_size": "32"}  # SAC
 STEPS = {"environment.local_num": "4", "algorithm.rollout_steps": "16", "mapping.kind": "mlp"}
 
@@ -224,7 +225,7 @@ def test_an_update_of_low_rank_starts_at_its_base(tmp_path, source):
 
 def test_a_rank_starts_without_torchs_compiler(tmp_path):
     """Half of the time that a rank took to start went into these, and nothing of them is used."""
-    flags = [word for key, value in {**SMALL, **STEPS}.items() for word in (f"--{key}", value)]
+    flags = as_words(SMALL, STEPS)
     program = f"""if True:
         import sys
         from distqtrl.cli import main as cli

@@ -9,6 +9,7 @@ import games
 import numpy as np
 import pytest
 import torch
+from runs import as_words, tiny
 
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Serial
@@ -33,20 +34,18 @@ from distqtrl.training.policy_gradient import samples as samples_module
 from distqtrl.training.policy_gradient.learner import PolicyGradient, step
 from distqtrl.training.policy_gradient.samples import minibatches, rollout
 
-TINY = {
-    "mapping.kind": "mlp",
-    "mapping.chunk": "8",
-    "policy.hidden": "8",
-    "algorithm.value_hidden": "8",
-    "algorithm.rollout_steps": "12",
-    "algorithm.epochs": "2",
-    "algorithm.minibatches": "2",
-    "environment.local_num": "3",
-    "evaluate.episodes": "3",
-    "train.precision": "float64",
-    "train.updates": "2",
-    "train.steps": "none",
-}
+TINY = tiny(
+    mapping_chunk=8,
+    policy_hidden=8,
+    algorithm_rollout_steps=12,
+    algorithm_epochs=2,
+    algorithm_minibatches=2,
+    environment_local_num=3,
+    evaluate_episodes=3,
+    train_precision="float64",
+    train_updates=2,
+    train_steps=None,
+)
 TRUST = "--import-environment"  # the games are a module of the tests
 COIN = {"environment.id": "distqtrl.environment.coin_game/parallel_env", "environment.max_episode_steps": "10"}
 TALK = {"environment.id": "mpe2/simple_speaker_listener_v4", "environment.max_episode_steps": "10"}
@@ -337,8 +336,8 @@ def test_a_centralised_critic_has_its_own_inputs(sharing):
 
 
 def test_agents_that_are_no_names_of_files(tmp_path, capfd):
-    words = [word for key, x in {**TINY, "environment.id": "games/Odder"}.items() for word in (f"--{key}", x)]
-    words += ["--agents.sharing", "independent", "--train.precision", "float32", "--environment.kwargs", "{}"]
+    odder = {"environment.id": "games/Odder", "environment.kwargs": "{}", "agents.sharing": "independent"}
+    words = as_words(TINY, odder, {"train.precision": "float32"})
     run = tmp_path / "a run"
     assert cli.main(["train", "coin-game", "--run", str(run), *words]) == 0
     said = capfd.readouterr().out.splitlines()
@@ -361,7 +360,7 @@ def test_agents_have_names_of_their_own(names):
 
 
 def test_commands_of_a_run_with_a_policy_per_agent(tmp_path, capfd):
-    words = [word for key, x in {**TINY, **TALK, "train.precision": "float32"}.items() for word in (f"--{key}", x)]
+    words = as_words(TINY, TALK, {"train.precision": "float32"})
     run = tmp_path / "run"
     assert cli.main(["train", "simple-speaker-listener", "--run", str(run), "--json", *words]) == 0
     trained = json.loads(capfd.readouterr().out)
@@ -373,7 +372,7 @@ def test_commands_of_a_run_with_a_policy_per_agent(tmp_path, capfd):
     assert found[0]["agents"] == pytest.approx(trained["agents"], abs=1e-5)
 
     assert cli.main(["export", str(run), "-o", str(tmp_path / "x")]) == 2
-    assert "has a policy per agent: give one of policy-listener_0.safetensors, policy-s" in capfd.readouterr().err
+    assert "has several policies: give one of policy-listener_0.safetensors, policy-s" in capfd.readouterr().err
     made = tmp_path / "exported"
     quick = ["--target", "c", "--vectors", "2000", "--episodes", "2"]
     assert cli.main(["export", str(run / "policy-listener_0.safetensors"), "-o", str(made), *quick]) == 0
