@@ -4,9 +4,12 @@
     participation    (sum s^2)^2 / sum s^4 of the singular values s: how many directions count (Hill number of order 2)
     source_share     |J_source|^2 / |J|^2: what angles (or free numbers) move, of all that trained numbers move
 
-Exact for up to MOST_ROWS weights; of more, a fixed sample stands for all. Without shots and noise.
+Without shots and noise. Exact for up to 4096 weights, of more a fixed sample stands for all. Where J has more than
+MOST_PRODUCTS columns times basis states it is made row by row, of 256 weights or fewer: the first two are lower bounds
+then. At most a second or two, whatever the sizes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +19,7 @@ from distqtrl.generator import tangent
 from distqtrl.generator.generator import Generator
 
 HELD = 0.99
+MOST_PRODUCTS = 2**21  # columns times basis states: about a second of products
 
 
 @dataclass(frozen=True)
@@ -51,26 +55,31 @@ def diagnose(generator: Generator) -> Diagnostics:
 
 def jacobian(generator: Generator) -> tuple[Tensor, Tensor]:
     """J of what the source trains and of what the mapping trains, at the weights that stand for all: (N, .) each."""
+    source, mapping = generator.of_source(), generator.of_mapping()
+    count = sum(p.numel() for p in (*source, *mapping))
+    states = 1 if generator.mapping is None else 2**generator.mapping.num_qubits
     index_N = tangent.rows(generator.num_weights)
+    if count > len(index_N) or count * states > MOST_PRODUCTS:
+        return _by_rows(generator, max(16, min(256, MOST_PRODUCTS // states)))
     if generator.mapping is None:
-        assert generator.factors is not None
-        return _by(generator()[index_N], list(generator.factors.parameters())), torch.zeros(len(index_N), 0)
+        return _by_columns(generator()[index_N], source), torch.zeros(len(index_N), 0, dtype=torch.float64)
     p_S = generator.ideal_probabilities().detach().requires_grad_()
     w_N = generator.mapping(p_S)[index_N]
-    source_SX = generator.source_tangent()
-    return tangent.pushed(w_N, p_S, source_SX.T), _by(w_N, list(generator.of_mapping()))
+    return tangent.pushed(w_N, p_S, generator.source_tangent().T), _by_columns(w_N, mapping)
 
 
-def _by(w_N: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """dw/d(parameters), a column per number, by as many products as there are numbers or weights, the fewer of both."""
-    count = sum(p.numel() for p in parameters)
-    if not parameters:
-        return w_N.new_zeros(len(w_N), 0, dtype=torch.float64)
-    if count <= len(w_N):
-        parts = [tangent.pushed(w_N, p, torch.eye(p.numel(), dtype=torch.float64)) for p in parameters]
-        return torch.cat(parts, dim=1)
-    rows = []
-    for w in w_N:
-        gradients = torch.autograd.grad(w, parameters, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([g.flatten() for g in gradients]).double())
-    return torch.stack(rows)
+def _by_columns(w_N: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """dw/d(parameters), by one product for every number that is trained."""
+    parts = [tangent.pushed(w_N, p, torch.eye(p.numel(), dtype=torch.float64)) for p in parameters]
+    return torch.cat([w_N.new_zeros(len(w_N), 0, dtype=torch.float64), *parts], dim=1)
+
+
+def _by_rows(generator: Generator, most: int) -> tuple[Tensor, Tensor]:
+    """Both parts, by one gradient for every weight of a sample."""
+    source, mapping = generator.of_source(), generator.of_mapping()
+    w_M, rows = generator.ideal_weights(), []
+    for index in tangent.rows(generator.num_weights, most):
+        gradients = torch.autograd.grad(w_M[index], [*source, *mapping], retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([g.flatten().double() for g in gradients]))
+    j_NX, split = torch.stack(rows), sum(p.numel() for p in source)
+    return j_NX[:, :split], j_NX[:, split:]

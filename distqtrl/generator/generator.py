@@ -188,8 +188,12 @@ class Generator(nn.Module):
 
     def ideal(self) -> Tensor:
         """w_M without shots and noise, the same on every rank; counts in no ledger."""
+        return self.ideal_weights().detach()
+
+    def ideal_weights(self) -> Tensor:
+        """The same, with its graph."""
         w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self.ideal_probabilities())
-        return w_M.detach()
+        return w_M
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Use dtype from the mapping on; angles, free numbers and probabilities stay float64."""
@@ -345,7 +349,9 @@ def _check_memory(config: Config, num_weights: int, n: int) -> None:
     needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
     available = machine_memory()
     if needed > available:
+        mixes, chunk = lookup("mapping.kind", config.mapping.kind, KINDS).mixes, config.mapping.chunk
+        what, remedy = ("", "lower circuit.qubits") if mixes else (f" with mapping.chunk = {chunk}", "raise mapping.chunk")
         raise UserError(
-            f"{num_weights:,} policy weights with mapping.chunk = {config.mapping.chunk} take {n} qubits and about "
-            f"{needed / 2**30:,.0f} GiB, this machine has {available / 2**30:,.0f}: raise mapping.chunk"
+            f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine has "
+            f"{available / 2**30:,.0f}: {remedy}"
         )

@@ -65,8 +65,8 @@ def pushed(w_N: Tensor, x: Tensor, directions_PX: Tensor) -> Tensor:
     return torch.stack(columns, dim=1) if columns else w_N.new_zeros(len(w_N), 0, dtype=torch.float64)
 
 
-def rows(num_weights: int) -> Tensor:
-    """Which weights stand for all."""
-    if num_weights <= MOST_ROWS:
+def rows(num_weights: int, most: int = MOST_ROWS) -> Tensor:
+    """Which weights stand for all, at most so many."""
+    if num_weights <= most:
         return torch.arange(num_weights)
-    return torch.from_numpy(np.random.default_rng(0).choice(num_weights, MOST_ROWS, replace=False))
+    return torch.from_numpy(np.random.default_rng(0).choice(num_weights, most, replace=False))

@@ -24,8 +24,6 @@ def factors(n: int, dtype: torch.dtype, device: torch.device | None = None) -> t
 def transform(x_BS: Tensor, high: Tensor, low: Tensor) -> Tensor:
     """Every row times H, which ``factors`` gave.
 
-    Not n passes of butterflies: up to n = 16 two products with about sqrt(S) rows take less time.
-
     >>> rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     >>> transform(rows, *factors(2, rows.dtype)).tolist()
     [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, -1.0, 1.0]]
