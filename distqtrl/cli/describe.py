@@ -18,7 +18,10 @@ def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.add_argument("preset", metavar="PRESET|RUN", help="the name of a preset, or a run directory")
     command.add_argument(
-        "--suggest", type=whole_number(1), metavar="TRAINED", help="flags of a generator that trains at most so many numbers"
+        "--suggest",
+        type=whole_number(1),
+        metavar="TRAINED",
+        help="flags of a generator that trains at most so many numbers",
     )
     add_fields(command)
 

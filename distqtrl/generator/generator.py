@@ -350,7 +350,9 @@ def _check_memory(config: Config, num_weights: int, n: int) -> None:
     available = machine_memory()
     if needed > available:
         mixes, chunk = lookup("mapping.kind", config.mapping.kind, KINDS).mixes, config.mapping.chunk
-        what, remedy = ("", "lower circuit.qubits") if mixes else (f" with mapping.chunk = {chunk}", "raise mapping.chunk")
+        what, remedy = (
+            ("", "lower circuit.qubits") if mixes else (f" with mapping.chunk = {chunk}", "raise mapping.chunk")
+        )
         raise UserError(
             f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine has "
             f"{available / 2**30:,.0f}: {remedy}"
