@@ -15,7 +15,7 @@ MODE = 4  # indices of one core of a tensor train
 
 
 class LowRank(nn.Module):
-    """Of every layer B A, with A (rank, inputs + 1) whose last column makes the bias, and B (outputs, rank) of zeros.
+    """B A in every layer: A (rank, inputs + 1), whose last column makes the bias, and B (outputs, rank) of zeros.
 
     As LoRA (arXiv 2106.09685), on a freshly drawn base in place of a trained one.
     """

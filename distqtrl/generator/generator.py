@@ -349,11 +349,10 @@ def _check_memory(config: Config, num_weights: int, n: int) -> None:
     needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
     available = machine_memory()
     if needed > available:
-        mixes, chunk = lookup("mapping.kind", config.mapping.kind, KINDS).mixes, config.mapping.chunk
-        what, remedy = (
-            ("", "lower circuit.qubits") if mixes else (f" with mapping.chunk = {chunk}", "raise mapping.chunk")
-        )
+        what, remedy = f" with mapping.chunk = {config.mapping.chunk}", "raise mapping.chunk"
+        if lookup("mapping.kind", config.mapping.kind, KINDS).mixes:
+            what, remedy = "", "lower circuit.qubits"
         raise UserError(
-            f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine has "
-            f"{available / 2**30:,.0f}: {remedy}"
+            f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine "
+            f"has {available / 2**30:,.0f}: {remedy}"
         )

@@ -54,7 +54,7 @@ def within(n: int, most: int) -> Tensor:
 
 
 def themselves(p_S: Tensor, config: MappingModel, n: int) -> Tensor:
-    """Of a source whose numbers are features already."""
+    """The features that a source gives itself."""
     return p_S
 
 

@@ -55,7 +55,7 @@ def _gnn(shape: Shape) -> nn.Module:
     from distqtrl.mapping import gnn  # loads torch-geometric
 
     n, s = shape.num_qubits, shape.settings
-    return gnn.GraphNetwork(n, s.hidden, nn.Linear((n + 1, *s.hidden)[-1], s.chunk), shape.activation)
+    return gnn.GraphNetwork(n, s.hidden, lambda width: nn.Linear(width, s.chunk), shape.activation)
 
 
 def _gnn_expansion(shape: Shape) -> nn.Module:
@@ -63,8 +63,8 @@ def _gnn_expansion(shape: Shape) -> nn.Module:
 
     n, s = shape.num_qubits, shape.settings
     width = (n + 1, *s.hidden)[-1]
-    bits = n + (width - 1).bit_length()
-    return gnn.GraphNetwork(n, s.hidden, Expansion(bits, shape.num_weights, 2**n * width), shape.activation)
+    expansion = Expansion(n + (width - 1).bit_length(), shape.num_weights, 2**n * width)
+    return gnn.GraphNetwork(n, s.hidden, lambda _: expansion, shape.activation)
 
 
 def _mlp(shape: Shape) -> nn.Module:
@@ -164,7 +164,7 @@ class Mapping(nn.Module):
             start += size
 
     def _deviation(self, layer: Tensor) -> Tensor:
-        """Of the outputs that become a policy layer's weights."""
+        """The deviation of the outputs that become a policy layer's weights."""
         deviation = layer.std()
         if not deviation > 0:
             raise UserError(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from distqtrl.config.run import Config
+from distqtrl.generator import diagnostics, tangent
 from distqtrl.generator.diagnostics import diagnose, jacobian
 from distqtrl.generator.generator import Generator
 
@@ -65,3 +66,14 @@ def test_a_generator_is_left_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
     assert all(p.grad is None for p in made.parameters())
     assert made.qpu.ledger.circuits == ledger
+
+
+def test_what_is_too_large_is_made_row_by_row(monkeypatch):
+    """The share is that of the rows; the directions are at most as many as rows."""
+    made = generator(kind="gnn")
+    j = whole(made)
+    monkeypatch.setattr(diagnostics, "MOST_PRODUCTS", 0)
+    rows = tangent.rows(73, 16).numpy()
+    source, mapping = jacobian(made)
+    np.testing.assert_allclose(torch.cat([source, mapping], dim=1), j[rows], rtol=1e-6, atol=1e-9)
+    assert diagnose(made).directions_99 <= 16

@@ -46,7 +46,7 @@ def test_the_default_preset_trains_its_circuit_alone():
 def test_what_is_suggested_keeps_to_the_budget_and_moves_in_nearly_as_many_directions(name, trained):
     flags, facts = suggest(preset(name), trained)
     assert trained / 2 <= facts["total_parameters"] <= trained
-    assert facts["directions_99"] >= 0.9 * facts["total_parameters"] - 1
+    assert facts["directions_99"] >= 0.8 * facts["total_parameters"]
     assert describe(with_flags(preset(name), flags)) == facts
 
 

@@ -65,7 +65,7 @@ def test_environments_and_algorithms(tmp_path, environment, algorithm):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_controls(tmp_path, source):
-    run, _ = trained(tmp_path, "cartpole", **{**STEPS, "generator.source": source})
+    run, _ = trained(tmp_path, "cartpole", **{**STEPS, "generator.source": source, "generator.numbers": "300"})
     assert (run.learner.generator.qpu is not None) == (source in ("circuit", "frozen_circuit"))
 
 
