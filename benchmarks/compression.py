@@ -12,6 +12,7 @@ start, on any machine that has the file, does what is missing. Runs of several m
 import argparse
 import json
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from lib import runs, setting
@@ -20,14 +21,17 @@ from lib.exact import equivalent, holm, permutation
 from matplotlib.figure import Figure
 
 from distqtrl.config.sources import preset, with_flags
+from distqtrl.errors import UserError
+from distqtrl.generator.generator import Generator
 from distqtrl.report import figures
-from distqtrl.report.describe import describe
 from distqtrl.report.statistics import interval, iqm
+from distqtrl.training.plan import plan
 
 TUNING_SEEDS, FIRST_SEED = (101, 102), 201
 FIRST = "circuit, fixed graph network"  # what is compared with everything
 MAPPING_RATE = {"circuit, trained graph network": 0.1}  # its learning rate, as a part of the angles'
 TRAINS_MAPPING = {*MAPPING_RATE, "frozen random, trained graph network", "chunked hypernetwork"}
+WHAT = ("arm", "size", "rate", "seed", "steps")  # what tells a run from all others of its task
 MARGIN = 0.05  # of the direct policy's return: what counts as equal
 
 
@@ -96,26 +100,28 @@ def sizes(args: argparse.Namespace, task: Task, arm: str) -> list[int]:
 
 def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool:
     """Whether the arm can train so few numbers."""
-    from distqtrl.errors import UserError
-
     if ARMS[arm](size) is None:
         return False
     try:
-        return facts(args.task, task, arm, size)["total_parameters"] <= size
+        return counts(args.task, arm, size)[0] <= size
     except UserError:
         return False
 
 
-def facts(name: str, task: Task, arm: str, size: int) -> dict:
-    """What describe says of an arm."""
-    words = flags(name, task, arm, size, task.rates[0])
+@cache
+def counts(name: str, arm: str, size: int) -> tuple[int, int]:
+    """Trained numbers and policy weights of an arm."""
+    task = TASKS[name]
     pairs: dict[str, list[str]] = {}
-    for word in words:
+    for word in (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false"):
         if word.startswith("--"):
             pairs[word.removeprefix("--")] = values = []
         else:
             values.append(word)
-    return describe(with_flags(preset(name), pairs))
+    config = with_flags(preset(name), pairs)
+    (spec,) = plan(config).specs
+    generator = Generator(config, spec.layers(config.adapter))
+    return generator.counts()["total"], spec.architecture.num_weights
 
 
 def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
@@ -138,10 +144,7 @@ def tuned(args: argparse.Namespace, task: Task, kept: "Kept", arm: str) -> float
     rates = task.rates[:2] if args.quick else task.rates
     jobs = {rate: [kept.job(arm, size, rate, seed, task.tuning_steps) for seed in TUNING_SEEDS] for rate in rates}
     kept.run([job for each in jobs.values() for job in each])
-    means = {
-        rate: [np.mean(line["validations"]) for job in each if (line := kept.lines.get(key(job)))]
-        for rate, each in jobs.items()
-    }
+    means = {rate: [np.mean(line["validations"]) for line in kept.of(each)] for rate, each in jobs.items()}
     return max(rates, key=lambda rate: np.mean(means[rate]) if means[rate] else -np.inf)
 
 
@@ -152,8 +155,8 @@ class Kept:
         self.args, self.task, self.failed = args, TASKS[args.task], list[str]()
         self.path = (args.output or setting.RESULTS) / "compression" / f"runs-{args.task}.jsonl"
         told = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = {line["key"]: line for line in map(json.loads, told)}
-        self._what: dict[str, dict] = {}
+        self.lines = {tuple(line[name] for name in WHAT): line for line in map(json.loads, told)}
+        self._what: dict[runs.Job, tuple] = {}
 
     def job(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
         """One training run of an arm."""
@@ -161,12 +164,16 @@ class Kept:
         words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, "--train.steps", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
         job = runs.Job(self.args.task, seed, 1, (*words, *quick))
-        self._what[key(job)] = {"arm": arm, "size": size, "rate": rate, "seed": seed, "steps": steps}
+        self._what[job] = (arm, size, rate, seed, steps)
         return job
+
+    def of(self, jobs: list[runs.Job]) -> list[dict]:
+        """The lines of those that have one."""
+        return [self.lines[self._what[job]] for job in jobs if self._what[job] in self.lines]
 
     def run(self, wanted: list[runs.Job]) -> None:
         """Run what no line is kept of, and keep a line of each as soon as a few are through."""
-        missing = [job for job in wanted if key(job) not in self.lines]
+        missing = [job for job in wanted if self._what[job] not in self.lines]
         batch = 2 * (self.args.cores or 2)
         for start in range(0, len(missing), batch):
             for job, run in runs.done(missing[start : start + batch], self.args.runs, self.args.cores).items():
@@ -179,8 +186,7 @@ class Kept:
         rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
         seen = [row for row in rows if row.get("validation_return") is not None]
         line = {
-            "key": key(job),
-            **self._what[key(job)],
+            **dict(zip(WHAT, self._what[job], strict=True)),
             "greedy": run.result["evaluation"]["mean"],
             "env_steps": [row["env_steps"] for row in seen],
             "validations": [round(row["validation_return"], 2) for row in seen],
@@ -188,31 +194,26 @@ class Kept:
             "train_s": round(run.result["train_s"], 1),
             **{name: value for name, value in setting.facts().items() if name in ("machine", "commit")},
         }
-        self.lines[line["key"]] = line
+        self.lines[self._what[job]] = line
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def key(job: runs.Job) -> str:
-    """What a run is, in one word."""
-    return job.name
-
-
 def summary(args: argparse.Namespace, task: Task, kept: Kept, arm: str, size: int, rate: float) -> dict | None:
     """The runs of an arm at one size."""
     jobs = [kept.job(arm, size, rate, seed, task.steps) for seed in runs.seeds(args)]
-    lines = [line for job in jobs if (line := kept.lines.get(key(job)))]
+    lines = kept.of(jobs)
     if not lines:
         return None
-    told = facts(args.task, task, arm, size)
+    trained, weights = counts(args.task, arm, size)
     scores = np.array([line["greedy"] for line in lines])
     return {
         "arm": arm,
         "size": size,
         "rate": rate,
-        "trained": told["total_parameters"],
-        "weights": told["policy_weights"],
+        "trained": trained,
+        "weights": weights,
         "runs": len(lines),
         "of": len(jobs),
         "greedy": scores.tolist(),

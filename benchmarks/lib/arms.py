@@ -87,7 +87,7 @@ def hypernetwork(size: int) -> Flags | None:
     width = (size - chunk) // (inputs + 1 + chunk)
     if width < 1:
         return None
-    made = {"mapping.kind": "mlp", "mapping.chunk": str(chunk), "mapping.hidden": str(width)}
+    made = {"circuit.qubits": "none", "mapping.kind": "mlp", "mapping.chunk": str(chunk), "mapping.hidden": str(width)}
     return {"generator.source": "uniform", **made, **PLAIN, "mapping.output": "residual", "mapping.trained": "true"}
 
 
