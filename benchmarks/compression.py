@@ -95,7 +95,8 @@ def sizes(args: argparse.Namespace, task: Task, arm: str) -> list[int]:
     """Those at which the arm exists; the direct policy has one."""
     if arm == "direct":
         return [task.tuned_at]
-    return [size for size in args.sizes or task.sizes if trainable(args, task, arm, size)]
+    found = [size for size in args.sizes or task.sizes if trainable(args, task, arm, size)]
+    return list({counts(args.task, arm, size): size for size in found}.values())  # the largest of those that are alike
 
 
 def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool:
@@ -295,6 +296,7 @@ def figure(results: dict) -> Figure:
         x, y = [c["trained"] for c in cells], [c["iqm"] for c in cells]
         around = np.abs(np.array([c["interval"] for c in cells]).T - y)
         line = figures.LINES[number // 8]
+        x = np.array(x) * (1 + 0.015 * number)  # beside each other
         left.errorbar(x, y, yerr=around, color=color, marker=marker, capsize=2, label=arm, linestyle=line)
         for c in cells:
             if c["size"] == task.tuned_at and c["env_steps"]:
@@ -304,7 +306,7 @@ def figure(results: dict) -> Figure:
     left.set_ylabel("greedy return, IQM and 95 % interval")
     right.set_xlabel(f"environment steps ({task.tuned_at} trained numbers)")
     right.set_ylabel("greedy return, IQM")
-    left.legend(frameon=False, fontsize=7)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     drawn.suptitle(f"{task.unit}, {len(results['seeds'])} seeds")
     return drawn
 
