@@ -91,13 +91,15 @@ def sizes(args: argparse.Namespace, task: Task, arm: str) -> list[int]:
     """Those at which the arm exists; the direct policy has one."""
     if arm == "direct":
         return [task.tuned_at]
-    return [size for size in args.sizes or task.sizes if ARMS[arm](size) and trainable(args, task, arm, size)]
+    return [size for size in args.sizes or task.sizes if trainable(args, task, arm, size)]
 
 
 def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool:
     """Whether the arm can train so few numbers."""
     from distqtrl.errors import UserError
 
+    if ARMS[arm](size) is None:
+        return False
     try:
         return facts(args.task, task, arm, size)["total_parameters"] <= size
     except UserError:
