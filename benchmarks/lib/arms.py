@@ -10,6 +10,7 @@ Flags = dict[str, str]
 BRICKWORK = {"circuit.ansatz": "ry_cnot_ring"}
 RESIDUAL = {"mapping.output": "residual", "mapping.feature": "linear", "mapping.chunk": "1"}
 WHITE = {"generator.whiten": "true", "mapping.gain": "16"}
+PLAIN = {"generator.whiten": "false", "mapping.gain": "1"}
 FIXED = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
 WIDTH = 8
 
@@ -30,7 +31,7 @@ def expanded(size: int) -> Flags | None:
 def plain(size: int) -> Flags | None:
     """The same, with Adam on the angles themselves."""
     circuit = angles(size)
-    return circuit and {**circuit, **RESIDUAL, "mapping.kind": "expansion"}
+    return circuit and {**circuit, **RESIDUAL, **PLAIN, "mapping.kind": "expansion"}
 
 
 def fixed_graph(size: int) -> Flags | None:
@@ -55,7 +56,7 @@ def frozen_random(size: int) -> Flags | None:
     width = size // graph_numbers(n, 1)
     if width < 2:
         return None
-    graph = {**RESIDUAL, **FIXED, "mapping.trained": "true", "mapping.hidden": str(width)}
+    graph = {**RESIDUAL, **FIXED, **PLAIN, "mapping.trained": "true", "mapping.hidden": str(width)}
     return {"generator.source": "frozen_random", "circuit.qubits": str(n), **graph}
 
 
@@ -87,7 +88,7 @@ def hypernetwork(size: int) -> Flags | None:
     if width < 1:
         return None
     made = {"mapping.kind": "mlp", "mapping.chunk": str(chunk), "mapping.hidden": str(width)}
-    return {"generator.source": "uniform", **made, "mapping.output": "residual"}
+    return {"generator.source": "uniform", **made, **PLAIN, "mapping.output": "residual", "mapping.trained": "true"}
 
 
 def equal_mlp(size: int) -> Flags:
