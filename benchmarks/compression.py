@@ -108,7 +108,7 @@ def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool
 
 def facts(name: str, task: Task, arm: str, size: int) -> dict:
     """What describe says of an arm."""
-    words = flags(task, arm, size, task.rates[0])
+    words = flags(name, task, arm, size, task.rates[0])
     pairs: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -118,10 +118,12 @@ def facts(name: str, task: Task, arm: str, size: int) -> dict:
     return describe(with_flags(preset(name), pairs))
 
 
-def flags(task: Task, arm: str, size: int, rate: float) -> list[str]:
+def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
     """The words that make an arm, at a size and a learning rate."""
     made = ARMS[arm](size)
     assert made is not None
+    if "generator.source" not in made and preset(name).generator.source != "circuit":
+        made = {"generator.source": "circuit", **made}
     made = {"algorithm.source_learning_rate": f"{rate:g}", **made}
     if arm in TRAINS_MAPPING:
         made["algorithm.learning_rate"] = f"{rate * MAPPING_RATE.get(arm, 1):g}"
@@ -156,7 +158,7 @@ class Kept:
     def job(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
         """One training run of an arm."""
         schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
-        words = [*flags(self.task, arm, size, rate), *schedule, "--train.steps", str(steps)]
+        words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, "--train.steps", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
         job = runs.Job(self.args.task, seed, 1, (*words, *quick))
         self._what[key(job)] = {"arm": arm, "size": size, "rate": rate, "seed": seed, "steps": steps}
