@@ -18,6 +18,7 @@ Wire 0 is the most significant bit of a basis state. Arrays end in the letters o
     circuit: G gates · K parameter sets · D angles of the device · W wires · J compiled steps or angles · I passes
     environment, training: S numbers of a critic's state
     export: J bytes
+    generator: D free numbers · X trained numbers · N weights of a sample
     mapping: F features of a basis state · c weights made by a basis state
     policy: C choices of a factor
     policy, quantize: S learned scales

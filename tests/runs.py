@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 UNJUDGED = {"evaluate.every": None, "evaluate.target": None, "evaluate.episodes": 2}  # nothing but the end is evaluated
+TRAINED_MAPPING = {  # a mapping that is trained, in the place of the one that preset cartpole draws once
+    "circuit.ansatz": "u3_cu3_ring",
+    "circuit.layers": 3,
+    "circuit.qubits": None,
+    "generator.whiten": False,
+    "mapping.trained": True,
+    "mapping.output": "fan_in",
+    "mapping.feature": "tanh",
+}
 TINY = {
+    **TRAINED_MAPPING,
     "mapping.kind": "mlp",
     "mapping.chunk": 4,
     "policy.hidden": [4],
@@ -34,6 +44,8 @@ def texts(values: Mapping[str, object]) -> dict[str, str]:
     """The same flags as text; None is none, and a list has commas."""
 
     def text(value: object) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
         return "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return {name: text(value) for name, value in values.items()}

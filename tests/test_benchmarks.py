@@ -52,6 +52,24 @@ def test_solve(quick, ranks):
     assert "| seed |" in written("solve/cartpole.md")
 
 
+def test_compression(quick, tmp_path):
+    kept = ("--runs", tmp_path / "runs")
+    written = quick("compression", *kept)
+    results = json.loads(written("compression/cartpole.json"))
+    assert [(cell["arm"], cell["trained"], cell["runs"]) for cell in results["cells"]] == [
+        ("circuit, fixed graph network", 128, 2),
+        ("random subspace", 128, 2),
+    ]
+    assert "| random subspace |" in written("compression/cartpole.md")
+    assert (tmp_path / "compression/cartpole.png").stat().st_size > 10_000
+    lines = written("compression/runs-cartpole.jsonl")
+    assert len(lines.splitlines()) == 2 * (2 * 2 + 2)  # arms, (rates x tuning seeds + seeds)
+    (tmp_path / "runs").rename(tmp_path / "gone")  # nothing is run again whose line is there
+    quick("compression", *kept)
+    assert written("compression/runs-cartpole.jsonl") == lines
+    assert not (tmp_path / "runs").exists()
+
+
 def test_circuit(quick):
     pytest.importorskip("pennylane_lightning")
     written = quick("circuit")

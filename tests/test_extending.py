@@ -48,9 +48,9 @@ class Counted(StateVector):
         return super().differentiable(theta_P, method)
 
 
-def affine(n, hidden, chunk, activation):
+def affine(shape):
     """A mapping's network."""
-    return nn.Linear(n + 1, chunk)
+    return nn.Linear(shape.num_qubits + 1, shape.settings.chunk)
 
 
 def tenths(weight_NK, pad):

@@ -81,9 +81,9 @@ def jobs(
     return [Job(preset or PRESETS[args.task], seed, ranks, every) for seed in seeds(args, times)]
 
 
-def done(wanted: list[Job], folder: Path) -> dict[Job, Run | str]:
+def done(wanted: list[Job], folder: Path, cores: int | None = None) -> dict[Job, Run | str]:
     """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold."""
-    cores, commit = os.cpu_count() or 1, setting.commit()
+    cores, commit = cores or os.cpu_count() or 1, setting.commit()
     missing = [job for job in dict.fromkeys(wanted) if not _complete(folder / job.name)]
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -6,6 +6,7 @@ from BACKENDS; to add one, write a class with the methods of Device in this fold
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,6 +137,16 @@ class QPU:
             return self._back(self._guarded(lambda: gradient(v_KS)))
 
         return self._checked(p_KS), back
+
+    def jacobian(self, theta_P: Array) -> Array:
+        """J_SP = d p / d theta by shifted circuits; in no ledger. Exact where the device is."""
+        theta_D, (angle_K, offset_K, weight_K) = self._device_angles(theta_P), self._rule
+        jacobian_DS = np.zeros((len(theta_D), 2**self.num_qubits))
+        for part in shift.batches(len(angle_K), jacobian_DS.shape[1]):
+            theta_KD = shift.shifted(theta_D, angle_K[part], offset_K[part])
+            p_KS = self._guarded(partial(self.device.probabilities, theta_KD, [0] * len(theta_KD)))
+            np.add.at(jacobian_DS, angle_K[part], weight_K[part, None] * p_KS)
+        return self._back(jacobian_DS.T)
 
     def _device_angles(self, theta: Array) -> Array:
         """The device's angles of one or several parameter sets, large ones less whole periods: devices may round them.

@@ -3,10 +3,11 @@
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_fields
-from distqtrl.config.run import differences
+from distqtrl.cli.arguments import Flags, add_fields, whole_number
+from distqtrl.config.run import Config, differences
 from distqtrl.config.sources import load, parent, preset, presets, with_flags
 
 TEXT = "Print qubits, parameter counts and compression of a preset or run."
@@ -16,6 +17,12 @@ SHARED = False
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.add_argument("preset", metavar="PRESET|RUN", help="the name of a preset, or a run directory")
+    command.add_argument(
+        "--suggest",
+        type=whole_number(1),
+        metavar="TRAINED",
+        help="flags of a generator that trains at most so many numbers",
+    )
     add_fields(command)
 
 
@@ -26,6 +33,8 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     path = Path(args.preset)
     config = load(path / "config.json") if path.is_dir() else preset(args.preset)
     config = with_flags(config, flags)
+    if args.suggest is not None:
+        return _suggest(config, args.suggest, args.json)
     facts = describe(config)
     if not path.is_dir():
         facts = {"preset": presets()[args.preset]} | facts
@@ -34,9 +43,29 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     if args.json:
         print(json.dumps(facts))
         return 0
-    width, changes = max(len(name) for name in facts), facts.pop("changes", {})
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<{width}}  {value}")
+    changes = facts.pop("changes", {})
+    width = _table(facts)
     for key, (old, new) in changes.items():
         print(f"{'':<{width}}  {key}: {old} -> {new}")
     return 0
+
+
+def _suggest(config: Config, trained: int, as_json: bool) -> int:
+    """Print flags and what they make; returns the exit code."""
+    from distqtrl.report.suggest import suggest
+
+    flags, facts = suggest(config, trained)
+    if as_json:
+        print(json.dumps({"flags": flags, **facts}))
+        return 0
+    print(" ".join(f"--{key} {value}" for key, value in flags.items()), end="\n\n")
+    _table(facts)
+    return 0
+
+
+def _table(facts: dict[str, Any]) -> int:
+    """Print a line per fact; returns the width of the names."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {value}")
+    return width

@@ -79,6 +79,10 @@ class Circuit(Stage):
         "u3_cu3_ring", description="gate layout of one layer, by name; gates = the list in circuit.gates"
     )
     layers: Many = Field(3, description="L, how often the layout is repeated")
+    qubits: Annotated[Whole, Field(ge=1, le=40)] | None = Field(
+        None,
+        description="n; none = as many as the mapping needs; expansion: the least with as many basis states as angles",
+    )
     gates: tuple[tuple[Text, Wire] | tuple[Text, Wire, Wire], ...] = Field(
         (),
         max_length=10_000,
@@ -139,22 +143,48 @@ class Generator(Stage):
     source: Text = Field(
         "circuit",
         description="where the probabilities (direct: the weights themselves) come from: circuit, frozen_circuit, "
-        "frozen_random, free_vector, uniform, direct, equal_mlp; equal_mlp = direct, in a policy with one hidden layer "
-        "and as many weights as the circuit source trains numbers",
+        "frozen_random, free_vector, uniform; random_subspace: free numbers in their place; low_rank, tensor_train, "
+        "direct: the weights themselves; equal_mlp = direct, in a policy with one hidden layer and as many weights as "
+        "the circuit source trains numbers",
+    )
+    numbers: Positive | None = Field(
+        None,
+        description="random_subspace: how many free numbers; low_rank, tensor_train, equal_mlp: at most so many; none "
+        "= as many as the circuit source trains",
+    )
+    whiten: bool = Field(
+        False,
+        description="train the angles in coordinates in which all directions move the weights alike at the start",
+    )
+    damping: Fraction = Field(
+        1e-3, description="whiten: part of the mean eigenvalue that is added to all, so that idle directions stay idle"
     )
 
 
 class MappingModel(Stage):
     """p_S -> w_M: the model from basis states and probabilities to policy weights."""
 
-    kind: Text = Field("gnn", description="gnn = graph network on the hypercube; mlp = the papers' MLP")
+    kind: Text = Field(
+        "gnn",
+        description="gnn = graph network on the hypercube; mlp = the papers' MLP; expansion = a fixed random matrix",
+    )
+    trained: bool = Field(True, description="false = the network is drawn once and stays: only the source is trained")
     hidden: Widths = Field((8, 8), description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
-    output: Literal["fan_in", "raw"] = Field(
-        "fan_in", description="fan_in starts like a freshly initialised policy; raw is the papers' w - mean(w)"
+    output: Literal["fan_in", "residual", "raw"] = Field(
+        "fan_in",
+        description="fan_in starts at the spread of a freshly initialised policy; residual starts at one, and adds "
+        "what has changed since; raw is the papers' w - mean(w)",
     )
-    gamma: Rate = Field(0.1, description="feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
+    gain: Rate = Field(1.0, description="residual: how far a change of the features moves the weights")
+    feature: Text = Field(
+        "tanh",
+        description="of a basis state's probability p: tanh = the papers', below; linear = 2^n p - 1; logarithm = "
+        "log(2^n p); walsh = correlators of at most walsh_weight wires, times sqrt(2^n), in the place of probabilities",
+    )
+    walsh_weight: Positive = Field(2, description="walsh: wires in a correlator <Z..Z>, at most")
+    gamma: Rate = Field(0.1, description="tanh: feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
     beta: Rate = Field(1.0, description="see gamma")
     alpha: Rate = Field(1.0, description="see gamma")
 
@@ -305,6 +335,9 @@ class Algorithm(Stage):
     value_weight: Rate = Field(0.5, description="weight of the value loss")
     value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
+    source_learning_rate: Rate | None = Field(
+        None, description="Adam, angles or free numbers of the source; none = learning_rate"
+    )
     value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
     anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
     adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")

@@ -6,23 +6,27 @@ frozen_circuit   of the circuit at its initial angles            phi_Q
 frozen_random    exponential random numbers, normalised          phi_Q     (a random state's statistics)
 free_vector      softmax of S free numbers                       S, phi_Q
 uniform          1/S                                             phi_Q
+random_subspace  none: d free numbers, which an expansion reads, whatever mapping.kind (arXiv 1804.08838)    d
+low_rank         none: a fresh policy + B A in every layer (arXiv 2106.09685)    at most d
+tensor_train     none: a fresh policy + a tensor train (arXiv 1509.06569)    at most d
 direct           none: w_M itself, initialised like nn.Linear    M
 equal_mlp        like direct, of a policy with one hidden layer and about as many weights as ``circuit`` trains
 
-A new source is a function of its start, perhaps one of its probabilities, and an entry in ``SOURCES``.
+d is ``generator.numbers``, or what ``circuit`` trains. A new source is a function of its start, perhaps one of its
+probabilities, and an entry in ``SOURCES``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distqtrl.circuit import qpu
 from distqtrl.circuit.qpu import QPU
+from distqtrl.generator.factors import Layers, LowRank, TensorTrain
 
-Layers = Sequence[tuple[int, int]]  # (number of weights, fan-in) of every policy layer
 Start = Callable[[np.random.Generator, int, QPU | None], Tensor]
 
 
@@ -35,7 +39,7 @@ def themselves(p_S: Tensor, device: QPU | None) -> Tensor:
 class Source:
     """How a tensor starts, and what probabilities it stands for.
 
-    start(rng, S, qpu) -> the tensor, float64; probabilities(tensor, qpu) -> p_S, differentiable in it.
+    start(rng, S or d, qpu) -> the tensor, float64; probabilities(tensor, qpu) -> p_S, differentiable in it.
     """
 
     start: Start
@@ -44,6 +48,8 @@ class Source:
     probabilities: Callable[[Tensor, QPU | None], Tensor] = themselves
     runs_circuit: bool = False
     generates: bool = True  # false: the weights are trained themselves
+    features: bool = False  # its numbers, padded with zeros, are what the mapping reads of probabilities
+    factors: Callable[[Layers, int], nn.Module] | None = None  # of at most d numbers: () -> the change of w_M
 
 
 def angles(rng: np.random.Generator, num_states: int, device: QPU | None) -> Tensor:
@@ -78,6 +84,17 @@ def uniform(rng: np.random.Generator, num_states: int, device: QPU | None) -> Te
     return _normalised(torch.ones(num_states, dtype=torch.float64))
 
 
+def zeros(rng: np.random.Generator, num: int, device: QPU | None) -> Tensor:
+    """Free numbers, none of which has moved."""
+    return torch.zeros(num, dtype=torch.float64)
+
+
+def padded(x_D: Tensor, device: QPU | None) -> Tensor:
+    """Free numbers, and zeros up to a power of two, at least 2."""
+    width = 2 ** max(1, (len(x_D) - 1).bit_length())
+    return torch.cat([x_D, x_D.new_zeros(width - len(x_D))])
+
+
 def fresh_weights(layers: Layers) -> Tensor:
     """Weights and biases of every layer uniform in +-1/sqrt(fan_in), as torch.nn.Linear draws them."""
     return torch.cat([(torch.rand(size) * 2 - 1) / fan_in**0.5 for size, fan_in in layers])
@@ -101,6 +118,9 @@ SOURCES = {
     "frozen_random": Source(random),
     "free_vector": Source(free, "logits_S", trained=True, probabilities=_softmax),
     "uniform": Source(uniform),
+    "random_subspace": Source(zeros, "x_D", trained=True, probabilities=padded, features=True),
+    "low_rank": Source(_nothing, trained=True, generates=False, factors=LowRank),
+    "tensor_train": Source(_nothing, trained=True, generates=False, factors=TensorTrain),
     "direct": Source(_nothing, "w_M", trained=True, generates=False),
     "equal_mlp": Source(_nothing, "w_M", trained=True, generates=False),
 }

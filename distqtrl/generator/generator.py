@@ -1,23 +1,28 @@
 """circuit ∘ mapping as one module, () -> w_M, or a control (``controls``) in its place."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distqtrl import seeding
-from distqtrl.circuit import qpu
+from distqtrl.circuit import ansatz, qpu
 from distqtrl.circuit.memory import machine_memory
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config.run import Config
-from distqtrl.config.stages import Qpu
+from distqtrl.config.stages import MappingModel, Qpu
 from distqtrl.errors import UserError, lookup
-from distqtrl.generator import names
-from distqtrl.generator.controls import SOURCES, Layers, Source, fresh_weights
+from distqtrl.generator import names, tangent
+from distqtrl.generator.controls import SOURCES, Source, fresh_weights
+from distqtrl.generator.factors import Layers
+from distqtrl.generator.tangent import Whitened
 from distqtrl.mapping import graph
 from distqtrl.mapping.model import KINDS, Mapping
+
+Drawn = TypeVar("Drawn")
 
 
 class Generator(nn.Module):
@@ -32,7 +37,8 @@ class Generator(nn.Module):
     """
 
     w_M: nn.Parameter  # of a source that generates nothing
-    theta_P: nn.Parameter  # of one that measures
+    theta_P: nn.Parameter  # of one that measures, unless whitened
+    fresh_M: Tensor  # of one that trains factors
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         names.check(config)
+        _check(config)
         self._key = (number,) if number else ()
         self._beside = [] if beside is None or config.agents.sharing != "shared_circuit" else [beside]  # no submodule
         self._circuit = config.circuit
@@ -52,28 +59,59 @@ class Generator(nn.Module):
         self.num_weights = sum(size for size, _ in layers)
         self.qpu: qpu.QPU | None = None
         self.mapping: Mapping | None = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0, *self._key))
-            if not self.kind.generates:
-                self.w_M = nn.Parameter(fresh_weights(layers))
-                return
-            _check_memory(config, self.num_weights)
-            self.mapping = Mapping(config.mapping, layers, num_qubits)
+        self.factors: nn.Module | None = None
+        self.coordinates: Whitened | None = None
+        fresh_M = self._drawn(config, lambda: fresh_weights(layers))
+        if not self.kind.generates:
+            self._free(config, fresh_M)
+            return
+        numbers = free_numbers(config, layers) if self.kind.features else 0
+        n = num_qubits or qubits(config, [layers])
+        settings = config.mapping
+        if numbers:  # whatever the circuit's mapping is
+            settings = settings.model_copy(update={"kind": "expansion", "output": "residual", "gain": 1.0})
+        _check_memory(config, self.num_weights, n)
+        self.mapping = self._drawn(config, lambda: Mapping(settings, layers, n, numbers))
         if self._beside:
             self.qpu = self._beside[0].qpu
         else:
-            self._start(config, self.mapping.num_qubits, ranks or Ranks(), None if beside is None else beside.qpu)
+            self._start(config, numbers or 2**n, n, ranks or Ranks(), None if beside is None else beside.qpu)
         with torch.no_grad():
-            self.mapping.calibrate(self._ideal_probabilities())
+            self.mapping.calibrate(self.ideal_probabilities(), fresh_M)
+        if config.generator.whiten and self.measures and not self._beside:
+            self._whiten(config.generator.damping)
 
-    def _start(self, config: Config, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
-        """Draw what the source starts from; other: the QPU of another policy's generator."""
+    def _drawn(self, config: Config, draw: Callable[[], Drawn]) -> Drawn:
+        """What is drawn from torch's generator, as it is at the start of this policy."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0, *self._key))
+            return draw()
+
+    def _free(self, config: Config, fresh_M: Tensor) -> None:
+        """Train the weights themselves, or factors of their change."""
+        make = self.kind.factors
+        if make is None:
+            self.w_M = nn.Parameter(fresh_M)
+            return
+        numbers = free_numbers(config, self.layers)
+        self.register_buffer("fresh_M", fresh_M)
+        self.factors = self._drawn(config, lambda: make(self.layers, numbers))
+
+    def _whiten(self, damping: float) -> None:
+        """Train the angles in other coordinates from here on."""
+        assert self.mapping is not None
+        metric_PP = tangent.metric(self.mapping, self.ideal_probabilities(), self.source_tangent())
+        self.coordinates = Whitened(self.theta_P.detach(), metric_PP, damping)
+        del self.theta_P
+
+    def _start(self, config: Config, numbers: int, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
+        """Draw what the source starts from, so many numbers; other: the QPU of another policy's generator."""
         rng = seeding.stream(config.train.seed, "initialise", 1, *self._key)
         if self.kind.runs_circuit:
             if not self.kind.trained:
                 ranks = Ranks()  # measured as rank 0 does, so that all ranks have the same
             self.qpu = other or qpu.build(config.circuit, config.qpu, n, config.train.seed, ranks)
-        start = self.kind.start(rng, 2**n, self.qpu)
+        start = self.kind.start(rng, numbers, self.qpu)
         if self.kind.trained:
             self.register_parameter(self.kind.tensor, nn.Parameter(start))
         else:
@@ -87,8 +125,12 @@ class Generator(nn.Module):
     @property
     def _tensor(self) -> Tensor:
         """What the source starts from, and perhaps trains."""
-        tensor: Tensor = getattr(self, self.kind.tensor)
+        tensor: Tensor = getattr(self, self.kind.tensor) if self.coordinates is None else self.coordinates()
         return tensor
+
+    def angles(self) -> Tensor:
+        """theta_P of a source that measures."""
+        return self._tensor
 
     @property
     def measures(self) -> bool:
@@ -106,12 +148,24 @@ class Generator(nn.Module):
             return self._beside[0].probabilities()
         return self.kind.probabilities(self._tensor, self.qpu)
 
-    def _ideal_probabilities(self) -> Tensor:
+    def ideal_probabilities(self) -> Tensor:
         """p_S without shots and noise, the same on every rank."""
         if self._beside:
-            return self._beside[0]._ideal_probabilities()
+            return self._beside[0].ideal_probabilities()
         device = self._ideal_qpu() if self.measures else None
         return self.kind.probabilities(self._tensor, device)
+
+    def source_tangent(self) -> Tensor:
+        """dp_S / d(what the source trains), a column per number; none where nothing is trained."""
+        if not self.kind.trained:
+            return torch.zeros(len(self.ideal_probabilities()), 0, dtype=torch.float64)
+        if self._beside:
+            return self._beside[0].source_tangent()
+        if not self.measures:
+            made = torch.autograd.functional.jacobian(lambda x: self.kind.probabilities(x, None), self._tensor.detach())
+            return made
+        jacobian_SP = torch.from_numpy(self._ideal_qpu().jacobian(self.angles().detach().numpy()))
+        return jacobian_SP if self.coordinates is None else jacobian_SP @ self.coordinates.basis_PP
 
     def _ideal_qpu(self) -> qpu.QPU:
         """The circuit on our exact engine."""
@@ -121,27 +175,49 @@ class Generator(nn.Module):
     def forward(self) -> Tensor:
         """w_M; gradients flow to whatever the source and the mapping train."""
         if self.mapping is None:
-            return self.w_M
+            return self._weights()
         w_M: Tensor = self.mapping(self.probabilities())
+        return w_M
+
+    def _weights(self) -> Tensor:
+        """w_M of a source that needs no mapping."""
+        if self.factors is None:
+            return self.w_M
+        w_M: Tensor = self.fresh_M + self.factors()
         return w_M
 
     def ideal(self) -> Tensor:
         """w_M without shots and noise, the same on every rank; counts in no ledger."""
-        w_M: Tensor = self.w_M if self.mapping is None else self.mapping(self._ideal_probabilities())
-        return w_M.detach()
+        return self.ideal_weights().detach()
+
+    def ideal_weights(self) -> Tensor:
+        """The same, with its graph."""
+        w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self.ideal_probabilities())
+        return w_M
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Use dtype from the mapping on; angles, free numbers and probabilities stay float64."""
-        if self.mapping is None:
-            self.w_M.data = self.w_M.data.to(dtype)
-        else:
+        if self.mapping is not None:
             self.mapping.to(dtype)
+        elif self.factors is not None:
+            self.factors.to(dtype)
+            self.fresh_M = self.fresh_M.to(dtype)
+        else:
+            self.w_M.data = self.w_M.data.to(dtype)
 
     def counts(self) -> dict[str, int]:
         """Trained parameters of the circuit (or of the vector in its place) and of the mapping."""
-        total = sum(p.numel() for p in self.parameters())
-        mapping = 0 if self.mapping is None else sum(p.numel() for p in self.mapping.parameters())
-        return {"source": total - mapping, "mapping": mapping, "total": total}
+        source, mapping = (sum(p.numel() for p in part) for part in (self.of_source(), self.of_mapping()))
+        return {"source": source, "mapping": mapping, "total": source + mapping}
+
+    def of_source(self) -> list[nn.Parameter]:
+        """What the source trains: angles, free numbers, factors, or the weights themselves."""
+        of_mapping = {id(p) for p in self.of_mapping()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in of_mapping]
+
+    def of_mapping(self) -> list[nn.Parameter]:
+        """What the mapping trains."""
+        return [] if self.mapping is None else [p for p in self.mapping.parameters() if p.requires_grad]
 
 
 def effective_parameters(generators: Sequence[Generator]) -> int:
@@ -154,14 +230,14 @@ def effective_parameters(generators: Sequence[Generator]) -> int:
     if len(generators) > 1 and not generators[1].shares_circuit:
         return sum(effective_parameters([generator]) for generator in generators)
     first = generators[0]
-    if first.mapping is None:
+    if first.mapping is None and first.factors is None:
         return sum(generator.num_weights for generator in generators)
     first_qpu = first.qpu
     twins: list[Generator] = copy.deepcopy(list(generators), {id(first_qpu): None})
     for twin in twins:
         twin.qpu = first._ideal_qpu() if first_qpu is not None else None
         twin.set_precision(torch.float64)
-    parameters = [p for twin in twins for p in twin.parameters()]
+    parameters = [p for twin in twins for p in twin.parameters() if p.requires_grad]
     num_weights = sum(twin.num_weights for twin in twins)
     most = min(num_weights, sum(p.numel() for p in parameters))
     rows: list[Tensor] = []
@@ -180,8 +256,7 @@ def several(config: Config, layers_K: Sequence[Layers], numbers: Sequence[int], 
 
     It has as many qubits as the largest policy of all needs, so that no circuit depends on which rank runs it.
     """
-    chunk = config.mapping.chunk
-    n = max(graph.num_qubits(sum(size for size, _ in layers), chunk) for layers in layers_K)
+    n = qubits(config, layers_K)
     made: list[Generator] = []
     for number in numbers:
         made.append(Generator(config, layers_K[number], ranks, number, made[0] if made else None, n))
@@ -195,7 +270,7 @@ def weights(generators: Sequence[Generator]) -> list[Tensor]:
         return [generator() for generator in generators]
     if first.measures and not generators[1].shares_circuit:
         assert first.qpu is not None
-        p_KS = qpu.probabilities(first.qpu, torch.stack([generator.theta_P for generator in generators]))
+        p_KS = qpu.probabilities(first.qpu, torch.stack([generator.angles() for generator in generators]))
     elif generators[1].shares_circuit:
         p_KS = first.probabilities().expand(len(generators), -1)
     else:
@@ -203,15 +278,81 @@ def weights(generators: Sequence[Generator]) -> list[Tensor]:
     return [generator.mapping(p_S) for generator, p_S in zip(generators, p_KS, strict=True) if generator.mapping]
 
 
-def _check_memory(config: Config, num_weights: int) -> None:
+def qubits(config: Config, layers_K: Sequence[Layers]) -> int:
+    """n of a circuit that serves policies of these layers; raises UserError for circuit.qubits that are too few."""
+    m, asked = config.mapping, config.circuit.qubits
+    if lookup("generator.source", config.generator.source, SOURCES).features:
+        return max(1, *((free_numbers(config, layers) - 1).bit_length() for layers in layers_K))
+    if lookup("mapping.kind", m.kind, KINDS).mixes:
+        return asked or _as_many_states_as_angles(config)
+    least = max(graph.num_qubits(sum(size for size, _ in layers), m.chunk) for layers in layers_K)
+    if asked is not None and asked < least:
+        raise UserError(
+            f"circuit.qubits = {asked}: mapping.chunk = {m.chunk} needs {least} or more; or raise the chunk"
+        )
+    return asked or least
+
+
+def _as_many_states_as_angles(config: Config) -> int:
+    n = 2
+    while 2**n < ansatz.build(config.circuit, n).num_angles:
+        n += 1
+    return n
+
+
+def free_numbers(config: Config, layers: Layers) -> int:
+    """How many numbers a control trains: generator.numbers, or as many as the circuit source does."""
+    numbers = config.generator.numbers or circuit_total(config, layers)
+    num_weights = sum(size for size, _ in layers)
+    if numbers > num_weights:
+        raise UserError(
+            f"{numbers:,} free numbers are more than the policy's {num_weights:,} weights: lower generator.numbers, or "
+            "use generator.source direct"
+        )
+    return numbers
+
+
+def circuit_total(config: Config, layers: Layers) -> int:
+    """How many numbers the circuit source trains."""
+    circuit = config.generator.model_copy(update={"source": "circuit", "whiten": False})
+    return Generator(config.model_copy(update={"generator": circuit, "qpu": Qpu()}), layers).counts()["total"]
+
+
+def _check(config: Config) -> None:
+    """Refuse, before anything is built, what does not go together."""
+    g, m, source = config.generator, config.mapping, lookup("generator.source", config.generator.source, SOURCES)
+    if not source.generates or source.features:
+        return
+    if m.kind == "expansion" and m.output == "raw":
+        raise UserError("mapping.kind expansion needs mapping.output residual or fan_in: raw is the papers' network's")
+    if not source.trained and not _trains(m):
+        raise UserError(
+            f"generator.source {g.source} trains nothing, and mapping.kind {m.kind} with mapping.trained "
+            f"{str(m.trained).lower()} neither: use another source, or a mapping that is trained"
+        )
+    sampled = any(config.qpu.of_rank(r).shots is not None for r in range(max(1, len(config.qpu.per_rank))))
+    if m.feature == "logarithm" and sampled and source.runs_circuit:
+        raise UserError(
+            "mapping.feature logarithm needs exact probabilities: of a basis state that no shot found the logarithm is "
+            "infinite; use linear or tanh, or set qpu.shots none"
+        )
+
+
+def _trains(m: MappingModel) -> bool:
+    return m.trained and m.kind != "expansion"
+
+
+def _check_memory(config: Config, num_weights: int, n: int) -> None:
     """Refuse, before anything is built, what this machine cannot hold."""
-    n = graph.num_qubits(num_weights, config.mapping.chunk)
     width = max((n + 1, *config.mapping.hidden))
     values = lookup("mapping.kind", config.mapping.kind, KINDS).floats(n, width)
     needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
     available = machine_memory()
     if needed > available:
+        what, remedy = f" with mapping.chunk = {config.mapping.chunk}", "raise mapping.chunk"
+        if lookup("mapping.kind", config.mapping.kind, KINDS).mixes:
+            what, remedy = "", "lower circuit.qubits"
         raise UserError(
-            f"{num_weights:,} policy weights with mapping.chunk = {config.mapping.chunk} take {n} qubits and about "
-            f"{needed / 2**30:,.0f} GiB, this machine has {available / 2**30:,.0f}: raise mapping.chunk"
+            f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine "
+            f"has {available / 2**30:,.0f}: {remedy}"
         )

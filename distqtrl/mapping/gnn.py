@@ -7,6 +7,7 @@ Every basis state is a node, so those whose own output is dropped still pass on 
 Cost per layer O(n S H) in time and memory.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -16,15 +17,17 @@ from distqtrl.mapping.graph import hypercube
 
 
 class GraphNetwork(nn.Module):
-    """features_SF -> out_Sc."""
+    """features_SF -> what the readout makes of h_SH, by default out_Sc. The readout is made for H, after the rest."""
 
-    def __init__(self, n: int, hidden: tuple[int, ...], chunk: int, activation: nn.Module) -> None:
+    def __init__(
+        self, n: int, hidden: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
+    ) -> None:
         super().__init__()
         widths = (n + 1, *hidden)
         # Every node has n neighbours: the mean is a sum of h / n, without counting them at every call.
         self.n, self.convolutions = n, nn.ModuleList(GraphConv(i, o, aggr="add") for i, o in pairwise(widths))
         self.activation = activation
-        self.readout = nn.Linear(widths[-1], chunk)
+        self.readout = readout(widths[-1])
         self.register_buffer("edges", hypercube(n), persistent=False)
 
     def forward(self, features_SF: Tensor) -> Tensor:

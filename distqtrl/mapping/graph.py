@@ -1,7 +1,6 @@
 """Basis states as nodes: their bits, the hypercube that joins them, and the probability's feature.
 
-x_i       = (beta tanh(gamma 2^(n-1) p_i))^alpha, minus its mean over the nodes used    arXiv 2407.06103 code
-feature_i = [bits of i as -1/+1, most significant first (n), x_i]                       n + 1 inputs
+feature_i = [bits of i as -1/+1, most significant first (n), x_i of ``features``]       n + 1 inputs
 """
 
 import math
@@ -39,11 +38,3 @@ def hypercube(n: int) -> Tensor:
     index_S = torch.arange(2**n)
     neighbours = torch.cat([index_S ^ (1 << b) for b in range(n)])
     return torch.stack([index_S.repeat(n), neighbours])
-
-
-def scaled(p_S: Tensor, n: int, gamma: float, beta: float, alpha: float) -> Tensor:
-    """x_S of the probabilities p_S of the nodes used (module docstring)."""
-    x_S = beta * torch.tanh(gamma * 2 ** (n - 1) * p_S)
-    if alpha != 1:
-        x_S = x_S.clamp(min=1e-300) ** alpha  # the slope at p = 0 is infinite for alpha < 1
-    return x_S - x_S.mean()

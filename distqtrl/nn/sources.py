@@ -17,6 +17,7 @@ from distqtrl.circuit import qpu
 from distqtrl.config.run import Config, validated
 from distqtrl.config.stages import Stage
 from distqtrl.errors import UserError
+from distqtrl.generator.controls import SOURCES, fresh_weights
 from distqtrl.generator.generator import Generator
 from distqtrl.mapping.model import Mapping as Mapping
 
@@ -34,8 +35,10 @@ class Circuit(nn.Module):
         super().__init__()
         self.control: Generator | None = None
         self._config, self._qpu = config, generator.qpu
+        self.coordinates = generator.coordinates
         if generator.source == "circuit":
-            self.theta_P = generator.theta_P
+            if self.coordinates is None:
+                self.theta_P = generator.theta_P
             assert self._qpu is not None
             self.num_qubits = self._qpu.num_qubits
         else:
@@ -52,7 +55,8 @@ class Circuit(nn.Module):
     def forward(self) -> Tensor:
         if self.control is not None:
             return self.control.probabilities()
-        return qpu.probabilities(self.qpu, self.theta_P.double().cpu())
+        theta_P = self.theta_P if self.coordinates is None else self.coordinates()
+        return qpu.probabilities(self.qpu, theta_P.double().cpu())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_qpu": None}  # devices are made anew
@@ -150,7 +154,7 @@ def configured(config: Config | None, seed: int | None, **stages: Any) -> Config
 
 def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tuple[nn.Module, Mapping]:
     """Circuit and mapping of a configuration, as the command line makes them."""
-    if config.generator.source in ("direct", "equal_mlp"):
+    if not SOURCES[config.generator.source].generates:
         raise UserError(f"{WHERE}: generator.source = {config.generator.source} generates nothing: leave the net alone")
     if qubits is not None:
         config = _enough(config, layers, qubits, free, f"qubits = {qubits}")
@@ -172,7 +176,9 @@ def _foreign(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
         mapping = Mapping(config.mapping, layers, n)
-    mapping.calibrate(p_S.detach().cpu())
+        torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
+        fresh_M = fresh_weights(layers)
+    mapping.calibrate(p_S.detach().cpu(), fresh_M)
     return made, mapping
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config.run import Config
 from distqtrl.generator import generator
+from distqtrl.generator.diagnostics import diagnose
 from distqtrl.training.plan import plan
 from distqtrl.training.roles import Spec
 
@@ -14,7 +15,8 @@ def describe(config: Config) -> dict[str, Any]:
 
     ``training_only_parameters`` (value network or critics, deviations, temperature) are in no other count and no policy
     file. ``effective_parameters`` is the rank of d w_M / d(parameters) at the start; ``compression`` is deployed
-    policy weights per trained parameter (below 1, the generator is larger than what it generates).
+    policy weights per trained parameter (below 1, the generator is larger than what it generates). The last three are
+    of the first policy (``generator.diagnostics``).
     """
     planned = plan(config)
     specs = planned.specs
@@ -24,6 +26,7 @@ def describe(config: Config) -> dict[str, Any]:
     mapping, device = made[0].mapping, made[0].qpu
     normalizer = 2 * sum(spec.architecture.num_inputs for spec in specs) if config.policy.normalize_observations else 0
     weights = sum(spec.architecture.num_weights for spec in specs)
+    first = diagnose(made[0])
     several = {"agents": len(planned.agents), "policies": len(specs)} if len(planned.agents) > 1 else {}
     return {
         "environment": config.environment.id,
@@ -43,6 +46,9 @@ def describe(config: Config) -> dict[str, Any]:
         "policy_weights": weights,
         "deployed_parameters": weights + normalizer,
         "compression": round(weights / counts["total"], 3),
+        "directions_99": first.directions_99,
+        "participation": round(first.participation, 1),
+        "source_share": float(f"{first.source_share:.3g}"),
     }
 
 

@@ -11,8 +11,9 @@ from distqtrl.circuit import ansatz
 from distqtrl.circuit.memory import machine_memory
 from distqtrl.config.run import Config
 from distqtrl.errors import UserError
-from distqtrl.generator.controls import SOURCES, Layers
-from distqtrl.mapping import graph
+from distqtrl.generator import generator
+from distqtrl.generator.controls import SOURCES
+from distqtrl.generator.factors import Layers
 from distqtrl.policy.network import Architecture
 from distqtrl.training.roles import Spec
 
@@ -82,19 +83,26 @@ def beside(config: Config, key: str, count: int) -> Need:
 def _circuit(config: Config, layers: Layers) -> Iterator[Need]:
     """What the mapping's network, the circuit's gates and angles, and its gradient take."""
     m, source = config.mapping, SOURCES[config.generator.source]
-    if not source.generates:
+    if not source.generates or source.features:
         return
-    n = graph.num_qubits(sum(size for size, _ in layers), m.chunk)
-    count = num_weights((n + 1, *m.hidden, m.chunk))
-    widths = " ".join(f"{width:,}" for width in m.hidden)
-    what = f"mapping.hidden = {widths} with mapping.chunk = {m.chunk:,} ({count:,} weights)"
-    yield TRAINED * count, what, "mapping.hidden or mapping.chunk"
+    n = generator.qubits(config, [layers])
+    if m.kind != "expansion":
+        count = num_weights((n + 1, *m.hidden, m.chunk))
+        widths = " ".join(f"{width:,}" for width in m.hidden)
+        what = f"mapping.hidden = {widths} with mapping.chunk = {m.chunk:,} ({count:,} weights)"
+        yield TRAINED * count, what, "mapping.hidden or mapping.chunk"
     if not source.runs_circuit:
         return
     once = ansatz.build(config.circuit.model_copy(update={"layers": 1}), n)
     gates, angles = (x * float(config.circuit.layers) for x in (len(once.gates), once.num_angles))
     what = f"circuit.layers = {config.circuit.layers:,} of {n} qubits"
     yield GATE * gates, f"{what} ({gates:,.0f} gates)", "circuit.layers"
+    if config.generator.whiten:
+        yield (
+            DOUBLE * angles * (angles + 2**n),
+            f"{what} with generator.whiten ({angles:,.0f} angles)",
+            "circuit.layers",
+        )
     if any(own.get("noise", config.qpu.noise) for own in config.qpu.per_rank or ({},)):
         yield DOUBLE * angles**2, f"{what} with qpu.noise ({angles:,.0f} angles, squared)", "circuit.layers"
     if config.qpu.gradient == "spsa":

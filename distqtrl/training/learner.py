@@ -94,6 +94,14 @@ class Learner:
         self.generated.adapter = adapter.Adapter(self.architecture, rank, base_M, start_F)
         self.trained.add_module("adapter", self.generated.adapter)
 
+    def policy_groups(self, beside: Sequence[Tensor]) -> list[tuple[list[Tensor], float]]:
+        """Parameters with their learning rates: what the generator trains, and what is trained beside it."""
+        a, rest = self.config.algorithm, [*self.generator.of_mapping(), *beside]
+        source: list[Tensor] = list(self.generator.of_source())
+        if a.source_learning_rate is None or not source:
+            return [([*source, *rest], a.learning_rate)]
+        return [(source, a.source_learning_rate), (rest, a.learning_rate)]
+
     def _optimize(self, groups: list[tuple[list[Tensor], float]]) -> None:
         """Train these parameters, with these learning rates."""
         self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)

@@ -2,11 +2,13 @@
 
 import signal
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from distqtrl.allreduce.agreement import Refused
+from distqtrl.generator.diagnostics import diagnose
 from distqtrl.training import algorithms
 from distqtrl.training.run import Run
 from distqtrl.training.stopping import EXIT_CODES
@@ -47,6 +49,7 @@ def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
 def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
     """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
     counters, received = run.counters, run.comm.received
+    start = {} if counters.update else of_generator(run)
     for learner in run.policies.learners:
         learner.set_progress(run.done)
     total, learned = algorithms.chosen(run.config).update(run, pending)
@@ -72,6 +75,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
         "length_mean": float(total.lengths) / episodes if episodes else None,
         **_of_agents(run, total),
         **learned,
+        **start,
         **_noise(run),
         "learning_rate": run.learner.optimizer.rates[0],
         **qpu,
@@ -83,6 +87,17 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
     }
     stops = [s for s, count in zip(EXIT_CODES, total.signals, strict=True) if count]
     return metrics, stops[0] if stops else None
+
+
+def of_generator(run: Run) -> dict[str, Any]:
+    """What moves the weights at the start of a run: of the first policy of rank 0, which alone writes metrics."""
+    if run.comm.rank:
+        return {}
+    with run.policies.profile("generate"):
+        generator = run.learner.generator
+        trained = generator.counts()["total"]
+        facts = asdict(diagnose(generator))
+    return {"trained": trained, "compression": round(generator.num_weights / trained, 3), **facts}
 
 
 def _of_agents(run: Run, total: RolloutSums) -> dict[str, Any]:

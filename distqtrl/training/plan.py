@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from distqtrl.config import stages as configuration
 from distqtrl.config.run import Config
-from distqtrl.config.stages import Qpu
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments, Role
 from distqtrl.environment.world import make
 from distqtrl.errors import UserError, lookup
 from distqtrl.generator.controls import SOURCES
-from distqtrl.generator.generator import Generator
+from distqtrl.generator.generator import circuit_total
 from distqtrl.policy.network import Architecture
 from distqtrl.training import algorithms, demand
 from distqtrl.training.algorithms import Algorithm
@@ -70,9 +68,7 @@ def _num_shared(role: Role) -> int:
 
 def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
     """One hidden layer, as wide as brings the number of weights nearest to what ``circuit`` trains for this policy."""
-    circuit = configuration.Generator(source="circuit")
-    values = config.model_copy(update={"generator": circuit, "qpu": Qpu()})
-    total = Generator(values, architecture.layers).counts()["total"]
+    total = config.generator.numbers or circuit_total(config, architecture.layers)
     o, a = architecture.num_inputs, architecture.num_outputs
     width = max(1, round((total - a) / (o + 1 + a)))
     return replace(architecture, hidden=(width,))

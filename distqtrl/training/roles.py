@@ -8,7 +8,7 @@ from distqtrl.config.stages import Adapter, Agents
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Role
 from distqtrl.errors import UserError
-from distqtrl.generator.controls import Layers
+from distqtrl.generator.factors import Layers
 from distqtrl.policy import adapter
 from distqtrl.policy.distribution import Head
 from distqtrl.policy.network import Architecture

@@ -15,7 +15,7 @@ from distqtrl.circuit.qpu import Ledger
 from distqtrl.circuit.shift import Ranks
 from distqtrl.config.run import Config
 from distqtrl.generator import generator
-from distqtrl.generator.controls import Layers
+from distqtrl.generator.factors import Layers
 from distqtrl.policy.adapter import Adapter
 from distqtrl.record.profile import Profile
 

@@ -31,6 +31,7 @@ NO_NUMBERS = [
     "true",
 ]
 FIRST = {
+    "describe": ["cartpole"],
     "evaluate": ["POLICY"],
     "export": ["POLICY", "-o", "made"],
     "verify": ["FOLDER"],

@@ -71,7 +71,7 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
         (["train", "cartpole", "--qpu.backend", "statevectr"], "unknown qpu.backend 'statevectr': did you mean"),
         (["train", "cartpole", "--circuit.ansatz", "ry_cnt"], "unknown ansatz 'ry_cnt': did you mean 'ry_cnot'?"),
         (
-            ["train", "cartpole", "--policy.hidden", "10000", "10000", "--mapping.chunk", "1"],
+            ["train", "acrobot", "--policy.hidden", "10000", "10000", "--mapping.chunk", "1"],
             "take 27 qubits and about",
         ),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),

@@ -1,8 +1,4 @@
-import math
-
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,12 +43,3 @@ def test_every_node_has_n_neighbours_at_hamming_distance_1(n):
     expected = [[i, j] for i in range(2**n) for j in range(2**n) if (i ^ j).bit_count() == 1]
     assert len(expected) == n * 2**n
     assert sorted(pairs) == expected
-
-
-@pytest.mark.parametrize(("beta", "alpha"), [(1.0, 1.0), (0.8, 0.6), (0.8, 0.3)])
-def test_scaled_probabilities(beta, alpha):
-    p = [0.5, 0.25, 0.125, 0.0]
-    x = np.array([(beta * math.tanh(0.1 * 8 * value)) ** alpha for value in p])
-    scaled_K = graph.scaled(torch.tensor(p, dtype=torch.float64), 4, 0.1, beta, alpha)
-    assert scaled_K.dtype == torch.float64
-    np.testing.assert_allclose(scaled_K, x - x.mean(), rtol=0, atol=1e-15)

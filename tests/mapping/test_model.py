@@ -3,14 +3,19 @@ import pytest
 import torch
 
 from distqtrl.config.stages import MappingModel
+from distqtrl.mapping import hadamard
 from distqtrl.mapping.model import Mapping
 
 LAYERS = [(40, 4), (33, 10)]  # a 4-8-3 policy, and 73 weights: not a multiple of 4, 16 or 64
 
 
-def mapping(layers=LAYERS, **fields):
+def mapping(layers=LAYERS, num_qubits=0, **fields):
     torch.manual_seed(0)
-    return Mapping(MappingModel(**fields), layers).double()
+    return Mapping(MappingModel(**fields), layers, num_qubits).double()
+
+
+def fresh():
+    return torch.linspace(-1, 1, 73, dtype=torch.float64)
 
 
 def probabilities(n, seed=0):
@@ -85,7 +90,7 @@ def test_dropped_basis_states(kind):
 def test_fan_in_starts_every_layer_like_a_fresh_linear(kind, activation, chunk):
     m = mapping(kind=kind, activation=activation, chunk=chunk)
     p_S = probabilities(m.num_qubits)
-    m.calibrate(p_S)
+    m.calibrate(p_S, fresh())
     w_M, start = m(p_S).detach(), 0
     for size, fan_in in LAYERS:
         layer = w_M[start : start + size]
@@ -98,7 +103,7 @@ def test_fan_in_scale_stays_after_the_start():
     """Later weights are an affine image of the raw ones, so training can change their mean and deviation."""
     m = mapping(kind="mlp")
     p_S = probabilities(m.num_qubits)
-    m.calibrate(p_S)
+    m.calibrate(p_S, fresh())
     scale_M, negative_shift_M = m.scale_M.clone(), m.negative_shift_M.clone()
     with torch.no_grad():
         m.network[-1].weight *= 3
@@ -114,7 +119,7 @@ def test_raw_output_has_zero_mean_and_no_scale(kind, chunk):
     m = mapping(kind=kind, chunk=chunk, output="raw")
     p_S = probabilities(m.num_qubits)
     before_M = m(p_S)
-    m.calibrate(p_S)
+    m.calibrate(p_S, fresh())
     assert torch.equal(m(p_S), before_M)
     assert before_M.mean().item() == pytest.approx(0, abs=1e-15)
     assert torch.equal(before_M, m.out(p_S) - m.out(p_S).mean())
@@ -127,3 +132,32 @@ def test_raw_output_has_zero_mean_and_no_scale(kind, chunk):
 def test_number_of_parameters_of_the_mlp(n_weights, hidden, chunk, expected):
     m = mapping([(n_weights, 4)], kind="mlp", hidden=hidden, chunk=chunk)
     assert sum(p.numel() for p in m.parameters()) == expected
+
+
+@pytest.mark.parametrize("kind", ["gnn", "mlp", "expansion", "gnn_expansion"])
+def test_residual_starts_at_a_fresh_policy_and_adds_the_change(kind):
+    m = mapping(kind=kind, chunk=16, output="residual", gain=3.0, feature="linear", num_qubits=5)
+    p_S, other_S = probabilities(5), probabilities(5, seed=1)
+    m.calibrate(p_S, fresh())
+    torch.testing.assert_close(m(p_S), fresh(), rtol=0, atol=1e-14)
+    change_M = m.out(other_S) - m.out(p_S)
+    torch.testing.assert_close(m(other_S) - fresh(), m.scale_M * change_M, rtol=0, atol=1e-13)
+    deviation = 1.0 if kind == "expansion" else m.out(p_S)[:40].std().item()
+    assert m.scale_M[0].item() == pytest.approx(3 * 12**-0.5 / deviation)
+
+
+@pytest.mark.parametrize("kind", ["gnn", "mlp", "gnn_expansion"])
+def test_a_mapping_that_is_not_trained_has_no_parameters_to_train(kind):
+    assert not [p for p in mapping(kind=kind, trained=False, num_qubits=7).parameters() if p.requires_grad]
+
+
+def test_a_graph_network_followed_by_an_expansion_mixes_what_its_nodes_hold():
+    m = mapping(kind="gnn_expansion", hidden=(4,), num_qubits=5, output="residual")
+    p_S = probabilities(5)
+    m.calibrate(p_S, fresh())
+    held, hidden = m.network.readout, []
+    hook = held.register_forward_hook(lambda module, inputs, out: hidden.append(inputs[0]))
+    out_M = m.out(p_S)
+    hook.remove()
+    signs = held.signs_BS.double() @ torch.diag(hidden[0].reshape(-1))  # every block's own
+    torch.testing.assert_close(out_M, (signs @ hadamard.matrix(7, torch.float64)).reshape(-1)[:73] / 128**0.5)

@@ -39,7 +39,7 @@ def test_inside_an_allocation(argv, code, said):
 def test_once_under_mpirun(mpirun):
     code, out, err = mpirun(3, ["-m", "distqtrl", "describe", "cartpole", "--json"])
     assert (code, err) == (0, "")
-    assert json.loads(out)["qubits"] == 6
+    assert json.loads(out)["qubits"] == 8
     code, _, err = mpirun(3, ["-m", "distqtrl", "report", "nowhere"])
     assert code == 2
     assert sum(line.startswith("distqtrl: ") for line in err.splitlines()) == 1

@@ -1,8 +1,10 @@
 import pytest
 
 from distqtrl.config.run import Config
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.errors import UserError
 from distqtrl.report.describe import describe
+from distqtrl.report.suggest import suggest
 
 MLP = {"kind": "mlp", "hidden": (10, 10, 10), "activation": "none", "output": "raw"}
 
@@ -26,7 +28,32 @@ def test_cartpole_of_qtrl():
         "policy_weights": 898,
         "deployed_parameters": 898,
         "compression": 1.379,
+        "directions_99": 10,  # of 231: an affine mapping moves all weights along few
+        "participation": 3.4,
+        "source_share": 0.000195,
     }
+
+
+def test_the_default_preset_trains_its_circuit_alone():
+    facts = describe(preset("cartpole"))
+    assert (facts["circuit_parameters"], facts["mapping_parameters"], facts["total_parameters"]) == (128, 0, 128)
+    assert facts["source_share"] == 1.0
+    assert facts["directions_99"] > 120
+    assert facts["compression"] == 7.016
+
+
+@pytest.mark.parametrize(("name", "trained"), [("cartpole", 6), ("cartpole", 128), ("cartpole", 700), ("hopper", 64)])
+def test_what_is_suggested_keeps_to_the_budget_and_moves_in_nearly_as_many_directions(name, trained):
+    flags, facts = suggest(preset(name), trained)
+    assert trained / 2 <= facts["total_parameters"] <= trained
+    assert facts["directions_99"] >= 0.8 * facts["total_parameters"]
+    assert describe(with_flags(preset(name), flags)) == facts
+
+
+@pytest.mark.parametrize("trained", [5, 898])
+def test_a_budget_that_makes_no_sense_is_refused(trained):
+    with pytest.raises(UserError, match=f"--suggest {trained}: give 6 to 897, fewer than the policy's 898 weights"):
+        suggest(preset("cartpole"), trained)
 
 
 # a 4-2 policy: 10 weights, 3 nodes of 4, 2 qubits

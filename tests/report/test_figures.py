@@ -47,7 +47,8 @@ def test_stacks_and_points(axes):
     axes = figures.panels(1)[1][0]
     figures.points(axes, [(1, 4, 2, np.inf), (2, np.inf, 1, np.inf), (3, np.nan, 1, 2), (4, 8, 8, 9)], 0, "case")
     assert np.array(axes.lines[0].get_data()).tolist() == [[1, 4], [4, 8]]  # finite ones only
-    assert [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()] == [[2, 256], [8, 9]]  # 64 times at most
+    assert [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()] == [[2, 8], [8, 9]]
+    assert np.array(axes.lines[-1].get_data()).tolist() == [[1], [8]]  # an arrow where the bar has no end
 
 
 @pytest.mark.parametrize(("number", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2)])

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from runs import UNJUDGED, as_words, texts
+from runs import TRAINED_MAPPING, UNJUDGED, as_words, texts
 
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Serial
@@ -28,7 +28,7 @@ from distqtrl.training.policy_gradient import samples as samples_module
 
 SMALL = {**texts(UNJUDGED), "train.steps": "128"}
 SOON = {"algorithm.learning_starts": "0", "algorithm.batch_size": "32"}  # SAC
-STEPS = {"environment.local_num": "4", "algorithm.rollout_steps": "16", "mapping.kind": "mlp"}
+STEPS = {**texts(TRAINED_MAPPING), "environment.local_num": "4", "algorithm.rollout_steps": "16", "mapping.kind": "mlp"}
 
 
 def trained(folder, preset, **flags):
@@ -65,7 +65,7 @@ def test_environments_and_algorithms(tmp_path, environment, algorithm):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_controls(tmp_path, source):
-    run, _ = trained(tmp_path, "cartpole", **{**STEPS, "generator.source": source})
+    run, _ = trained(tmp_path, "cartpole", **{**STEPS, "generator.source": source, "generator.numbers": "300"})
     assert (run.learner.generator.qpu is not None) == (source in ("circuit", "frozen_circuit"))
 
 

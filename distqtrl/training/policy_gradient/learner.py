@@ -68,7 +68,7 @@ class PolicyGradient(Learner):
         self.log_std = nn.Parameter(torch.full((num_outputs,), self.config.policy.log_std, dtype=self.dtype))
         self.trained.register_parameter("log_std", self.log_std)
         self.direct: list[Tensor] = [self.log_std, *self.scales]  # trained, and not through the generator
-        groups = [([*self.generator.parameters(), *self.direct], a.learning_rate)]
+        groups = self.policy_groups(self.direct)
         self.value: nn.Module | None = None
         self.state_normalizer = Normalizer.fresh(self.num_states)
         if self.recipe.uses_values:

@@ -51,7 +51,7 @@ class SoftActorCritic(Learner):
         self.critic_parameters: list[Tensor] = list(self.critics.parameters())
         self._optimize(
             [
-                ([*self.generator.parameters(), self.deviation_M, *self.scales], a.learning_rate),
+                *self.policy_groups([self.deviation_M, *self.scales]),
                 ([self.log_temperature, *self.critic_parameters], a.value_learning_rate),
             ]
         )

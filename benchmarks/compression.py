@@ -1,0 +1,315 @@
+"""Return against trained numbers: generated policies, their controls and the direct policy, every arm tuned alike.
+
+    python benchmarks/compression.py                     CartPole-v1; writes benchmarks/results/compression/cartpole.*
+    python benchmarks/compression.py --task hopper       or acrobot, pendulum, walker2d, halfcheetah
+    python benchmarks/compression.py --task hopper --cores 1 --arms "random subspace" direct     a part of it
+    python benchmarks/compression.py --quick             2 arms, 2 seeds, 12 updates; writes only with -o
+
+The protocol is benchmarks/results/compression/protocol.md. A run that ends is a line of runs-TASK.jsonl there; a second
+start, on any machine that has the file, does what is missing. Runs of several machines: join their lines.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from lib import runs, setting
+from lib.arms import ARMS
+from lib.exact import equivalent, holm, permutation
+from matplotlib.figure import Figure
+
+from distqtrl.config.sources import preset, with_flags
+from distqtrl.errors import UserError
+from distqtrl.generator.generator import Generator
+from distqtrl.report import figures
+from distqtrl.report.statistics import interval, iqm
+from distqtrl.training.plan import plan
+
+TUNING_SEEDS, FIRST_SEED = (101, 102), 201
+FIRST = "circuit, fixed graph network"  # what is compared with everything
+MAPPING_RATE = {"circuit, trained graph network": 0.1}  # its learning rate, as a part of the angles'
+TRAINS_MAPPING = {*MAPPING_RATE, "frozen random, trained graph network", "chunked hypernetwork"}
+WHAT = ("arm", "size", "rate", "seed", "steps")  # what tells a run from all others of its task
+MARGIN = 0.05  # of the direct policy's return: what counts as equal
+
+
+@dataclass(frozen=True)
+class Task:
+    """One environment: its budget, when it is looked at, and what is tried."""
+
+    unit: str
+    steps: int
+    every: int  # updates between two greedy evaluations
+    solved: float  # a greedy return
+    rates: tuple[float, ...]
+    sizes: tuple[int, ...]
+    tuned_at: int
+    seeds: int
+    tuning_steps: int
+    flags: tuple[str, ...] = ()
+
+
+SMALL = (0.003, 0.01, 0.03, 0.1)
+LARGE = (0.0003, 0.001, 0.003, 0.01)
+WIDE = ("--policy.hidden", "64", "64")
+TASKS = {
+    "cartpole": Task("CartPole-v1", 61_440, 16, 475, SMALL, (16, 32, 64, 128, 256, 512), 128, 10, 61_440),
+    "acrobot": Task("Acrobot-v1", 122_880, 12, -100, SMALL, (32, 128), 128, 10, 122_880),
+    "pendulum": Task("Pendulum-v1", 153_600, 30, -250, SMALL, (32, 128), 128, 10, 153_600),
+    "hopper": Task("Hopper-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504),
+    "walker2d": Task("Walker2d-v5", 499_712, 61, 3500, LARGE, (512,), 512, 5, 149_504, WIDE),
+    "halfcheetah": Task("HalfCheetah-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504, WIDE),
+}
+
+
+def main() -> None:
+    parser = runs.parser(__doc__, {name: task.seeds for name, task in TASKS.items()})
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--sizes", nargs="+", type=int, help="numbers that may be trained; default: the task's")
+    parser.add_argument("--cores", type=int, help="runs at a time; default: one per core")
+    args = parser.parse_args()
+    args.first_seed = args.first_seed or FIRST_SEED
+    task = TASKS[args.task]
+    if args.quick:
+        args.arms, args.sizes = [FIRST, "random subspace"], [task.tuned_at]
+    kept = Kept(args)
+    rates = {arm: tuned(args, task, kept, arm) for arm in args.arms}
+    cells = [(arm, size) for arm in args.arms for size in sizes(args, task, arm)]
+    wanted = [kept.job(arm, size, rates[arm], seed, task.steps) for seed in runs.seeds(args) for arm, size in cells]
+    kept.run(wanted)
+    results = {
+        **setting.facts(*runs.PACKAGES),
+        "task": args.task,
+        "seeds": list(runs.seeds(args)),
+        "rates": rates,
+        "failed": kept.failed,
+        "cells": [cell for arm, size in cells if (cell := summary(args, task, kept, arm, size, rates[arm]))],
+    }
+    results["verdicts"] = verdicts(results, task)
+    setting.save(args, f"compression/{args.task}", results, table(results, task), figure)
+
+
+def sizes(args: argparse.Namespace, task: Task, arm: str) -> list[int]:
+    """Those at which the arm exists; the direct policy has one."""
+    if arm == "direct":
+        return [task.tuned_at]
+    found = [size for size in args.sizes or task.sizes if trainable(args, task, arm, size)]
+    return list({counts(args.task, arm, size): size for size in found}.values())  # the largest of those that are alike
+
+
+def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool:
+    """Whether the arm can train so few numbers."""
+    if ARMS[arm](size) is None:
+        return False
+    try:
+        return counts(args.task, arm, size)[0] <= size
+    except UserError:
+        return False
+
+
+@cache
+def counts(name: str, arm: str, size: int) -> tuple[int, int]:
+    """Trained numbers and policy weights of an arm."""
+    task = TASKS[name]
+    pairs: dict[str, list[str]] = {}
+    for word in (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false"):
+        if word.startswith("--"):
+            pairs[word.removeprefix("--")] = values = []
+        else:
+            values.append(word)
+    config = with_flags(preset(name), pairs)
+    (spec,) = plan(config).specs
+    generator = Generator(config, spec.layers(config.adapter))
+    return generator.counts()["total"], spec.architecture.num_weights
+
+
+def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
+    """The words that make an arm, at a size and a learning rate."""
+    made = ARMS[arm](size)
+    assert made is not None
+    if "generator.source" not in made and preset(name).generator.source != "circuit":
+        made = {"generator.source": "circuit", **made}
+    made = {"algorithm.source_learning_rate": f"{rate:g}", **made}
+    if arm in TRAINS_MAPPING:
+        made["algorithm.learning_rate"] = f"{rate * MAPPING_RATE.get(arm, 1):g}"
+    return [*(word for key, value in made.items() for word in (f"--{key}", value)), *task.flags]
+
+
+def tuned(args: argparse.Namespace, task: Task, kept: "Kept", arm: str) -> float:
+    """The rate with the highest mean over tuning seeds and evaluations, at one size."""
+    size = next((s for s in (task.tuned_at, *sorted(task.sizes)[::-1]) if trainable(args, task, arm, s)), task.tuned_at)
+    if arm == "direct":
+        size = task.tuned_at
+    rates = task.rates[:2] if args.quick else task.rates
+    jobs = {rate: [kept.job(arm, size, rate, seed, task.tuning_steps) for seed in TUNING_SEEDS] for rate in rates}
+    kept.run([job for each in jobs.values() for job in each])
+    means = {rate: [np.mean(line["validations"]) for line in kept.of(each)] for rate, each in jobs.items()}
+    return max(rates, key=lambda rate: np.mean(means[rate]) if means[rate] else -np.inf)
+
+
+class Kept:
+    """Lines of finished runs, by what they are of."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.task, self.failed = args, TASKS[args.task], list[str]()
+        self.path = (args.output or setting.RESULTS) / "compression" / f"runs-{args.task}.jsonl"
+        told = self.path.read_text().splitlines() if self.path.exists() else []
+        self.lines = {tuple(line[name] for name in WHAT): line for line in map(json.loads, told)}
+        self._what: dict[runs.Job, tuple] = {}
+
+    def job(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
+        """One training run of an arm."""
+        schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
+        words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, "--train.steps", str(steps)]
+        quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
+        job = runs.Job(self.args.task, seed, 1, (*words, *quick))
+        self._what[job] = (arm, size, rate, seed, steps)
+        return job
+
+    def of(self, jobs: list[runs.Job]) -> list[dict]:
+        """The lines of those that have one."""
+        return [self.lines[self._what[job]] for job in jobs if self._what[job] in self.lines]
+
+    def run(self, wanted: list[runs.Job]) -> None:
+        """Run what no line is kept of, and keep a line of each as soon as a few are through."""
+        missing = [job for job in wanted if self._what[job] not in self.lines]
+        batch = 2 * (self.args.cores or 2)
+        for start in range(0, len(missing), batch):
+            for job, run in runs.done(missing[start : start + batch], self.args.runs, self.args.cores).items():
+                if isinstance(run, str):
+                    self.failed.append(f"{job.name}: {run}")
+                else:
+                    self._keep(job, run)
+
+    def _keep(self, job: runs.Job, run: runs.Run) -> None:
+        rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+        seen = [row for row in rows if row.get("validation_return") is not None]
+        line = {
+            **dict(zip(WHAT, self._what[job], strict=True)),
+            "greedy": run.result["evaluation"]["mean"],
+            "env_steps": [row["env_steps"] for row in seen],
+            "validations": [round(row["validation_return"], 2) for row in seen],
+            "cpu_s": round(run.result["cpu_s"], 1),
+            "train_s": round(run.result["train_s"], 1),
+            **{name: value for name, value in setting.facts().items() if name in ("machine", "commit")},
+        }
+        self.lines[self._what[job]] = line
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def summary(args: argparse.Namespace, task: Task, kept: Kept, arm: str, size: int, rate: float) -> dict | None:
+    """The runs of an arm at one size."""
+    jobs = [kept.job(arm, size, rate, seed, task.steps) for seed in runs.seeds(args)]
+    lines = kept.of(jobs)
+    if not lines:
+        return None
+    trained, weights = counts(args.task, arm, size)
+    scores = np.array([line["greedy"] for line in lines])
+    return {
+        "arm": arm,
+        "size": size,
+        "rate": rate,
+        "trained": trained,
+        "weights": weights,
+        "runs": len(lines),
+        "of": len(jobs),
+        "greedy": scores.tolist(),
+        "iqm": iqm(scores),
+        "interval": interval(iqm, scores) if len(scores) > 1 else (iqm(scores), iqm(scores)),
+        "solved_at": [solved_at(line, task.solved) for line in lines],
+        "env_steps": lines[0]["env_steps"],
+        "validations": [line["validations"] for line in lines],
+        "commits": sorted({line["commit"] for line in lines}),
+    }
+
+
+def solved_at(line: dict, target: float) -> int | None:
+    """Environment steps of the first of two evaluations in a row that reach the target."""
+    reached = [x >= target for x in line["validations"]]
+    return next((at for at, *both in zip(line["env_steps"], reached, reached[1:], strict=False) if all(both)), None)
+
+
+def verdicts(results: dict, task: Task) -> list[str]:
+    """A sentence for every arm beside the first, at the size that was tuned, corrected for their number."""
+    cells = {cell["arm"]: cell for cell in results["cells"] if cell["size"] == task.tuned_at and cell["runs"] > 1}
+    if FIRST not in cells:
+        return []
+    x, others = np.array(cells[FIRST]["greedy"]), [arm for arm in cells if arm != FIRST]
+    direct = cells.get("direct", cells[FIRST])
+    margin = MARGIN * abs(float(np.mean(direct["greedy"])))
+    told, p = [], [permutation(x, np.array(cells[arm]["greedy"])) for arm in others]
+    for arm, adjusted in zip(others, holm(p), strict=True):
+        y = np.array(cells[arm]["greedy"])
+        difference = f"{x.mean() - y.mean():+.3g}"
+        if adjusted < 0.05:
+            word = "better" if x.mean() > y.mean() else "worse"
+            told.append(f"**{FIRST}** is {word} than **{arm}** by {difference} (p = {adjusted:.2g})")
+        elif (same := equivalent(x, y, margin)) < 0.05:
+            told.append(f"**{FIRST}** equals **{arm}** within {margin:.3g} (difference {difference}, p = {same:.2g})")
+        else:
+            told.append(
+                f"**{FIRST}** beside **{arm}**: undecided (difference {difference}, p = {adjusted:.2g}; "
+                f"within {margin:.3g}: p = {same:.2g})"
+            )
+    return told
+
+
+def table(results: dict, task: Task) -> str:
+    """The results as Markdown."""
+    lost = results["failed"]
+    lines = [
+        f"# Return against trained numbers: {task.unit}, {task.steps:,} steps",
+        "",
+        setting.line(results),
+        f"Seeds {results['seeds'][0]} to {results['seeds'][-1]}; protocol.md says how. "
+        + ("No run failed." if not lost else f"**{len(lost)} runs failed**: " + "; ".join(lost) + "."),
+        "",
+        "Return: 100 greedy episodes at the end. Solved at: the first of two evaluations in a row, on a fixed",
+        f"schedule, at {task.solved:g} or above.",
+        "",
+        "| arm | rate | trained | weights | runs | return, IQM (95 % interval) | lowest | solved | median steps |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for c in results["cells"]:
+        low, high = c["interval"]
+        at = [np.inf if x is None else x for x in c["solved_at"]]
+        middle = float(np.median(at)) if len(at) else np.inf
+        cells = [c["arm"], f"{c['rate']:g}", f"{c['trained']:,}", f"{c['weights']:,}", f"{c['runs']} of {c['of']}"]
+        cells += [f"{c['iqm']:.4g} ({low:.4g} to {high:.4g})", f"{min(c['greedy']):.4g}"]
+        cells += [f"{sum(np.isfinite(at))} of {len(at)}", f"{middle:,.0f}" if np.isfinite(middle) else "never"]
+        lines.append(f"| {' | '.join(cells)} |")
+    head = f"At {task.tuned_at} numbers, exact permutation tests of means, Holm's correction over all sentences:"
+    return "\n".join([*lines, "", head, "", *(f"* {text}" for text in results["verdicts"])])
+
+
+def figure(results: dict) -> Figure:
+    """Return over trained numbers; and over steps, at the size that was tuned."""
+    drawn, (left, right) = figures.panels(2)
+    task = TASKS[results["task"]]
+    for number, arm in enumerate(dict.fromkeys(c["arm"] for c in results["cells"])):
+        cells = [c for c in results["cells"] if c["arm"] == arm]
+        color, marker = figures.COLORS[number % 8], figures.MARKERS[number % 8]
+        x, y = [c["trained"] for c in cells], [c["iqm"] for c in cells]
+        around = np.abs(np.array([c["interval"] for c in cells]).T - y)
+        line = figures.LINES[number // 8]
+        x = np.array(x) * (1 + 0.015 * number)  # beside each other
+        left.errorbar(x, y, yerr=around, color=color, marker=marker, capsize=2, label=arm, linestyle=line)
+        for c in cells:
+            if c["size"] == task.tuned_at and c["env_steps"]:
+                figures.band(right, np.array(c["env_steps"]), np.array(c["validations"]), number, arm, shade=False)
+    left.set_xscale("log", base=2)
+    left.set_xlabel("trained numbers")
+    left.set_ylabel("greedy return, IQM and 95 % interval")
+    right.set_xlabel(f"environment steps ({task.tuned_at} trained numbers)")
+    right.set_ylabel("greedy return, IQM")
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    drawn.suptitle(f"{task.unit}, {len(results['seeds'])} seeds")
+    return drawn
+
+
+if __name__ == "__main__":
+    main()

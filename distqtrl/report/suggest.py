@@ -1,0 +1,54 @@
+"""Settings for a budget of trained numbers: angles alone, through a graph network and an expansion that stay as drawn.
+
+The rule is that of docs/results.md: RY gates and a ring of CNOTs have no redundant angle as long as there are more
+basis states than angles; twice as many keep the tangent well conditioned, and whitened angles with a large gain then
+learn as free numbers do.
+"""
+
+import math
+from typing import Any
+
+from distqtrl.config.run import Config
+from distqtrl.config.sources import with_flags
+from distqtrl.errors import UserError
+from distqtrl.report.describe import describe
+from distqtrl.training.plan import plan
+
+LEAST, GAIN = 6, 16
+Flags = dict[str, str]
+
+
+def circuit(trained: int) -> Flags:
+    """Qubits and layers of a circuit with at most so many angles, and at least twice as many basis states.
+
+    >>> circuit(128)
+    {'circuit.ansatz': 'ry_cnot_ring', 'circuit.qubits': '8', 'circuit.layers': '16'}
+    """
+    n = max(3, (2 * trained - 1).bit_length())
+    return {"circuit.ansatz": "ry_cnot_ring", "circuit.qubits": f"{n}", "circuit.layers": f"{trained // n}"}
+
+
+def suggest(config: Config, trained: int) -> tuple[Flags, dict[str, Any]]:
+    """Flags of a generator that trains at most so many numbers, and what it is then (``describe``).
+
+    Raises UserError for fewer than LEAST, and for as many as the policy has weights.
+    """
+    num_weights = sum(spec.architecture.num_weights for spec in plan(config).specs)
+    if not LEAST <= trained < num_weights:
+        raise UserError(
+            f"--suggest {trained}: give {LEAST} to {num_weights - 1:,}, fewer than the policy's {num_weights:,} weights"
+        )
+    made = circuit(trained)
+    flags = {
+        **made,
+        "generator.source": "circuit",
+        "generator.whiten": "true",
+        "mapping.kind": "gnn_expansion",
+        "mapping.trained": "false",
+        "mapping.hidden": "8",
+        "mapping.chunk": f"{math.ceil(num_weights / 2 ** int(made['circuit.qubits']))}",
+        "mapping.output": "residual",
+        "mapping.feature": "linear",
+        "mapping.gain": f"{GAIN}",
+    }
+    return flags, describe(with_flags(config, flags))
