@@ -43,7 +43,7 @@ def walsh(p_S: Tensor, config: MappingModel, n: int) -> Tensor:
     [0.0, 2.0, -2.0, 0.0]
     """
     x_S = hadamard.transform(p_S[None], *hadamard.factors(n, p_S.dtype, p_S.device))[0] * 2 ** (n / 2)
-    return x_S * within(n, config.walsh_weight).to(p_S.device)
+    return x_S.masked_fill(~within(n, config.walsh_weight).to(p_S.device), 0.0)
 
 
 def within(n: int, most: int) -> Tensor:
