@@ -58,7 +58,16 @@ def main() -> None:
 
 def trained(case: str, seed: int, args: argparse.Namespace, runs: str) -> dict:
     """One run, and what its files say."""
-    command = [*setting.mpirun(args.ranks), "-m", "distqtrl", "train", "cartpole", "--json", "--train.seed", str(seed)]
+    command = [
+        *setting.mpirun(args.ranks),
+        "-m",
+        "distqtrl",
+        "train",
+        "cartpole-gnn",
+        "--json",
+        "--train.seed",
+        str(seed),
+    ]
     command += ["--train.directory", runs, "--train.steps", str(args.steps)]
     command += ["--evaluate.target", "none", "--evaluate.every", "none", *CASES[case]]
     if args.quick:

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py            1 to 8 ranks, 12 minutes; writes benchmarks/results/scaling/scaling.*
     python benchmarks/scaling.py --quick    1 and 2 ranks, under a minute; writes nothing unless -o is given
 
-Runs of the cartpole preset, ordered reduction, no validation. Weak: 8 environments on every rank; strong: 8 on all
+Runs of the preset cartpole-gnn, ordered reduction, no validation. Weak: 8 environments on every rank; strong: 8 on all
 ranks together. Every repeat runs every case once, so that other work on this machine meets all alike. An update's
 numbers are medians over updates, the first few left out. Time in the phase ``allreduce`` (wait_s, mean over ranks)
 is split in three: packing, which one rank alone spends there too; the reductions, measured by reductions.py back to

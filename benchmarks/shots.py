@@ -35,7 +35,7 @@ def main() -> None:
         args.shots, args.draws = [64, 256], 50
     rows = []
     for name, chunk in CHUNKS.items():
-        generator = Generator(with_flags(preset("cartpole"), {"mapping.chunk": chunk}), LAYERS)
+        generator = Generator(with_flags(preset("cartpole-gnn"), {"mapping.chunk": chunk}), LAYERS)
         generator.set_precision(torch.float64)
         for shots in args.shots:
             rows += [{"size": name, **measured(generator, e, shots, args.draws)} for e in ESTIMATES]
@@ -105,7 +105,7 @@ def table(results: dict) -> str:
         "",
         setting.line(results),
         "",
-        "The 898 weights of `cartpole` at its initial angles, with 6 qubits as in the preset and with 10 (one weight",
+        "The 898 weights of `cartpole-gnn` at its initial angles, with 6 qubits as in the preset and with 10 (one weight",
         f"per basis state); {results['draws']:,} draws. Norms relative to the exact vector's; < marks a bias below",
         "what the draws resolve.",
         "",

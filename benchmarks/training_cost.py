@@ -10,7 +10,7 @@ time is SCALED to the steps and episodes of our whole run of qtrl-cartpole: seco
 per optimizer step times episodes. Time inside the environment is left out of theirs and counted in ours.
 
 stable-baselines3 trains the same 4-128-2 policy by PPO, with its defaults and with the settings of our preset
-`cartpole`; throughput is training wall time only, imports and compilation left out. One process, one thread.
+`cartpole-gnn`; throughput is training wall time only, imports and compilation left out. One process, one thread.
 """
 
 import argparse
@@ -105,15 +105,15 @@ def scaled(cost: dict[str, float], measured: list[dict[str, float]]) -> dict[str
 def throughput(args: argparse.Namespace) -> dict[str, float]:
     """Environment steps per second of training: PPO of ours (through the circuit, and direct) and of the peer."""
     budget = ("--train.steps", str(args.steps))
-    preset = sources.preset("cartpole")
+    preset = sources.preset("cartpole-gnn")
     a, num = preset.algorithm, preset.environment.local_num
     same = {"n_steps": a.rollout_steps, "batch_size": num * a.rollout_steps // a.minibatches, "n_epochs": a.epochs}
     same |= {"gamma": a.gamma, "gae_lambda": a.gae_lambda}
     rates: dict[str, list[float]] = {}
     for seed in range(max(1, args.seeds // 2)):  # in turns, so that a busy machine slows all alike
         for name, flags in {"circuit": (), "direct": ("--generator.source", "direct")}.items():
-            run = ours("cartpole", seed, (*budget, *flags))
-            rates.setdefault(f"distqtrl cartpole, {name}", []).append(run["env_steps"] / run["train_s"])
+            run = ours("cartpole-gnn", seed, (*budget, *flags))
+            rates.setdefault(f"distqtrl cartpole-gnn, {name}", []).append(run["env_steps"] / run["train_s"])
         for name, settings in {
             "its defaults, 8 environments": {},
             "our settings": same,

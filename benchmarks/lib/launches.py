@@ -20,7 +20,7 @@ import numpy as np
 from lib import setting
 from lib.processes import OPENMPI_ENV, tagged
 
-PRESET, ENVIRONMENTS = "cartpole", 8
+PRESET, ENVIRONMENTS = "cartpole-gnn", 8
 FLAGS = """--evaluate.every none --evaluate.target none --evaluate.episodes 1 --train.steps none --json
     --allreduce.reduction ordered"""
 TAG = "DISTQTRL_SCALING"
