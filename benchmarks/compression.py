@@ -113,13 +113,8 @@ def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool
 def counts(name: str, arm: str, size: int) -> tuple[int, int]:
     """Trained numbers and policy weights of an arm."""
     task = TASKS[name]
-    pairs: dict[str, list[str]] = {}
-    for word in (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false"):
-        if word.startswith("--"):
-            pairs[word.removeprefix("--")] = values = []
-        else:
-            values.append(word)
-    config = with_flags(preset(name), pairs)
+    words = (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false")
+    config = with_flags(preset(name), runs.fields(words))
     (spec,) = plan(config).specs
     generator = Generator(config, spec.layers(config.adapter))
     return generator.counts()["total"], spec.architecture.num_weights
@@ -140,8 +135,6 @@ def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
 def tuned(args: argparse.Namespace, task: Task, kept: "Kept", arm: str) -> float:
     """The rate with the highest mean over tuning seeds and evaluations, at one size."""
     size = next((s for s in (task.tuned_at, *sorted(task.sizes)[::-1]) if trainable(args, task, arm, s)), task.tuned_at)
-    if arm == "direct":
-        size = task.tuned_at
     rates = task.rates[:2] if args.quick else task.rates
     jobs = {rate: [kept.job(arm, size, rate, seed, task.tuning_steps) for seed in TUNING_SEEDS] for rate in rates}
     kept.run([job for each in jobs.values() for job in each])
@@ -292,7 +285,7 @@ def figure(results: dict) -> Figure:
     task = TASKS[results["task"]]
     for number, arm in enumerate(dict.fromkeys(c["arm"] for c in results["cells"])):
         cells = [c for c in results["cells"] if c["arm"] == arm]
-        color, marker = figures.COLORS[number % 8], figures.MARKERS[number % 8]
+        color, marker = figures.COLORS[number % 8], figures.MARKERS[(number + number // 8) % 8]
         x, y = [c["trained"] for c in cells], [c["iqm"] for c in cells]
         around = np.abs(np.array([c["interval"] for c in cells]).T - y)
         line = figures.LINES[number // 8]

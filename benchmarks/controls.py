@@ -62,13 +62,7 @@ def main() -> None:
 
 def counts(task: str, name: str) -> dict[str, int]:
     """Trained and effective parameters of a case."""
-    flags: dict[str, list[str]] = {}
-    for word in CASES[name]:
-        if word.startswith("--"):
-            flags[word.removeprefix("--")] = values = []
-        else:
-            values.append(word)
-    facts = describe(with_flags(preset(runs.PRESETS[task]), flags))
+    facts = describe(with_flags(preset(runs.PRESETS[task]), runs.fields(CASES[name])))
     return {key: facts[key] for key in ("total_parameters", "effective_parameters", "policy_weights")}
 
 

@@ -105,7 +105,7 @@ def table(results: dict) -> str:
         "",
         setting.line(results),
         "",
-        "The 898 weights of `cartpole-gnn` at its initial angles, with 6 qubits as in the preset and with 10 (one weight",
+        "The 898 weights of `cartpole-gnn` at its start, with 6 qubits as in the preset and with 10 (one weight",
         f"per basis state); {results['draws']:,} draws. Norms relative to the exact vector's; < marks a bias below",
         "what the draws resolve.",
         "",

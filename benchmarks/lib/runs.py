@@ -81,6 +81,17 @@ def jobs(
     return [Job(preset or PRESETS[args.task], seed, ranks, every) for seed in seeds(args, times)]
 
 
+def fields(words: Iterable[str]) -> dict[str, list[str]]:
+    """Flags of a command line by their fields: what ``with_flags`` takes."""
+    out: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            out[word.removeprefix("--")] = values = []
+        else:
+            values.append(word)
+    return out
+
+
 def done(wanted: list[Job], folder: Path, cores: int | None = None) -> dict[Job, Run | str]:
     """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold."""
     cores, commit = cores or os.cpu_count() or 1, setting.commit()

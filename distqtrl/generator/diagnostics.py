@@ -6,7 +6,7 @@
 
 Without shots and noise. Exact for up to 4096 weights, of more a fixed sample stands for all. Where J has more than
 MOST_PRODUCTS columns times basis states it is made row by row, of 256 weights or fewer: the first two are lower bounds
-then. At most a second or two, whatever the sizes.
+then. Every product goes through all weights, also where few rows are kept.
 """
 
 from collections.abc import Sequence

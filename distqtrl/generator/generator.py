@@ -345,12 +345,12 @@ def _trains(m: MappingModel) -> bool:
 def _check_memory(config: Config, num_weights: int, n: int) -> None:
     """Refuse, before anything is built, what this machine cannot hold."""
     width = max((n + 1, *config.mapping.hidden))
-    values = lookup("mapping.kind", config.mapping.kind, KINDS).floats(n, width)
-    needed = 2**n * (3 * 16 + 4 * values) + 16 * num_weights
+    kind = lookup("mapping.kind", config.mapping.kind, KINDS)
+    needed = 2**n * (3 * 16 + 4 * kind.floats(n, width)) + 16 * num_weights
     available = machine_memory()
     if needed > available:
         what, remedy = f" with mapping.chunk = {config.mapping.chunk}", "raise mapping.chunk"
-        if lookup("mapping.kind", config.mapping.kind, KINDS).mixes:
+        if kind.mixes:
             what, remedy = "", "lower circuit.qubits"
         raise UserError(
             f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine "
