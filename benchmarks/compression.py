@@ -49,6 +49,7 @@ class Task:
     seeds: int
     tuning_steps: int
     flags: tuple[str, ...] = ()
+    budget: str = "train.steps"  # what ``steps`` counts
 
 
 SMALL = (0.003, 0.01, 0.03, 0.1)
@@ -60,6 +61,18 @@ TASKS = {
     "pendulum": Task("Pendulum-v1", 153_600, 30, -250, SMALL, (32, 128), 128, 10, 153_600),
     "hopper": Task("Hopper-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504),
     "walker2d": Task("Walker2d-v5", 499_712, 61, 3500, LARGE, (512,), 512, 5, 149_504, WIDE),
+    "qtrl-cartpole": Task(
+        "CartPole-v1 without its end at 500 steps, REINFORCE, 1,000 episodes,",
+        1000,
+        100,
+        900,
+        (0.001, 0.003, 0.01, 0.03),
+        (512,),
+        512,
+        10,
+        1000,
+        budget="train.updates",
+    ),
     "halfcheetah": Task("HalfCheetah-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504, WIDE),
 }
 
@@ -155,7 +168,7 @@ class Kept:
     def job(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
         """One training run of an arm."""
         schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
-        words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, "--train.steps", str(steps)]
+        words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, f"--{self.task.budget}", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
         job = runs.Job(self.args.task, seed, 1, (*words, *quick))
         self._what[job] = (arm, size, rate, seed, steps)
@@ -182,6 +195,7 @@ class Kept:
         line = {
             **dict(zip(WHAT, self._what[job], strict=True)),
             "greedy": run.result["evaluation"]["mean"],
+            "last_tenth": round(run.score, 2),  # of the training episodes
             "env_steps": [row["env_steps"] for row in seen],
             "validations": [round(row["validation_return"], 2) for row in seen],
             "cpu_s": round(run.result["cpu_s"], 1),
@@ -211,6 +225,7 @@ def summary(args: argparse.Namespace, task: Task, kept: Kept, arm: str, size: in
         "runs": len(lines),
         "of": len(jobs),
         "greedy": scores.tolist(),
+        "last_tenth": [line.get("last_tenth") for line in lines],
         "iqm": iqm(scores),
         "interval": interval(iqm, scores) if len(scores) > 1 else (iqm(scores), iqm(scores)),
         "solved_at": [solved_at(line, task.solved) for line in lines],

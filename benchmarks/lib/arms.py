@@ -40,6 +40,15 @@ def fixed_graph(size: int) -> Flags | None:
     return circuit and {**circuit, **RESIDUAL, **WHITE, **FIXED}
 
 
+def product(size: int) -> Flags | None:
+    """The same graph network on as many angles of a circuit without entanglers."""
+    circuit, graph = angles(size), fixed_graph(size)
+    if not circuit or not graph:
+        return None
+    layers = size // (3 * int(circuit["circuit.qubits"]))  # a U3 has three angles
+    return {**graph, "circuit.ansatz": "product", "circuit.layers": str(layers)} if layers else None
+
+
 def trained_graph(size: int) -> Flags | None:
     """The circuit and the graph network, at least half of the numbers being angles."""
     n = max(3, (size - 1).bit_length())
@@ -106,6 +115,7 @@ ARMS: dict[str, Callable[[int], Flags | None]] = {
     "circuit, expansion": expanded,
     "circuit, expansion, plain angles": plain,
     "circuit, trained graph network": trained_graph,
+    "product circuit, fixed graph network": product,
     "random subspace": subspace,
     "frozen random, trained graph network": frozen_random,
     "low rank": low_rank,
