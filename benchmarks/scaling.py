@@ -46,7 +46,7 @@ def main() -> None:
     measured = launches.repeated(launches.cases(ranks, None if args.quick else args.openmpi), args)
     one_us = 1e3 * min(measured["weak", 1].update_ms)
     results = {
-        **setting.facts("torch", "torch-geometric", "numba", "numpy", "mpi4py", "mpich"),
+        **setting.facts("torch", "numba", "numpy", "mpi4py", "mpich"),
         "load": load,
         "repeats": args.repeats,
         "counted": args.updates - args.skip,

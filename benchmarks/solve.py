@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         rows = [trained(seed, args, flags, runs) for seed in range(args.first_seed, args.first_seed + args.seeds)]
     results = {
-        **setting.facts("torch", "torch-geometric", "gymnasium", "numba", "numpy", "mpi4py", "mpich"),
+        **setting.facts("torch", "gymnasium", "numba", "numpy", "mpi4py", "mpich"),
         "preset": args.preset,
         "threshold": SOLVED[args.preset],
         "ranks": args.ranks,

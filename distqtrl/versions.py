@@ -6,7 +6,6 @@ from importlib import metadata
 PACKAGES = (
     "distqtrl",
     "torch",
-    "torch-geometric",
     "gymnasium",
     "numba",
     "numpy",

@@ -53,7 +53,7 @@ def passed_on(link, number):
 def load():
     """What trainings import, and the compiled kernels."""
     import matplotlib.figure  # noqa: F401
-    import torch_geometric.nn  # noqa: F401
+    import torch  # noqa: F401
 
     from distqtrl.circuit import statevector
     from distqtrl.circuit.ansatz import program

@@ -22,7 +22,7 @@ from distqtrl.config.run import save
 TINY = {**runs.TINY, "generator.source": "direct", "algorithm.rollout_steps": 8, "environment.local_num": 4}
 TINY |= {"train.steps": 96, "train.checkpoint_every": 1}
 LONG = {**TINY, "train.steps": 10**7, "train.checkpoint_every": 10**6}
-QUANTUM = ("mpi4py", "pennylane", "torch_geometric", "numba", "distqtrl.circuit", "distqtrl.mapping")
+QUANTUM = ("mpi4py", "pennylane", "numba", "distqtrl.circuit", "distqtrl.mapping")
 WORLDS = ("gymnasium", "pettingzoo", "distqtrl.environment")
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
-LEFT_OF_THE_BORDER = ("mpi4py", "pennylane", "torch_geometric", "numba", "distqtrl.circuit", "distqtrl.mapping")
+LEFT_OF_THE_BORDER = ("mpi4py", "pennylane", "numba", "distqtrl.circuit", "distqtrl.mapping")
 
 
 def checked_only(tree):

@@ -34,7 +34,6 @@ IMPORTS = {
     "numba": "import numba",
     **FEW,
     "torch, and one optimizer": "import torch; torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])",
-    "torch_geometric": "import torch_geometric",
     "pennylane, when asked": "import pennylane",
     "qiskit_aer, when asked": "import qiskit_aer",
 }

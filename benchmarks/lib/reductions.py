@@ -33,7 +33,7 @@ from distqtrl.config import sources
 
 Call = tuple[str, int, float]
 OPTIONAL = ("pennylane", "qiskit", "qiskit_aer", "onnx", "matplotlib")  # a run without them need not load them
-WATCHED = (*OPTIONAL, "torch", "torch._dynamo", "torch_geometric", "numba", "scipy", "sympy", "tensorboard")
+WATCHED = (*OPTIONAL, "torch", "torch._dynamo", "numba", "scipy", "sympy", "tensorboard")
 LATENCY_US, GB_PER_S = 2.0, 10.0  # of the network
 PREDICTED = [2**k for k in range(4, 13)]  # ranks
 METHODS = {"ordered": "ordered", "tree": "tree", "fast": "fast", "ring": "ordered, by a ring"}

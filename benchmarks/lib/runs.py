@@ -198,7 +198,6 @@ def _load() -> None:
     """Import what trainings import. With one thread: a pool of them would be missing in forks."""
     import matplotlib.figure  # noqa: F401
     import torch
-    import torch_geometric.nn  # noqa: F401
 
     from distqtrl.cli import main  # noqa: F401
     from distqtrl.training import loop, shared_qpu  # noqa: F401

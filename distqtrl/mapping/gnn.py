@@ -1,6 +1,6 @@
 """Graph network over the basis states: message passing along the hypercube's edges (ours, no paper).
 
-    h_i <- act(W_self h_i + W_near mean_{j ~ i} h_j)     one GraphConv per hidden width
+    h_i <- act(W_self h_i + W_near mean_{j ~ i} h_j + b)     one graph convolution (arXiv 1810.02244) per hidden width
     out_i = W h_i + b                                    c weights per node
 
 Every basis state is a node, so those whose own output is dropped still pass on their probability.
@@ -10,10 +10,26 @@ Cost per layer O(n S H) in time and memory.
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GraphConv
 
 from distqtrl.mapping.graph import hypercube
+
+
+class GraphConvolution(nn.Module):
+    """h_SI -> h_SO: W_root h_i + W_rel times the sum of ``near_SI`` over the neighbours of i, + b."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.lin_rel, self.lin_root = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs, bias=False)
+        self.lin_rel.reset_parameters()  # a second draw, which seeds of earlier versions had
+        self.lin_root.reset_parameters()
+
+    def forward(self, near_SI: Tensor, h_SI: Tensor, edges: Tensor) -> Tensor:
+        sent_EI = near_SI.index_select(0, edges[0])
+        received_SI = torch.zeros_like(near_SI).scatter_add_(0, edges[1].unsqueeze(1).expand_as(sent_EI), sent_EI)
+        out_SO: Tensor = self.lin_rel(received_SI) + self.lin_root(h_SI)
+        return out_SO
 
 
 class GraphNetwork(nn.Module):
@@ -25,7 +41,7 @@ class GraphNetwork(nn.Module):
         super().__init__()
         widths = (n + 1, *hidden)
         # Every node has n neighbours: the mean is a sum of h / n, without counting them at every call.
-        self.n, self.convolutions = n, nn.ModuleList(GraphConv(i, o, aggr="add") for i, o in pairwise(widths))
+        self.n, self.convolutions = n, nn.ModuleList(GraphConvolution(i, o) for i, o in pairwise(widths))
         self.activation = activation
         self.readout = readout(widths[-1])
         self.register_buffer("edges", hypercube(n), persistent=False)
@@ -33,6 +49,6 @@ class GraphNetwork(nn.Module):
     def forward(self, features_SF: Tensor) -> Tensor:
         h = features_SF
         for convolution in self.convolutions:
-            h = self.activation(convolution((h / self.n, h), self.edges))
+            h = self.activation(convolution(h / self.n, h, self.edges))
         out_Sc: Tensor = self.readout(h)
         return out_Sc

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distqtrl.config.stages import MappingModel
 from distqtrl.errors import UserError, lookup
-from distqtrl.mapping import features, graph, mlp
+from distqtrl.mapping import features, gnn, graph, mlp
 from distqtrl.mapping.expansion import Expansion
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "none": nn.Identity}
@@ -52,15 +52,11 @@ class Kind:
 
 
 def _gnn(shape: Shape) -> nn.Module:
-    from distqtrl.mapping import gnn  # loads torch-geometric
-
     n, s = shape.num_qubits, shape.settings
     return gnn.GraphNetwork(n, s.hidden, lambda width: nn.Linear(width, s.chunk), shape.activation)
 
 
 def _gnn_expansion(shape: Shape) -> nn.Module:
-    from distqtrl.mapping import gnn
-
     n, s = shape.num_qubits, shape.settings
     width = (n + 1, *s.hidden)[-1]
     expansion = Expansion(n + (width - 1).bit_length(), shape.num_weights, 2**n * width)
