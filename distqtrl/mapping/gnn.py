@@ -17,7 +17,7 @@ from distqtrl.mapping.graph import hypercube
 
 
 class GraphConvolution(nn.Module):
-    """h_SI -> h_SO: W_root h_i + W_rel times the sum of ``near_SI`` over the neighbours of i, + b."""
+    """h_SF -> out, (S, outputs): W_root h_i + W_rel times the sum of ``near_SF`` over the neighbours of i, + b."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -25,11 +25,11 @@ class GraphConvolution(nn.Module):
         self.lin_rel.reset_parameters()  # a second draw, which seeds of earlier versions had
         self.lin_root.reset_parameters()
 
-    def forward(self, near_SI: Tensor, h_SI: Tensor, edges: Tensor) -> Tensor:
-        sent_EI = near_SI.index_select(0, edges[0])
-        received_SI = torch.zeros_like(near_SI).scatter_add_(0, edges[1].unsqueeze(1).expand_as(sent_EI), sent_EI)
-        out_SO: Tensor = self.lin_rel(received_SI) + self.lin_root(h_SI)
-        return out_SO
+    def forward(self, near_SF: Tensor, h_SF: Tensor, edges: Tensor) -> Tensor:
+        sent = near_SF.index_select(0, edges[0])
+        received = torch.zeros_like(near_SF).scatter_add_(0, edges[1].unsqueeze(1).expand_as(sent), sent)
+        out: Tensor = self.lin_rel(received) + self.lin_root(h_SF)
+        return out
 
 
 class GraphNetwork(nn.Module):

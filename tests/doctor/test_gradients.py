@@ -13,23 +13,23 @@ PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 
 
 @pytest.fixture(scope="module")
-def rows():
+def compared():
     pytest.importorskip("pennylane")
     pytest.importorskip("qiskit_aer")
     return list(gradients.rows())
 
 
-def test_all_agree(rows):
-    assert [row for row in rows if row.status not in ("agrees", "no")] == []
-    found = {(row.backend, row.result, row.method) for row in rows if row.status == "agrees"}
+def test_all_agree(compared):
+    assert [row for row in compared if row.status not in ("agrees", "no")] == []
+    found = {(row.backend, row.result, row.method) for row in compared if row.status == "agrees"}
     assert {("statevector", "exact", "adjoint"), ("torch", "exact", "adjoint")} <= found
     assert {("pennylane", "shots", "parameter-shift"), ("aer", "noise + shots", "parameter-shift")} <= found
 
 
-def test_page_has_the_table(rows):
+def test_page_has_the_table(compared):
     page = PAGE.read_text()
     start = "<!-- distqtrl doctor --gradients -->\n"
-    assert page[page.index(start) + len(start) : page.index("<!-- end -->")].strip() == gradients.table(rows)
+    assert page[page.index(start) + len(start) : page.index("<!-- end -->")].strip() == gradients.table(compared)
 
 
 def test_command(monkeypatch, capfd):
