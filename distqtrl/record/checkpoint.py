@@ -32,7 +32,7 @@ from distqtrl.files import tensors as tensorfile
 from distqtrl.files.schema import LARGE, Count, Record, Sha256
 from distqtrl.files.tensors import Tensors
 
-FORMAT = "distqtrl checkpoint 4"
+FORMAT = "distqtrl checkpoint 5"
 NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
 DTYPES = [np.float32, np.float64, np.int64, np.bool_]
 MOST_RANKS = 1 << 20
@@ -45,7 +45,7 @@ class Description(Record):
 
     model_config = ConfigDict(extra="ignore")
 
-    format: Literal["distqtrl checkpoint 4"]
+    format: Literal["distqtrl checkpoint 5"]
     ranks: int = Field(ge=1, le=MOST_RANKS)
     config: Sha256
     update: Count

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.algorithm.adam import Adam
+from distqtrl.algorithm.noise_scale import NoiseScale
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config.run import Config
@@ -32,6 +33,7 @@ from distqtrl.training.gradient import Array, NotFinite, finite_sum, parts
 from distqtrl.training.roles import Spec
 from distqtrl.training.weights import Generated
 
+PREVIOUS = "noise_scale.previous_N"  # in a state of a rank that is alone, after its first update
 Result = TypeVar("Result")
 
 
@@ -76,6 +78,7 @@ class Learner:
         if self.config.quantize.aware:
             self.quantizer = lower.quantizer(self.config.quantize, self.architecture, self.head).to(self.dtype)
             self.trained.add_module("quantizer", self.quantizer)
+        self.noise_scale = NoiseScale()
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
 
@@ -207,6 +210,12 @@ class Learner:
         fixed = {id(p) for p in self.scales} if warming else set()
         return [p for p in parameters if id(p) not in fixed]
 
+    def of_generator(self, parameters: Sequence[Tensor], gradient_N: Array) -> Array:
+        """The part of these parameters' gradient that the generator's have in it."""
+        own = {id(p) for p in self.generator.parameters() if p.requires_grad}
+        pieces = np.split(gradient_N, np.cumsum([p.numel() for p in parameters])[:-1])
+        return np.concatenate([piece for p, piece in zip(parameters, pieces, strict=True) if id(p) in own])
+
     def scales_seen(self, share: float) -> Array:
         """What a quantizer that warms up saw of this rank's share of the samples."""
         if self.quantizer is None or not self.quantizer.warming:
@@ -256,16 +265,20 @@ class Learner:
         state["num_steps"] = torch.tensor([self.num_steps])
         for i, moments in self.optimizer.state.items():
             state |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
+        state |= {f"noise_scale.{name}": torch.from_numpy(t) for name, t in self.noise_scale.state().items()}
         return state | {f"normalizer.{name}": torch.from_numpy(t) for name, t in self.normalizer.tensors().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` gave; raises ValueError when names, types, shapes or signs do not fit."""
-        saved.check(state, self.tensors(), self.parameters)
+        previous_N = torch.zeros(self.generator.counts()["total"], dtype=torch.float64)
+        saved.check(state, self.tensors(), self.parameters, {PREVIOUS: previous_N})
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
         self.optimizer.state = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 self.optimizer.state.setdefault(int(index), {})[key] = tensor
+        told = (name for name in state if name.startswith("noise_scale."))
+        self.noise_scale.restore({name.removeprefix("noise_scale."): state[name].numpy() for name in told})
         self.normalizer = Normalizer.of({name: t.numpy() for name, t in state.items()}, prefix="normalizer.")
         self.generated.forget(int(state["num_steps"][0]))
