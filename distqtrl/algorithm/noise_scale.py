@@ -1,6 +1,7 @@
 """The gradient noise scale, from gradients that training makes anyway.
 
-    B_noise = tr(Sigma) / |G|^2        speed-up of N ranks: S(N) = (1 + r) / (1 + r / N), r = B_noise / (one rank's batch)
+    B_noise = tr(Sigma) / |G|^2
+    S(N) = (1 + r) / (1 + r / N)     how many times fewer updates N ranks need, r = B_noise / (batch of one rank)
 
 Sigma is the covariance of the gradient of one unit of the batch (an environment step; a whole episode where REINFORCE
 plays episodes), G the gradient's mean: McCandlish et al., arXiv 1812.06162, appendix A. Parts of a batch of b units
@@ -8,13 +9,13 @@ that hold b_r of them and have the mean gradients g_r have the whole's gradient 
 
     E sum_r b_r |g_r|^2 = b |G|^2 + R tr(Sigma),        E b |g|^2 = b |G|^2 + tr(Sigma)
 
-for R parts of any sizes, so that both terms have unbiased estimates as soon as there are two parts. Parts are the ranks.
-One rank has no other part than its next gradient: those of two updates in a row, as if the parameters had not moved
-in between. Where they have, |G|^2 is what the two have in common and tr(Sigma) holds their difference, so the noise scale
-of one rank errs upwards. Cost: two scalar products per update.
-"""
+for R parts of any sizes, so that both terms have unbiased estimates as soon as there are two parts. Ranks are parts. A
+rank that is alone has no other part than its next gradient: those of two updates in a row count as parts, as if the
+parameters had not moved in between. Where G turned meanwhile, that counts as noise: the scale errs upwards. Two
+gradients of one rollout would err downwards, as steps of one episode are no independent samples.
 
-from collections.abc import Sequence
+What is measured is the gradient of what the generator trains, before it is clipped. Cost: two scalar products per update.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -107,18 +108,17 @@ class NoiseScale:
         self.previous = None if previous is None else previous.astype(np.float64)
 
 
-def facts(rows: Sequence[Array]) -> dict[str, float | None]:
+def facts(rows_K: Array) -> dict[str, float | None]:
     """Metrics of policies that step together, of what each one's ``take`` gave: one gradient, whose terms add up.
 
     ``batch_share`` is the batch over the smoothed noise scale: well below 1, more ranks help. None: there is no
     estimate, or the one of |G|^2 is not positive, as happens where the noise is much larger than the batch.
     """
-    batch = float(np.mean([row[0] for row in rows]))
-    now, smoothed = (_ratio(np.sum([row[at : at + 2] for row in rows], axis=0)) for at in (1, 3))
+    batch, whole = float(rows_K[:, 0].mean()), rows_K.sum(axis=0)
+    now, smoothed = _ratio(*whole[1:3]), _ratio(*whole[3:5])
     share = None if not smoothed else batch / smoothed
     return dict(zip(FACTS, (now, smoothed, share), strict=True))
 
 
-def _ratio(both: Array) -> float | None:
-    square, trace = both.tolist()
-    return trace / square if square > 0 else None
+def _ratio(square: float, trace: float) -> float | None:
+    return float(trace / square) if square > 0 else None

@@ -109,7 +109,9 @@ class Learner:
         """Train these parameters, with these learning rates."""
         self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)
         self.parameters = self.optimizer.parameters
-        self._rates = self.optimizer.rates
+        factor = self.config.algorithm.rate_factor(self.comm.size)
+        self._rates = [rate * factor for rate in self.optimizer.rates]
+        self.optimizer.rates = self._rates
 
     @staticmethod
     def head_for(config: Config, spaces: Spaces) -> Head:
@@ -239,11 +241,14 @@ class Learner:
             self.optimizer.step()
         return norm
 
-    def set_progress(self, done: float) -> None:
-        """Say what part of the budget is spent, 0 to 1: learning rates and noise depend on it."""
-        self.done = done
-        if self.config.algorithm.anneal:
-            self.optimizer.rates = [rate * (1 - done) for rate in self._rates]
+    def set_progress(self, done: float, update: int) -> None:
+        """Say what part of the budget is spent, and which update begins: learning rates and noise depend on it."""
+        self.done, a = done, self.config.algorithm
+        part = 1 - done if a.anneal else 1.0
+        if a.warmup:
+            _, silent = self.steps_per_update(self.config, self.num_environments)
+            part *= min(1.0, (max(update - silent, 0) + 1) / a.warmup)
+        self.optimizer.rates = [rate * part for rate in self._rates]
 
     def average(self) -> None:
         """Replace every parameter by its mean over the ranks (moments of the optimizer stay local)."""

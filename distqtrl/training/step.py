@@ -98,9 +98,7 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
     ]
     for learner, loss, whole in zip(learners, losses, totals, strict=True):
         if loss.global_batch:
-            learner.noise_scale.add(
-                learner.of_generator(whole.moves, whole.gradient_N), whole.parts, loss.global_batch
-            )
+            learner.noise_scale.add(learner.of_generator(whole.moves, whole.gradient_N), whole.parts, loss.global_batch)
     return totals
 
 

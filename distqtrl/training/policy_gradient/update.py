@@ -161,7 +161,7 @@ def _metrics(policies: Policies, totals: Sequence[PolicySums], means_K: np.ndarr
     else:
         whole = {name: float(x) for name, x in zip(names, weight_K @ rows_K, strict=True)}
         whole["policies"] = {
-            name: {key: float(x) for key, x in zip(names, row, strict=True)} | noise_scale.facts([noise])
+            name: {key: float(x) for key, x in zip(names, row, strict=True)} | noise_scale.facts(noise[np.newaxis])
             for name, row, noise in zip(policies.names, rows_K, noise_K, strict=True)
         }
     entropy = np.array([total.entropy for total in totals]).sum()

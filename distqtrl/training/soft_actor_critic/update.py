@@ -140,7 +140,7 @@ class Draws:
         """Means over the update."""
         found = [*np.mean(self.critic_means, axis=0), *np.mean(self.policy_means, axis=0), np.mean(self.norms)]
         means = {name: float(x) for name, x in zip(METRICS, found, strict=True)}
-        return means | noise_scale.facts([self.learner.noise_scale.take()])
+        return means | noise_scale.facts(self.learner.noise_scale.take()[np.newaxis])
 
     def _noise(self) -> torch.Tensor:
         num_actions = self.learner.head.num_outputs
