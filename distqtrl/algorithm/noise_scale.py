@@ -14,7 +14,7 @@ rank that is alone has no other part than its next gradient: those of two update
 parameters had not moved in between. Where G turned meanwhile, that counts as noise: the scale errs upwards. Two
 gradients of one rollout would err downwards, as steps of one episode are no independent samples.
 
-What is measured is the gradient of what the generator trains, before it is clipped. Cost: two scalar products per update.
+What is measured is the gradient of what the generator trains, before it is clipped: two scalar products an update.
 """
 
 import numpy as np

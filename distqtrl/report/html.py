@@ -109,7 +109,7 @@ def _page(groups: Sequence[Group], shown: Sequence[Group], pictures: dict[str, s
             ["", "seeds", "score, IQM", "95 % interval", "greedy", "env steps", "CPU s per rank", "wall s", *NOISE],
             _rows(shown),
         ),
-        "<p>Noise scale: of the gradient, at the end, in environment steps (episodes where REINFORCE plays whole ones); "
+        "<p>Noise scale of the gradient at the end, in environment steps (episodes where REINFORCE plays whole ones): "
         "median over seeds that have an estimate. The batch's share of it: well below 1, more ranks help.</p>",
         _list(_verdicts(shown)),
         _agents(shown, pictures["agents"], window) if "agents" in pictures else "",
