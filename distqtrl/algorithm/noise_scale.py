@@ -23,19 +23,20 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 DECAY = 0.95  # of both terms' averages, per update
 FACTS = ("noise_scale", "noise_scale_smoothed", "batch_share")  # what metrics call them
+NONE = (float("nan"), float("nan"))
 LEAST = 2  # estimates in an average that is told of
 
 
-def terms(parts: float, squares: float, square: float, batch: float) -> Array:
+def terms(parts: float, squares: float, square: float, batch: float) -> tuple[float, float]:
     """|G|^2 and tr(Sigma), without bias; the former may be negative.
 
     parts: R; squares: the sum of b_r |g_r|^2; square: |g|^2; batch: b.
 
     >>> terms(2, squares=2 * 9.0 + 2 * 1.0, square=4.0, batch=4.0)  # two numbers, 3 and 1, each the mean of two
-    array([3., 4.])
+    (3.0, 4.0)
     """
     trace = (squares - batch * square) / (parts - 1)
-    return np.array([square - trace / batch, trace])
+    return square - trace / batch, trace
 
 
 def speedup(ratio: float, ranks: int) -> float:
@@ -54,9 +55,9 @@ class NoiseScale:
     """
 
     def __init__(self) -> None:
-        self.count, self.smoothed = 0, np.zeros(2)
+        self.count, self.smoothed = 0, (0.0, 0.0)
         self.previous: Array | None = None
-        self._found: list[Array] = []
+        self._found: list[tuple[float, float]] = []
         self._batch = 0.0
 
     @staticmethod
@@ -79,33 +80,32 @@ class NoiseScale:
         """The gradient and the one before as two parts of a batch twice as large."""
         before_N, self.previous = self.previous, gradient_N.copy()
         if before_N is not None:
-            own, other, both = gradient_N @ gradient_N, before_N @ before_N, gradient_N @ before_N
-            square = float(own + other + 2 * both) / 4
-            self._found.append(terms(2, batch * float(own + other), square, 2 * batch))
+            squares = float(gradient_N @ gradient_N) + float(before_N @ before_N)
+            square = (squares + 2 * float(gradient_N @ before_N)) / 4
+            self._found.append(terms(2, batch * squares, square, 2 * batch))
 
     def take(self) -> Array:
         """Batch, |G|^2 and tr(Sigma) of what was added since the last call, and their averages; nan: there is none.
 
         Averages begin at zero, both alike, so that their ratio is right from the start.
         """
-        now = np.full(2, np.nan)
+        now = NONE
         if self._found:
-            now = np.mean(self._found, axis=0)
-            self.smoothed = DECAY * self.smoothed + (1 - DECAY) * now
+            square, trace = (sum(column) / len(self._found) for column in zip(*self._found, strict=True))
+            now, (a, b) = (square, trace), self.smoothed
+            self.smoothed = DECAY * a + (1 - DECAY) * square, DECAY * b + (1 - DECAY) * trace
             self.count, self._found = self.count + 1, []
-        told = self.smoothed if self.count >= LEAST else np.full(2, np.nan)
-        return np.array([self._batch, *now, *told])
+        return np.array([self._batch, *now, *(self.smoothed if self.count >= LEAST else NONE)])
 
-    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+    def state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs."""
-        state: dict[str, npt.NDArray[np.generic]] = {"count": np.array([self.count]), "smoothed": self.smoothed}
+        state = {"count": np.array([self.count]), "smoothed": np.array(self.smoothed)}
         return state if self.previous is None else state | {"previous_N": self.previous}
 
-    def restore(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take over what ``state`` gave."""
-        self.count, self.smoothed = int(state["count"][0]), state["smoothed"].astype(np.float64)
-        previous = state.get("previous_N")
-        self.previous = None if previous is None else previous.astype(np.float64)
+        square, trace = state["smoothed"].tolist()
+        self.count, self.smoothed, self.previous = int(state["count"][0]), (square, trace), state.get("previous_N")
 
 
 def facts(rows_K: Array) -> dict[str, float | None]:
@@ -114,11 +114,11 @@ def facts(rows_K: Array) -> dict[str, float | None]:
     ``batch_share`` is the batch over the smoothed noise scale: well below 1, more ranks help. None: there is no
     estimate, or the one of |G|^2 is not positive, as happens where the noise is much larger than the batch.
     """
-    batch, whole = float(rows_K[:, 0].mean()), rows_K.sum(axis=0)
-    now, smoothed = _ratio(*whole[1:3]), _ratio(*whole[3:5])
-    share = None if not smoothed else batch / smoothed
+    batches, *whole = rows_K.sum(axis=0).tolist()
+    now, smoothed = _ratio(*whole[:2]), _ratio(*whole[2:])
+    share = batches / len(rows_K) / smoothed if smoothed else None
     return dict(zip(FACTS, (now, smoothed, share), strict=True))
 
 
 def _ratio(square: float, trace: float) -> float | None:
-    return float(trace / square) if square > 0 else None
+    return trace / square if square > 0 else None

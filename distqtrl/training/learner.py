@@ -7,6 +7,7 @@ policies (of several agents) are several learners that step together: one batch 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -79,6 +80,7 @@ class Learner:
             self.quantizer = lower.quantizer(self.config.quantize, self.architecture, self.head).to(self.dtype)
             self.trained.add_module("quantizer", self.quantizer)
         self.noise_scale = NoiseScale()
+        self._generating = {id(p) for p in self.generator.parameters() if p.requires_grad}
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
 
@@ -213,10 +215,10 @@ class Learner:
         return [p for p in parameters if id(p) not in fixed]
 
     def of_generator(self, parameters: Sequence[Tensor], gradient_N: Array) -> Array:
-        """The part of these parameters' gradient that the generator's have in it."""
-        own = {id(p) for p in self.generator.parameters() if p.requires_grad}
-        pieces = np.split(gradient_N, np.cumsum([p.numel() for p in parameters])[:-1])
-        return np.concatenate([piece for p, piece in zip(parameters, pieces, strict=True) if id(p) in own])
+        """The part of these parameters' gradient that is of what the generator trains, which is in one piece there."""
+        ends = accumulate(p.numel() for p in parameters)
+        own = [(end - p.numel(), end) for p, end in zip(parameters, ends, strict=True) if id(p) in self._generating]
+        return gradient_N[own[0][0] : own[-1][1]]
 
     def scales_seen(self, share: float) -> Array:
         """What a quantizer that warms up saw of this rank's share of the samples."""

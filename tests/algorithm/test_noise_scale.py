@@ -72,7 +72,7 @@ def test_terms_are_averaged_before_their_ratio_is_taken():
 
 
 def test_what_is_not_positive_is_no_number():
-    assert terms(2, squares=4.0, square=0.5, batch=2.0).tolist() == [-1.0, 3.0]
+    assert terms(2, squares=4.0, square=0.5, batch=2.0) == (-1.0, 3.0)
     row = np.array([[8.0, -0.1, 3.0, 0.0, 2.0]])
     assert facts(row) == {"noise_scale": None, "noise_scale_smoothed": None, "batch_share": None}
     assert facts(np.full((1, 5), np.nan)) == dict.fromkeys(noise_scale.FACTS)
