@@ -61,7 +61,7 @@ TASKS = {
     "cartpole": Task(
         "CartPole-v1 without its end at 500 steps, REINFORCE",
         alike("qtrl-cartpole"),
-        *(400, 4, (100, 250, 475), WIDE, 10),
+        *(400, 2, (100, 250, 475), WIDE, 10),
     ),
     "cartpole-ppo": Task("CartPole-v1, PPO", alike("cartpole"), 120, 2, (100, 250, 475), NARROW, 10),
     "minigrid": Task(
