@@ -23,7 +23,7 @@ from safetensors.numpy import load as loads
 from safetensors.numpy import save as dumps
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.allreduce.reductions import allgather_bytes
+from distqtrl.allreduce.reductions import gather_bytes
 from distqtrl.config.run import Config, may_change
 from distqtrl.environment import vector
 from distqtrl.errors import UserError, shortened
@@ -81,7 +81,7 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     local = {f"environment/{name}": t for name, t in rows.items()} | {"ledger": state.ledger}
     if comm.rank == 0 or _differ(config):
         local |= {f"learner/{name}": t for name, t in state.learner.items()}
-    packed = allgather_bytes(comm, dumps(local))
+    packed = gather_bytes(comm, dumps(local))
     if comm.rank:
         return
     parts = [loads(part) for part in packed]
