@@ -65,7 +65,7 @@ TASKS = {
     ),
     "cartpole-ppo": Task("CartPole-v1, PPO", alike("cartpole"), 120, 2, (100, 250, 475), NARROW, 10),
     "minigrid": Task(
-        "MiniGrid-Empty-5x5, REINFORCE", alike("qtrl-minigrid-corrected"), 800, 8, (0.3, 0.6, 0.9), WIDE, 5
+        "MiniGrid-Empty-5x5, REINFORCE", alike("qtrl-minigrid-corrected"), 800, 4, (0.3, 0.6, 0.9), WIDE, 5
     ),
     "hopper": Task(
         "Hopper-v5, PPO",
