@@ -10,7 +10,6 @@ start, on any machine that has the file, does what is missing. Runs of several m
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +17,7 @@ import numpy as np
 from lib import runs, setting
 from lib.arms import ARMS
 from lib.exact import equivalent, holm, permutation
+from lib.kept import Kept
 from matplotlib.figure import Figure
 
 from distqtrl.config.sources import preset, with_flags
@@ -87,11 +87,11 @@ def main() -> None:
     task = TASKS[args.task]
     if args.quick:
         args.arms, args.sizes = [FIRST, "random subspace"], [task.tuned_at]
-    kept = Kept(args)
+    kept = Lines(args)
     rates = {arm: tuned(args, task, kept, arm) for arm in args.arms}
     cells = [(arm, size) for arm in args.arms for size in sizes(args, task, arm)]
-    wanted = [kept.job(arm, size, rates[arm], seed, task.steps) for seed in runs.seeds(args) for arm, size in cells]
-    kept.run(wanted)
+    wanted = [kept.made(arm, size, rates[arm], seed, task.steps) for seed in runs.seeds(args) for arm, size in cells]
+    kept.complete(wanted)
     results = {
         **setting.facts(*runs.PACKAGES),
         "task": args.task,
@@ -145,72 +145,52 @@ def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
     return [*(word for key, value in made.items() for word in (f"--{key}", value)), *task.flags]
 
 
-def tuned(args: argparse.Namespace, task: Task, kept: "Kept", arm: str) -> float:
+def tuned(args: argparse.Namespace, task: Task, kept: "Lines", arm: str) -> float:
     """The rate with the highest mean over tuning seeds and evaluations, at one size."""
     size = next((s for s in (task.tuned_at, *sorted(task.sizes)[::-1]) if trainable(args, task, arm, s)), task.tuned_at)
     rates = task.rates[:2] if args.quick else task.rates
-    jobs = {rate: [kept.job(arm, size, rate, seed, task.tuning_steps) for seed in TUNING_SEEDS] for rate in rates}
-    kept.run([job for each in jobs.values() for job in each])
+    jobs = {rate: [kept.made(arm, size, rate, seed, task.tuning_steps) for seed in TUNING_SEEDS] for rate in rates}
+    kept.complete([job for each in jobs.values() for job in each])
     means = {rate: [np.mean(line["validations"]) for line in kept.of(each)] for rate, each in jobs.items()}
     return max(rates, key=lambda rate: np.mean(means[rate]) if means[rate] else -np.inf)
 
 
-class Kept:
-    """Lines of finished runs, by what they are of."""
+class Lines(Kept):
+    """The lines of one task's runs."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.task, self.failed = args, TASKS[args.task], list[str]()
-        self.path = (args.output or setting.RESULTS) / "compression" / f"runs-{args.task}.jsonl"
-        told = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = {tuple(line[name] for name in WHAT): line for line in map(json.loads, told)}
-        self._what: dict[runs.Job, tuple] = {}
+        self.args, self.task = args, TASKS[args.task]
+        path = (args.output or setting.RESULTS) / "compression" / f"runs-{args.task}.jsonl"
+        super().__init__(path, WHAT, line, lambda jobs: runs.done(jobs, args.runs, args.cores))
 
-    def job(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
+    def made(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
         """One training run of an arm."""
         schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
         words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, f"--{self.task.budget}", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
-        job = runs.Job(self.args.task, seed, 1, (*words, *quick))
-        self._what[job] = (arm, size, rate, seed, steps)
-        return job
+        return self.job(runs.Job(self.args.task, seed, 1, (*words, *quick)), arm, size, rate, seed, steps)
 
-    def of(self, jobs: list[runs.Job]) -> list[dict]:
-        """The lines of those that have one."""
-        return [self.lines[self._what[job]] for job in jobs if self._what[job] in self.lines]
-
-    def run(self, wanted: list[runs.Job]) -> None:
-        """Run what no line is kept of, and keep a line of each as soon as a few are through."""
-        missing = [job for job in wanted if self._what[job] not in self.lines]
-        batch = 2 * (self.args.cores or 2)
-        for start in range(0, len(missing), batch):
-            for job, run in runs.done(missing[start : start + batch], self.args.runs, self.args.cores).items():
-                if isinstance(run, str):
-                    self.failed.append(f"{job.name}: {run}")
-                else:
-                    self._keep(job, run)
-
-    def _keep(self, job: runs.Job, run: runs.Run) -> None:
-        rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-        seen = [row for row in rows if row.get("validation_return") is not None]
-        line = {
-            **dict(zip(WHAT, self._what[job], strict=True)),
-            "greedy": run.result["evaluation"]["mean"],
-            "last_tenth": round(run.score, 2),  # of the training episodes
-            "env_steps": [row["env_steps"] for row in seen],
-            "validations": [round(row["validation_return"], 2) for row in seen],
-            "cpu_s": round(run.result["cpu_s"], 1),
-            "train_s": round(run.result["train_s"], 1),
-            **{name: value for name, value in setting.facts().items() if name in ("machine", "commit")},
-        }
-        self.lines[self._what[job]] = line
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def complete(self, wanted: list[runs.Job]) -> None:
+        """Run what no line is kept of."""
+        self.run(wanted, 2 * (self.args.cores or 2))
 
 
-def summary(args: argparse.Namespace, task: Task, kept: Kept, arm: str, size: int, rate: float) -> dict | None:
+def line(run: runs.Run) -> dict:
+    """What is kept of a run."""
+    at = np.flatnonzero(np.isfinite(run.columns["validation_return"]))
+    return {
+        "greedy": run.result["evaluation"]["mean"],
+        "last_tenth": round(run.score, 2),  # of the training episodes
+        "env_steps": run.columns["env_steps"][at].astype(int).tolist(),
+        "validations": [round(x, 2) for x in run.columns["validation_return"][at].tolist()],
+        "cpu_s": round(run.result["cpu_s"], 1),
+        "train_s": round(run.result["train_s"], 1),
+    }
+
+
+def summary(args: argparse.Namespace, task: Task, kept: Lines, arm: str, size: int, rate: float) -> dict | None:
     """The runs of an arm at one size."""
-    jobs = [kept.job(arm, size, rate, seed, task.steps) for seed in runs.seeds(args)]
+    jobs = [kept.made(arm, size, rate, seed, task.steps) for seed in runs.seeds(args)]
     lines = kept.of(jobs)
     if not lines:
         return None

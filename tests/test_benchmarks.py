@@ -39,7 +39,7 @@ def quick(tmp_path):
 def ranks(server, monkeypatch):
     """Ranks that a script starts by mpirun are forks of a process that has loaded everything (rank_server.py)."""
     plain = setting.mpirun
-    monkeypatch.setattr(setting, "mpirun", lambda number: [*plain(number), str(RANK_SERVER), str(server)])
+    monkeypatch.setattr(setting, "mpirun", lambda *given: [*plain(*given), str(RANK_SERVER), str(server)])
     monkeypatch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 
@@ -115,20 +115,6 @@ def test_comparisons_of_runs(quick, ranks, tmp_path):
     assert (tmp_path / "depth/cartpole.pdf").stat().st_size > 10_000
     made = {path: path.stat().st_mtime_ns for path in kept.glob("*/*/result.json")}
     assert len(made) == 8
-
-    written = quick("speedup", "--runs", kept)  # shares the central runs with depth.py
-    results = json.loads(written("speedup/cartpole.json"))
-    assert {(r["policy"], r["ranks"]) for r in results["rows"]} == {
-        ("generated", 1),
-        ("generated", 2),
-        ("classical", 1),
-        ("classical", 2),
-    }
-    assert results["failed"] == []
-    assert len(list(kept.glob("*/*/result.json"))) == 8 + 2 + 4
-    assert {path: path.stat().st_mtime_ns for path in made} == made  # what is there is not run again
-    row = next(r for r in results["rows"] if (r["policy"], r["ranks"]) == ("generated", 1))
-    assert row["speedup"]["median"] in (1, None)
 
     written = quick("reproduce", "--runs", kept)
     results = json.loads(written("reproduce/cartpole.json"))
@@ -251,13 +237,31 @@ def test_marl_coin_game(quick, tmp_path):
 
 
 @pytest.mark.xdist_group("ranks")
-def test_speedup_of_several_agents(quick, ranks, tmp_path):
-    pytest.importorskip("pettingzoo")
-    options = ("--task", "coin-game", "--policies", "generated", "--runs", tmp_path / "runs")
-    results = json.loads(quick("speedup", *options)("speedup/coin-game.json"))
-    assert [(r["ranks"], r["seeds"]) for r in results["rows"]] == [(1, 2), (2, 2)]
-    assert results["targets"].keys() == {"generated"}
+def test_speedup(quick, ranks, tmp_path):
+    words = ("--runs", tmp_path / "runs", "--slots", "2", "--hosts", tmp_path / "hosts")
+    (tmp_path / "hosts").write_text("localhost:2\n")
+    written = quick("speedup", *words)
+    results = json.loads(written("speedup/cartpole.json"))
     assert results["failed"] == []
+    for told in results["policies"].values():
+        assert len(told["rows"]) == 6 * 2  # thresholds, numbers of ranks
+        assert set(told["factors"].values()) <= {1, 3}
+        assert {(r["ranks"], r["of"], r["runs"]) for r in told["rows"]} == {(1, 2, 2), (2, 2, 2)}
+        never = next(r for r in told["rows"] if r["threshold"] == "equal 475")  # of episodes of 20 steps
+        assert (never["reached"], never["updates"]["median"], never["speedup"]["median"]) == (0, None, None)
+    page = written("speedup/cartpole.md")
+    assert "| equal 475 (475) | 2 | never 2 of 2 | never | none (one rank never) |" in page
+    assert (tmp_path / "speedup/cartpole.png").stat().st_size > 10_000
+    lines = written("speedup/runs-cartpole.jsonl")
+    told = [json.loads(line) for line in lines.splitlines()]
+    assert len(told) == 2 * 2 * (2 * 2 + 2)  # policies, ranks, (rates x tuning seeds + seeds)
+    assert all(line["processes"] == line["ranks"] for line in told)
+    one, two = ({line["episodes"][-1] for line in told if line["ranks"] == n} for n in (1, 2))
+    assert (one, two) == ({12}, {24})
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    quick("speedup", *words)  # nothing is run again whose line is there
+    assert written("speedup/runs-cartpole.jsonl") == lines
+    assert not (tmp_path / "runs").exists()
 
 
 def test_robustness(quick, tmp_path):

@@ -1,6 +1,7 @@
 """launch/: its batch scripts are what ``distqtrl slurm`` writes, its shell script starts ranks."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ SCRIPTS = {
 
 
 def test_every_batch_script_is_checked():
-    assert {path.name for path in LAUNCH.glob("*.sbatch")} == {*SCRIPTS, "search.sbatch"}
+    assert {path.name for path in LAUNCH.glob("*.sbatch")} == {*SCRIPTS, "search.sbatch", "speedup.sbatch"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -126,10 +127,40 @@ def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
     search_bits.search(args, flags)
 
 
-def test_the_search_script_is_clean():
+@pytest.mark.parametrize(
+    ("number", "task", "policy"), [(0, "cartpole", "generated"), (9, "simple-spread", "classical")]
+)
+def test_a_task_of_the_speedup_array_is_a_part_of_the_study(tmp_path, number, task, policy):
+    """The script, with a stand-in for the program."""
+    path = tmp_path / PYTHON
+    path.parent.mkdir(parents=True)
+    path.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >words; exit 3\n')
+    path.chmod(0o755)
+    env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(number), "SLURM_CPUS_PER_TASK": "8"}
+    command = ["bash", LAUNCH / "speedup.sbatch", "--seeds", "3"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    folder = f"runs/speedup-{policy}"
+    assert (tmp_path / "words").read_text().split() == [
+        *("benchmarks/speedup.py", "--task", task, "--policies", policy, "--cores", "8"),
+        *("--runs", f"{folder}/runs", "-o", folder, "--seeds", "3"),
+    ]
+
+
+def test_the_speedup_array_is_the_whole_study():
+    text = (LAUNCH / "speedup.sbatch").read_text()
+    source = (LAUNCH.parent / "benchmarks" / "speedup.py").read_text()
+    (tasks,) = re.findall(r"^tasks=\((.*)\)$", text, re.MULTILINE)
+    (last,) = re.findall(r"^#SBATCH --array=0-(\d+)$", text, re.MULTILINE)
+    assert tasks.split() == re.findall(r'^    "([a-z-]+)": Task\(', source, re.MULTILINE)
+    assert int(last) + 1 == 2 * len(tasks.split())
+
+
+@pytest.mark.parametrize("name", ["search.sbatch", "speedup.sbatch"])
+def test_scripts_of_arrays_are_clean(name):
     if shutil.which("shellcheck") is None:
         need("there is no shellcheck: apt-get install shellcheck")
-    done = subprocess.run(["shellcheck", LAUNCH / "search.sbatch"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["shellcheck", LAUNCH / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -92,8 +92,11 @@ def fields(words: Iterable[str]) -> dict[str, list[str]]:
     return out
 
 
-def done(wanted: list[Job], folder: Path, cores: int | None = None) -> dict[Job, Run | str]:
-    """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold."""
+def done(wanted: list[Job], folder: Path, cores: int | None = None, hosts: Path | None = None) -> dict[Job, Run | str]:
+    """Every job's run, or why it has none, after running what is missing: as many at a time as the cores can hold.
+
+    hosts: a machine file for mpirun; the cores are then all of its hosts' for jobs of several ranks.
+    """
     cores, commit = cores or os.cpu_count() or 1, setting.commit()
     missing = [job for job in dict.fromkeys(wanted) if not _complete(folder / job.name)]
     console = Console(stderr=True)
@@ -107,7 +110,7 @@ def done(wanted: list[Job], folder: Path, cores: int | None = None) -> dict[Job,
             while waiting or running:
                 while waiting and len(running) < max(1, cores // ranks):
                     job = waiting.pop(0)
-                    running[job] = _started(job, folder / job.name, commit)
+                    running[job] = _started(job, folder / job.name, commit, hosts)
                 time.sleep(0.01)
                 for job in [job for job, process in running.items() if _code(process) is not None]:
                     _ended(folder / job.name, _code(running.pop(job)))
@@ -170,7 +173,7 @@ def _complete(place: Path) -> bool:
     return bool(list(place.glob("*/result.json")))
 
 
-def _started(job: Job, place: Path, commit: str) -> subprocess.Popen | BaseProcess:
+def _started(job: Job, place: Path, commit: str, hosts: Path | None) -> subprocess.Popen | BaseProcess:
     """A process that begins the run, or goes on with its last checkpoint; what it says is in place/said."""
     place.mkdir(parents=True, exist_ok=True)
     started = sorted(path.parent.parent for path in place.glob("*/checkpoints/update-*.safetensors"))
@@ -182,10 +185,10 @@ def _started(job: Job, place: Path, commit: str) -> subprocess.Popen | BaseProce
         words = ["train", job.preset, "--train.seed", str(job.seed), "--train.directory", str(place), *job.flags]
         (place / "commit").write_text(commit)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if job.ranks > (os.cpu_count() or 1):
+    if job.ranks > (os.cpu_count() or 1) and hosts is None:
         env["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # MPICH spins where it waits
     if job.ranks > 1:
-        command = [*setting.mpirun(job.ranks), "-m", "distqtrl", *words]
+        command = [*setting.mpirun(job.ranks, hosts), "-m", "distqtrl", *words]
         with (place / "said").open("w") as said:
             return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
     _load()

@@ -80,11 +80,12 @@ def _finite(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def mpirun(ranks: int) -> list[str]:
-    """The start of a command line that runs this Python on several ranks."""
+def mpirun(ranks: int, hosts: Path | None = None) -> list[str]:
+    """The start of a command line that runs this Python on several ranks; hosts: mpirun's machine file."""
     beside = Path(sys.executable).parent / "mpirun"
     found = str(beside) if beside.exists() else shutil.which("mpirun") or sys.exit("mpirun not found")
-    return [found, "-n", str(ranks), sys.executable]
+    where = [] if hosts is None else ["--machinefile", str(hosts)]
+    return [found, *where, "-n", str(ranks), sys.executable]
 
 
 def commit() -> str:

@@ -28,6 +28,9 @@ class Communicator(Protocol):
     def allgather(self, x: np.ndarray) -> np.ndarray:
         """Every rank's x (same shape and dtype everywhere), stacked in rank order: (R, *x.shape)."""
 
+    def gather(self, x: np.ndarray) -> np.ndarray | None:
+        """What ``allgather`` returns, on rank 0 alone; the others go on as soon as theirs is sent."""
+
     def allreduce_sum(self, x_V: Array) -> Array:
         """Sum over ranks in whatever order the MPI likes."""
 
@@ -64,6 +67,9 @@ class Serial:
 
     def allgather(self, x: np.ndarray) -> np.ndarray:
         return x[np.newaxis]
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        return self.allgather(x)
 
     def allreduce_sum(self, x_V: Array) -> Array:
         return x_V

@@ -54,6 +54,12 @@ class Mpi:
             self._comm.Allgather(np.ascontiguousarray(x), gathered)
         return gathered
 
+    def gather(self, x: np.ndarray) -> np.ndarray | None:
+        gathered = None if self.rank else np.empty((self.size, *x.shape), dtype=x.dtype)
+        with self._waiting(0 if gathered is None else gathered.nbytes):
+            self._comm.Gather(np.ascontiguousarray(x), gathered)
+        return gathered
+
     def allreduce_sum(self, x_V: Array) -> Array:
         total = np.empty_like(x_V)
         with self._waiting(total.nbytes):

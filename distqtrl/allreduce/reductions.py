@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from distqtrl.allreduce.communicator import Array, Communicator
 
@@ -49,8 +50,21 @@ REDUCTIONS: dict[str, Callable[[Communicator, Array], Array]] = {
 
 def allgather_bytes(comm: Communicator, data: bytes) -> list[bytes]:
     """Every rank's bytes, in rank order."""
+    padded, length_R = _padded(comm, data)
+    rows = comm.allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(rows, length_R, strict=True)]
+
+
+def gather_bytes(comm: Communicator, data: bytes) -> list[bytes]:
+    """The same on rank 0, nothing on the others."""
+    padded, length_R = _padded(comm, data)
+    rows = comm.gather(padded)
+    return [] if rows is None else [row[:length].tobytes() for row, length in zip(rows, length_R, strict=True)]
+
+
+def _padded(comm: Communicator, data: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """This rank's bytes in a row as long as the longest, and how many every rank has."""
     length_R = comm.allgather(np.array([len(data)], dtype=np.int64))[:, 0]
     padded = np.zeros(max(1, int(length_R.max())), dtype=np.uint8)
     padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    rows = comm.allgather(padded)
-    return [row[:length].tobytes() for row, length in zip(rows, length_R, strict=True)]
+    return padded, length_R

@@ -41,6 +41,15 @@ class Member:
         gathered: np.ndarray = self._meet(self._number, x, together)
         return gathered
 
+    def gather(self, x: np.ndarray) -> np.ndarray | None:
+        def together(parts: list[np.ndarray]) -> list[np.ndarray | None]:
+            gathered = self._process.gather(np.stack(parts))
+            whole = None if gathered is None else gathered.reshape(self.size, *x.shape)
+            return [whole, *[None] * (len(parts) - 1)]
+
+        mine: np.ndarray | None = self._meet(self._number, x, together)
+        return mine
+
     def allreduce_sum(self, x_V: Array) -> Array:
         def together(parts: list[Array]) -> list[Array]:
             return [self._process.allreduce_sum(np.sum(parts, axis=0))] * len(parts)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_fields, whole_number
+from distqtrl.cli.arguments import Flags, add_fields, numbers, whole_number
 from distqtrl.config.run import Config, differences
 from distqtrl.config.sources import load, parent, preset, presets, with_flags
+from distqtrl.errors import UserError
 
 TEXT = "Print qubits, parameter counts and compression of a preset or run."
 SHARED = False
+MOST_RANKS = 1 << 20
 
 
 def add(command: ArgumentParser) -> None:
@@ -22,6 +24,11 @@ def add(command: ArgumentParser) -> None:
         type=whole_number(1),
         metavar="TRAINED",
         help="flags of a generator that trains at most so many numbers",
+    )
+    command.add_argument(
+        "--ranks",
+        metavar="N,N",
+        help="learning rates on these numbers of ranks, and for a run the speed-up that its noise scale predicts",
     )
     add_fields(command)
 
@@ -40,14 +47,33 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
         facts = {"preset": presets()[args.preset]} | facts
         if extended := parent(args.preset):
             facts |= {"extends": extended, "changes": differences(preset(extended), config)}
+    on_ranks = {} if args.ranks is None else _on_ranks(path, config, args.ranks)
     if args.json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | ({"ranks": on_ranks} if on_ranks else {})))
         return 0
     changes = facts.pop("changes", {})
+    for n, told in on_ranks.items():
+        facts[f"{n} rank{'s' if n > 1 else ''}"] = ", ".join(f"{k.replace('_', ' ')} {x:g}" for k, x in told.items())
     width = _table(facts)
     for key, (old, new) in changes.items():
         print(f"{'':<{width}}  {key}: {old} -> {new}")
     return 0
+
+
+def _on_ranks(path: Path, config: Config, text: str) -> dict[int, dict[str, float]]:
+    """What is expected of numbers of ranks: learning rates, and the speed-up over one rank where there is a run."""
+    from distqtrl.report.describe import learning_rates
+    from distqtrl.report.runs import read
+    from distqtrl.report.speedup import predicted
+
+    wanted = numbers(text)
+    if min(wanted) < 1 or max(wanted) > MOST_RANKS:
+        raise UserError(f"--ranks {text}: ranks are counted from 1, to {MOST_RANKS:,} at most")
+    found: dict[int, dict[str, float]] = {n: dict(learning_rates(config, n)) for n in wanted}
+    if path.is_dir():
+        for n, times in predicted(read(path), wanted).items():
+            found[n]["predicted_speedup"] = float(f"{times:.4g}")
+    return found
 
 
 def _suggest(config: Config, trained: int, as_json: bool) -> int:

@@ -78,6 +78,11 @@ class Config(BaseModel):
                 "quantize.aware true acts on integers already, which would round noise away: set rollout.precision and "
                 "rollout.noise to none"
             )
+        if a.rate_scaling != "none" and self.allreduce.aggregation == "average":
+            raise ValueError(
+                f"algorithm.rate_scaling {a.rate_scaling} needs allreduce.aggregation mean or sum: ranks that average "
+                "parameters step on their own samples alone"
+            )
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"

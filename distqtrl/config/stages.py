@@ -339,6 +339,15 @@ class Algorithm(Stage):
         None, description="Adam, angles or free numbers of the source; none = learning_rate"
     )
     value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
+    rate_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="all learning rates times the (root of the) number of ranks, whose samples an update uses"
+    )
+    warmup: Whole = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="updates in which the learning rates rise to their values; 0 = none",
+    )
     anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
     adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")
     batch_size: Many = Field(256, description="SAC: samples of all ranks in one gradient step")
@@ -359,6 +368,14 @@ class Algorithm(Stage):
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
     target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
+
+    def rate_factor(self, ranks: int) -> float:
+        """What every learning rate is multiplied by on so many ranks.
+
+        >>> [Algorithm(rate_scaling=scaling).rate_factor(4) for scaling in ("none", "sqrt", "linear")]
+        [1.0, 2.0, 4.0]
+        """
+        return {"none": 1.0, "sqrt": ranks**0.5, "linear": float(ranks)}[self.rate_scaling]
 
 
 class Allreduce(Stage):

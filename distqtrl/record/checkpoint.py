@@ -23,7 +23,7 @@ from safetensors.numpy import load as loads
 from safetensors.numpy import save as dumps
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.allreduce.reductions import allgather_bytes
+from distqtrl.allreduce.reductions import gather_bytes
 from distqtrl.config.run import Config, may_change
 from distqtrl.environment import vector
 from distqtrl.errors import UserError, shortened
@@ -32,7 +32,7 @@ from distqtrl.files import tensors as tensorfile
 from distqtrl.files.schema import LARGE, Count, Record, Sha256
 from distqtrl.files.tensors import Tensors
 
-FORMAT = "distqtrl checkpoint 4"
+FORMAT = "distqtrl checkpoint 5"
 NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
 DTYPES = [np.float32, np.float64, np.int64, np.bool_]
 MOST_RANKS = 1 << 20
@@ -45,7 +45,7 @@ class Description(Record):
 
     model_config = ConfigDict(extra="ignore")
 
-    format: Literal["distqtrl checkpoint 4"]
+    format: Literal["distqtrl checkpoint 5"]
     ranks: int = Field(ge=1, le=MOST_RANKS)
     config: Sha256
     update: Count
@@ -81,7 +81,7 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     local = {f"environment/{name}": t for name, t in rows.items()} | {"ledger": state.ledger}
     if comm.rank == 0 or _differ(config):
         local |= {f"learner/{name}": t for name, t in state.learner.items()}
-    packed = allgather_bytes(comm, dumps(local))
+    packed = gather_bytes(comm, dumps(local))
     if comm.rank:
         return
     parts = [loads(part) for part in packed]

@@ -31,6 +31,9 @@ class Metrics(Record):
     entropy: float | None = None
     acting_entropy: float | None = None
     noisy_layers: float | None = None
+    noise_scale: float | None = None
+    noise_scale_smoothed: float | None = None
+    batch_share: float | None = None
     validation_return: float | None = None
     agent_returns: dict[Word, float] | None = None
 

@@ -49,7 +49,16 @@ def describe(config: Config) -> dict[str, Any]:
         "directions_99": first.directions_99,
         "participation": round(first.participation, 1),
         "source_share": float(f"{first.source_share:.3g}"),
+        **learning_rates(config, config.qpu.replicas),
     }
+
+
+def learning_rates(config: Config, ranks: int) -> dict[str, float]:
+    """The learning rates on so many ranks, once they are warm, by the names of their fields."""
+    a = config.algorithm
+    names = ("source_learning_rate", "learning_rate", "value_learning_rate")
+    found = {name: getattr(a, name) for name in names}
+    return {name: float(f"{x * a.rate_factor(ranks):.6g}") for name, x in found.items() if x is not None}
 
 
 def _shape(spec: Spec) -> str:

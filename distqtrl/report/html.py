@@ -38,6 +38,7 @@ PARAMETERS = (
     "deployed_parameters",
     "compression",
 )
+NOISE = ("noise scale", "batch's share")
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#111}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right}
 td:first-child,th:first-child{text-align:left}.warn{border-left:4px solid #D55E00;padding-left:1rem}
@@ -105,9 +106,11 @@ def _page(groups: Sequence[Group], shown: Sequence[Group], pictures: dict[str, s
         f"<h2>Scores and controls</h2>{pictures['scores']}",
         "<p>Score: mean return of the last tenth of updates; a dot is a run, the bar is the IQM with its interval.</p>",
         _table(
-            ["", "seeds", "score, IQM", "95 % interval", "greedy", "env steps", "CPU s per rank", "wall s"],
+            ["", "seeds", "score, IQM", "95 % interval", "greedy", "env steps", "CPU s per rank", "wall s", *NOISE],
             _rows(shown),
         ),
+        "<p>Noise scale of the gradient at the end, in environment steps (episodes where REINFORCE plays whole ones): "
+        "median over seeds that have an estimate. The batch's share of it: well below 1, more ranks help.</p>",
         _list(_verdicts(shown)),
         _agents(shown, pictures["agents"], window) if "agents" in pictures else "",
         "<h2>Parameters</h2>" + _parameters(shown),
@@ -135,9 +138,17 @@ def _rows(shown: Sequence[Group]) -> list[list[str]]:
             f"{last[0]:,.0f}",
             f"{last[1]:,.1f}",
             f"{last[2]:,.1f}",
+            *(_last(group, name) for name in ("noise_scale_smoothed", "batch_share")),
         ]
         rows.append([group.label, str(len(values)), *cells])
     return rows
+
+
+def _last(group: Group, name: str) -> str:
+    """Median over the runs of the last number in a column that has one."""
+    columns = [run.columns[name][np.isfinite(run.columns[name])] for run in group.whole]
+    ends = [column[-1] for column in columns if len(column)]
+    return _number(float(np.median(ends))) if ends else "none"
 
 
 def _verdicts(shown: Sequence[Group]) -> list[str]:

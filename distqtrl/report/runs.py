@@ -19,7 +19,7 @@ from distqtrl.report.statistics import smoothed
 Array = npt.NDArray[np.float64]
 COLUMNS = (
     *("update", "ranks", "env_steps", "episodes", "return_mean", "return_smoothed", "cpu_s", "wall_s"),
-    *("entropy", "acting_entropy", "noisy_layers"),
+    *("entropy", "acting_entropy", "noisy_layers", "noise_scale_smoothed", "batch_share", "validation_return"),
 )
 ENVIRONMENT = ("id", "max_episode_steps", "kwargs", "observation", "num_actions")  # what makes returns comparable
 BUDGET = ("steps", "updates")

@@ -25,6 +25,7 @@ class Algorithm:
     learner: type[Learner]  # with its heads, memory and numbers of steps
     update: Callable[[Run, Sequence[signal.Signals]], tuple[RolloutSums, dict[str, Any]]]
     several_agents: bool = True
+    fixed_batch: bool = False  # whether a step's batch is as large on any number of ranks
     replay: Callable[[Config, Spec, int, int], Replay] | None = None  # config, policy, environments here and in all
 
 
@@ -35,6 +36,7 @@ ALGORITHMS = {
         learner=SoftActorCritic,
         update=soft_actor_critic_update,
         several_agents=False,
+        fixed_batch=True,
         replay=SoftActorCritic.replay,
     ),
 }

@@ -7,6 +7,7 @@ policies (of several agents) are several learners that step together: one batch 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from distqtrl import seeding
 from distqtrl.algorithm.adam import Adam
+from distqtrl.algorithm.noise_scale import NoiseScale
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config.run import Config
@@ -32,6 +34,7 @@ from distqtrl.training.gradient import Array, NotFinite, finite_sum, parts
 from distqtrl.training.roles import Spec
 from distqtrl.training.weights import Generated
 
+PREVIOUS = "noise_scale.previous_N"  # in a state of a rank that is alone, after its first update
 Result = TypeVar("Result")
 
 
@@ -76,6 +79,8 @@ class Learner:
         if self.config.quantize.aware:
             self.quantizer = lower.quantizer(self.config.quantize, self.architecture, self.head).to(self.dtype)
             self.trained.add_module("quantizer", self.quantizer)
+        self.noise_scale = NoiseScale()
+        self._generating = {id(p) for p in self.generator.parameters() if p.requires_grad}
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
 
@@ -106,7 +111,9 @@ class Learner:
         """Train these parameters, with these learning rates."""
         self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)
         self.parameters = self.optimizer.parameters
-        self._rates = self.optimizer.rates
+        factor = self.config.algorithm.rate_factor(self.comm.size)
+        self._rates = [rate * factor for rate in self.optimizer.rates]
+        self.optimizer.rates = self._rates
 
     @staticmethod
     def head_for(config: Config, spaces: Spaces) -> Head:
@@ -207,6 +214,12 @@ class Learner:
         fixed = {id(p) for p in self.scales} if warming else set()
         return [p for p in parameters if id(p) not in fixed]
 
+    def of_generator(self, parameters: Sequence[Tensor], gradient_N: Array) -> Array:
+        """The part of these parameters' gradient that is of what the generator trains, which is in one piece there."""
+        ends = accumulate(p.numel() for p in parameters)
+        own = [(end - p.numel(), end) for p, end in zip(parameters, ends, strict=True) if id(p) in self._generating]
+        return gradient_N[own[0][0] : own[-1][1]]
+
     def scales_seen(self, share: float) -> Array:
         """What a quantizer that warms up saw of this rank's share of the samples."""
         if self.quantizer is None or not self.quantizer.warming:
@@ -230,11 +243,14 @@ class Learner:
             self.optimizer.step()
         return norm
 
-    def set_progress(self, done: float) -> None:
-        """Say what part of the budget is spent, 0 to 1: learning rates and noise depend on it."""
-        self.done = done
-        if self.config.algorithm.anneal:
-            self.optimizer.rates = [rate * (1 - done) for rate in self._rates]
+    def set_progress(self, done: float, update: int) -> None:
+        """Say what part of the budget is spent, and which update begins: learning rates and noise depend on it."""
+        self.done, a = done, self.config.algorithm
+        part = 1 - done if a.anneal else 1.0
+        if a.warmup:
+            _, silent = self.steps_per_update(self.config, self.num_environments)
+            part *= min(1.0, (max(update - silent, 0) + 1) / a.warmup)
+        self.optimizer.rates = [rate * part for rate in self._rates]
 
     def average(self) -> None:
         """Replace every parameter by its mean over the ranks (moments of the optimizer stay local)."""
@@ -256,16 +272,20 @@ class Learner:
         state["num_steps"] = torch.tensor([self.num_steps])
         for i, moments in self.optimizer.state.items():
             state |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
+        state |= {f"noise_scale.{name}": torch.from_numpy(t) for name, t in self.noise_scale.state().items()}
         return state | {f"normalizer.{name}": torch.from_numpy(t) for name, t in self.normalizer.tensors().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` gave; raises ValueError when names, types, shapes or signs do not fit."""
-        saved.check(state, self.tensors(), self.parameters)
+        previous_N = torch.zeros(self.generator.counts()["total"], dtype=torch.float64)
+        saved.check(state, self.tensors(), self.parameters, {PREVIOUS: previous_N})
         self.trained.load_state_dict({name: state[name] for name in self.trained.state_dict()})
         self.optimizer.state = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
                 self.optimizer.state.setdefault(int(index), {})[key] = tensor
+        told = (name for name in state if name.startswith("noise_scale."))
+        self.noise_scale.restore({name.removeprefix("noise_scale."): state[name].numpy() for name in told})
         self.normalizer = Normalizer.of({name: t.numpy() for name, t in state.items()}, prefix="normalizer.")
         self.generated.forget(int(state["num_steps"][0]))

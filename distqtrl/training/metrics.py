@@ -51,7 +51,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
     counters, received = run.counters, run.comm.received
     start = {} if counters.update else of_generator(run)
     for learner in run.policies.learners:
-        learner.set_progress(run.done)
+        learner.set_progress(run.done, counters.update)
     total, learned = algorithms.chosen(run.config).update(run, pending)
     episodes, steps = float(total.episodes), int(total.steps)
     counters.update += 1

@@ -8,12 +8,18 @@ from torch import Tensor
 COUNTS = (".count", ".m2_O", ".m2_S", ".exp_avg_sq", ".step", "num_steps", "num_observed")  # never negative
 
 
-def check(state: Mapping[str, Tensor], like: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> None:
+def check(
+    state: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    parameters: Sequence[Tensor],
+    optional: Mapping[str, Tensor],
+) -> None:
     """Raise ValueError unless names, types, shapes and signs are those of a learner whose state is ``like``.
 
-    Moments of the optimizer may be there, or not, for every one of the parameters.
+    Moments of the optimizer may be there, or not, for every one of the parameters; as may what is ``optional``.
     """
-    wanted = {name: _form(t) for name, t in like.items() if not name.startswith("optimizer.")}
+    wanted = {name: _form(t) for name, t in like.items() if not name.startswith("optimizer.") and name not in optional}
+    wanted |= {name: _form(t) for name, t in optional.items() if name in state}
     moved = {name.split(".")[1] for name in state if name.startswith("optimizer.")}
     for index, p in enumerate(parameters):
         if str(index) in moved:

@@ -28,6 +28,8 @@ class Loss:
     moves: Sequence[Tensor]  # parameters, in the order of the reduced vector
     sums: Array  # added up over the ranks beside the gradient
     share: float = 1.0  # the part of the step's samples that is this rank's
+    local_batch: float = 0.0  # units that this rank's gradient is of, and that of all ranks:
+    global_batch: float = 0.0  # where the noise scale is measured (``algorithm.noise_scale``), else 0
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Reduced:
     gradient_N: Array
     sums: Array
     scales_S: Array
+    parts: Array  # what the noise scale is made of; nothing where it is not measured
     of_policy: bool
 
 
@@ -82,11 +85,21 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
             moves = learner.moving(loss.moves)
             seen_S = np.zeros(0) if loss.leaf_M is None else learner.scales_seen(loss.share)
             gradient_N = np.concatenate([flat(p) for p in moves])
-            locals_.append(Reduced(moves, gradient_N, loss.sums, seen_S, loss.leaf_M is not None))
-        pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S)]
+            parts = np.zeros(0)
+            if loss.global_batch:
+                generated_N = learner.of_generator(moves, gradient_N)
+                parts = learner.noise_scale.part(generated_N, loss.local_batch, loss.global_batch)
+            locals_.append(Reduced(moves, gradient_N, loss.sums, seen_S, parts, loss.leaf_M is not None))
+        pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S, each.parts)]
         total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where)
     summed = iter(np.split(total, np.cumsum([len(piece) for piece in pieces])[:-1]))
-    return [Reduced(each.moves, next(summed), next(summed), next(summed), each.of_policy) for each in locals_]
+    totals = [
+        Reduced(each.moves, next(summed), next(summed), next(summed), next(summed), each.of_policy) for each in locals_
+    ]
+    for learner, loss, whole in zip(learners, losses, totals, strict=True):
+        if loss.global_batch:
+            learner.noise_scale.add(learner.of_generator(whole.moves, whole.gradient_N), whole.parts, loss.global_batch)
+    return totals
 
 
 def step(learners: Sequence[Learner], totals: Sequence[Reduced]) -> list[float]:

@@ -88,6 +88,12 @@ def test_flags_replace_single_fields():
         ({"evaluate.target": "1"}, "evaluate.target needs evaluate.every"),
         ({"train.steps": "none"}, "train.steps none needs train.updates"),
         ({"algorithm.normalize_over": "episode"}, "algorithm.normalize_over episode needs algorithm.rollout episodes"),
+        ({"algorithm.rate_scaling": "2"}, "flags: algorithm.rate_scaling = '2': Input should be 'none', 'sqrt' or"),
+        ({"algorithm.warmup": "-1"}, "flags: algorithm.warmup = '-1': Input should be greater than or equal to 0"),
+        (
+            {"algorithm.rate_scaling": "sqrt", "allreduce.aggregation": "average"},
+            "algorithm.rate_scaling sqrt needs allreduce.aggregation mean or sum",
+        ),
         ({"train.seed": "none"}, "flags: train.seed = 'none': Input should be a valid integer"),
     ],
 )

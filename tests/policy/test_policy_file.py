@@ -185,7 +185,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_checkpoint_is_refused(tmp_path):
     state = checkpoint.State({"update": 1}, {"w_M": np.zeros(3)}, {"actions": np.zeros(0)}, np.zeros(3))
     checkpoint.save(tmp_path, Config(), Serial(), state)
-    assert "distqtrl checkpoint 4" in refused(tmp_path / "checkpoints" / "update-000001.safetensors")
+    assert "distqtrl checkpoint 5" in refused(tmp_path / "checkpoints" / "update-000001.safetensors")
 
 
 def test_a_full_disk_leaves_the_old_file(path, monkeypatch):

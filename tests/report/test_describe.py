@@ -31,6 +31,8 @@ def test_cartpole_of_qtrl():
         "directions_99": 10,  # of 231: an affine mapping moves all weights along few
         "participation": 3.4,
         "source_share": 0.000195,
+        "learning_rate": 0.003,
+        "value_learning_rate": 0.003,
     }
 
 

@@ -56,6 +56,11 @@ def test_numbers_are_those_of_the_files(made, trained, scores):
         assert middle == f"{stats.trim_mean(scores[source], 0.25):.3g}"
         assert others[0] == f"{np.median([each['evaluation']['mean'] for each in results]):.3g}"
         assert others[1] == f"{np.median([each['env_steps'] for each in results]):,.0f}"
+        lines = [(trained[f"{source}-{s}"] / "metrics.jsonl").read_text().splitlines() for s in seeds]
+        told = [[json.loads(line) for line in run] for run in lines]
+        ends = [[row["batch_share"] for row in run if row["batch_share"]][-1:] for run in told]
+        share = f"{np.median([end for (end,) in filter(None, ends)]):.3g}" if any(ends) else "none"
+        assert rows[f"source {source}"][8] == share
         low, _, high = interval.partition(" to ")
         assert low == "none" if len(seeds) == 1 else float(low) <= float(middle) <= float(high)
     assert rows["policy weights"] == ["898", "898", "898"]

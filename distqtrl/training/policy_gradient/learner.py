@@ -140,6 +140,13 @@ class PolicyGradient(Learner):
         out: Tensor = self.value(obs_NO)
         return out.squeeze(-1)
 
+    def batch(self, steps: float, global_steps: float, rows: int) -> tuple[float, float]:
+        """This rank's batch and that of all, in what its noise is measured in: whole episodes where a step takes whole
+        episodes of so many rows, else environment steps."""
+        if self.config.algorithm.rollout == "episodes" and self.recipe.minibatches == 1:
+            return rows if steps else 0, self.num_environments
+        return steps, global_steps
+
     def loss(self, samples: Samples, divisor: float, count: float) -> Loss:
         """The loss, sum/divisor, of this rank's samples; its sums are the statistics' over count samples."""
         w_M, a = self.weights(), self.config.algorithm
@@ -185,12 +192,17 @@ class Reinforce(PolicyGradient):
 
 
 def step(
-    learners: Sequence[PolicyGradient], samples: Sequence[Samples], global_counts: Sequence[float], where: str
+    learners: Sequence[PolicyGradient],
+    samples: Sequence[Samples],
+    global_counts: Sequence[float],
+    where: str,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Array, list[float]]:
     """One optimizer step of several policies; returns the means of STATISTICS over all ranks' samples, a row per
     policy, and the norms of their gradients.
 
-    global_counts are the numbers of samples of this step on all ranks. Raises as ``training.step.reduce``.
+    global_counts are the numbers of samples of this step on all ranks. rows: of this rank's rollout, for every policy,
+    in the step whose noise scale is measured. Raises as ``training.step.reduce``.
     """
     config = learners[0].config
     if config.allreduce.aggregation == "average":
@@ -204,6 +216,9 @@ def step(
         learner.loss(part, divisor, count)
         for learner, part, divisor, count in zip(learners, samples, divisors, counts, strict=True)
     ]
+    if rows is not None:
+        for learner, loss, part, count, num in zip(learners, losses, samples, counts, rows, strict=True):
+            loss.local_batch, loss.global_batch = learner.batch(len(part.adv_N), count, num)
     backward(learners, losses)
     totals = reduce(learners, losses, where)
     norms = optimizer_step(learners, totals)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from distqtrl.algorithm import noise_scale
 from distqtrl.environment.rollout import Rollout
 from distqtrl.policy.distribution import read
 from distqtrl.policy.normalizer import Normalizer
@@ -96,7 +97,8 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
             continue  # episodes were too short for so many minibatches
         chosen = [b if len(parts) == 1 else b.at(parts[part]) for b, parts in zip(batches, epoch, strict=True)]
         where = f"update {number}, optimizer step {num_steps}"
-        statistics_K, norms = step(learners, chosen, counts[part].tolist(), where)
+        rows = None if num_steps else [len(environments.numbers(role)) for role in policies.local_roles]
+        statistics_K, norms = step(learners, chosen, counts[part].tolist(), where, rows)
         sums_K, num_steps = sums_K + statistics_K, num_steps + 1
         if a.target_kl is not None and statistics_K[:, STATISTICS.index("approx_kl")].max() > a.target_kl:
             break
@@ -104,7 +106,8 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
     # what all ranks saw is how the next observations are normalised
     for learner, policy in zip(learners, totals, strict=True):
         _merge(learner, policy)
-    return total.rollout, _metrics(policies, total.policies, sums_K / max(num_steps, 1), norms)
+    means_K = np.column_stack([sums_K / max(num_steps, 1), norms, [learner.noise_scale.take() for learner in learners]])
+    return total.rollout, _metrics(policies, total.policies, means_K)
 
 
 def _nothing(learner: PolicyGradient, spec: Spec) -> PolicySums:
@@ -147,21 +150,19 @@ def _merge(learner: PolicyGradient, total: PolicySums) -> None:
         learner.state_normalizer.merge(count, total.states)
 
 
-def _metrics(
-    policies: Policies, totals: Sequence[PolicySums], means_K: np.ndarray, norms: Sequence[float]
-) -> dict[str, Any]:
+def _metrics(policies: Policies, totals: Sequence[PolicySums], means_K: np.ndarray) -> dict[str, Any]:
     """Means over all policies' samples; with several policies those of each, too."""
     count_K = np.array([total.counts.sum() for total in totals])
-    rows_K = policies.gathered(np.column_stack([means_K, norms]))
     names = (*STATISTICS, "gradient_norm")
+    rows_K, noise_K = np.split(policies.gathered(means_K), [len(names)], axis=1)
     weight_K = count_K / count_K.sum()
     if len(totals) == 1:
         whole: dict[str, Any] = {name: float(x) for name, x in zip(names, rows_K[0], strict=True)}
     else:
         whole = {name: float(x) for name, x in zip(names, weight_K @ rows_K, strict=True)}
         whole["policies"] = {
-            name: {key: float(x) for key, x in zip(names, row, strict=True)}
-            for name, row in zip(policies.names, rows_K, strict=True)
+            name: {key: float(x) for key, x in zip(names, row, strict=True)} | noise_scale.facts(noise[np.newaxis])
+            for name, row, noise in zip(policies.names, rows_K, noise_K, strict=True)
         }
     entropy = np.array([total.entropy for total in totals]).sum()
-    return {**whole, "acting_entropy": float(entropy / count_K.sum())}
+    return {**whole, **noise_scale.facts(noise_K), "acting_entropy": float(entropy / count_K.sum())}

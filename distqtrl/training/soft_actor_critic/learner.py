@@ -131,10 +131,17 @@ class SoftActorCritic(Learner):
             torch._foreach_lerp_(list(self.targets.parameters()), self.critic_parameters, self.config.algorithm.tau)
         return total.sums
 
-    def policy_step(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> tuple[Array, float]:
-        """One step of policy and temperature; returns the means of POLICY, and the gradient's norm."""
+    def policy_step(
+        self, batch: Transitions, noise_NA: Tensor, count: int, where: str, measured: bool = False
+    ) -> tuple[Array, float]:
+        """One step of policy and temperature; returns the means of POLICY, and the gradient's norm.
+
+        measured: its noise scale, too.
+        """
         zero([self])
         loss = self._policy_loss(batch, noise_NA, count)
+        if measured:
+            loss.local_batch, loss.global_batch = len(noise_NA), count
         backward([self], [loss])
         (total,) = reduce([self], [loss], f"{where}, policy")
         (norm,) = step([self], [total])

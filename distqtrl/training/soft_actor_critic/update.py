@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distqtrl import seeding
+from distqtrl.algorithm import noise_scale
 from distqtrl.algorithm.replay import Replay
 from distqtrl.environment.rollout import collect
 from distqtrl.environment.vector import Environments
@@ -59,7 +60,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
     total = summed(run, local, f"rollout of update {number}")
     if config.policy.normalize_observations:
         learner.normalizer.merge(float(total.rollout.steps), total.observations)
-    return total.rollout, draws.metrics() if learning else dict.fromkeys(METRICS)
+    return total.rollout, draws.metrics() if learning else dict.fromkeys((*METRICS, *noise_scale.FACTS))
 
 
 def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
@@ -130,15 +131,16 @@ class Draws:
         self.critic_means.append(learner.critic_step(batch, self._noise(), a.batch_size, where))
         self.done += 1
         if self.done % a.policy_every == 0:
-            for _ in range(a.policy_every):
-                means, norm = learner.policy_step(batch, self._noise(), a.batch_size, where)
+            for i in range(a.policy_every):
+                means, norm = learner.policy_step(batch, self._noise(), a.batch_size, where, measured=i == 0)
                 self.policy_means.append(means)
                 self.norms.append(norm)
 
     def metrics(self) -> dict[str, Any]:
         """Means over the update."""
         found = [*np.mean(self.critic_means, axis=0), *np.mean(self.policy_means, axis=0), np.mean(self.norms)]
-        return {name: float(x) for name, x in zip(METRICS, found, strict=True)}
+        means = {name: float(x) for name, x in zip(METRICS, found, strict=True)}
+        return means | noise_scale.facts(self.learner.noise_scale.take()[np.newaxis])
 
     def _noise(self) -> torch.Tensor:
         num_actions = self.learner.head.num_outputs

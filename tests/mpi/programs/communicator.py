@@ -10,7 +10,7 @@ import numpy as np
 
 from distqtrl.allreduce.agreement import Refused, agreed, check_equal
 from distqtrl.allreduce.connect import connect
-from distqtrl.allreduce.reductions import allgather_bytes, ordered_sum, tree_sum
+from distqtrl.allreduce.reductions import allgather_bytes, gather_bytes, ordered_sum, tree_sum
 from distqtrl.errors import UserError
 
 
@@ -77,6 +77,9 @@ def bytes_of_any_length(comm):
     for lengths in ([r * 1000 for r in range(comm.size)], [0] * comm.size, [5, *[0] * (comm.size - 1)]):
         parts = [bytes([65 + r]) * length for r, length in enumerate(lengths)]
         assert allgather_bytes(comm, parts[comm.rank]) == parts
+        received = comm.received
+        assert gather_bytes(comm, parts[comm.rank]) == ([] if comm.rank else parts)
+        assert comm.rank == 0 or comm.received - received == 8 * comm.size  # the lengths alone
 
 
 def agreed_result(comm):
