@@ -54,15 +54,16 @@ class Task:
 
 SMALL = (0.003, 0.01, 0.03, 0.1)
 LARGE = (0.0003, 0.001, 0.003, 0.01)
+EIGHT = ("--environment.local_num", "8")
 WIDE = ("--policy.hidden", "64", "64")
 TASKS = {
-    "cartpole": Task("CartPole-v1", 61_440, 16, 475, SMALL, (16, 32, 64, 128, 256, 512), 128, 10, 61_440),
+    "cartpole": Task("CartPole-v1", 61_440, 16, 475, SMALL, (16, 32, 64, 128, 256, 512), 128, 10, 61_440, EIGHT),
     "acrobot": Task("Acrobot-v1", 122_880, 12, -100, SMALL, (32, 128), 128, 10, 122_880),
     "pendulum": Task("Pendulum-v1", 153_600, 30, -250, SMALL, (32, 128), 128, 10, 153_600),
     "hopper": Task("Hopper-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504),
     "walker2d": Task("Walker2d-v5", 499_712, 61, 3500, LARGE, (512,), 512, 5, 149_504, WIDE),
     "qtrl-cartpole": Task(
-        "CartPole-v1 without its end at 500 steps, REINFORCE, 1,000 episodes,",
+        "CartPole-v1 without its end at 500 steps, REINFORCE",
         1000,
         100,
         900,
@@ -87,6 +88,7 @@ def main() -> None:
     task = TASKS[args.task]
     if args.quick:
         args.arms, args.sizes = [FIRST, "random subspace"], [task.tuned_at]
+    args.arms = [arm for arm in args.arms if sizes(args, task, arm)]
     kept = Lines(args)
     rates = {arm: tuned(args, task, kept, arm) for arm in args.arms}
     cells = [(arm, size) for arm in args.arms for size in sizes(args, task, arm)]
@@ -250,7 +252,7 @@ def table(results: dict, task: Task) -> str:
     """The results as Markdown."""
     lost = results["failed"]
     lines = [
-        f"# Return against trained numbers: {task.unit}, {task.steps:,} steps",
+        f"# Return against trained numbers: {task.unit}, {task.steps:,} {task.budget.removeprefix('train.')}",
         "",
         setting.line(results),
         f"Seeds {results['seeds'][0]} to {results['seeds'][-1]}; protocol.md says how. "
