@@ -9,10 +9,9 @@ from collections.abc import Callable
 from distqtrl.report import suggest
 
 Flags = dict[str, str]
-RESIDUAL = {"mapping.output": "residual", "mapping.feature": "linear", "mapping.chunk": "1"}
-WHITE = {"generator.whiten": "true", "mapping.gain": "16"}
+RESIDUAL = {**suggest.RESIDUAL, "mapping.chunk": "1"}
+WHITE, FIXED = suggest.WHITE, suggest.FIXED_GRAPH
 PLAIN = {"generator.whiten": "false", "mapping.gain": "1"}
-FIXED = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
 WIDTH = 8
 
 
