@@ -11,7 +11,7 @@ from distqtrl.report import suggest
 Flags = dict[str, str]
 RESIDUAL = {**suggest.RESIDUAL, "mapping.chunk": "1"}
 WHITE, FIXED = suggest.WHITE, suggest.FIXED_GRAPH
-PLAIN = {"generator.whiten": "false", "mapping.gain": "1"}
+PLAIN = {"generator.whiten": "none", "mapping.gain": "1"}
 WIDTH = 8
 
 

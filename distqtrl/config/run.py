@@ -78,6 +78,11 @@ class Config(BaseModel):
                 "quantize.aware true acts on integers already, which would round noise away: set rollout.precision and "
                 "rollout.noise to none"
             )
+        if self.generator.whiten == "every" and self.allreduce.aggregation == "average":
+            raise ValueError(
+                "generator.whiten every needs equal parameters on all ranks: use allreduce.aggregation mean or sum, or "
+                "generator.whiten start"
+            )
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"

@@ -17,7 +17,10 @@ from distqtrl.mapping.graph import hypercube
 
 
 class GraphNetwork(nn.Module):
-    """features_SF -> what the readout makes of h_SH, by default out_Sc. The readout is made for H, after the rest."""
+    """features_SF -> what the readout makes of h_SH: out_Sc, or outputs that it is asked for (``which``).
+
+    The readout is made for H, after the rest.
+    """
 
     def __init__(
         self, n: int, hidden: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
@@ -30,9 +33,9 @@ class GraphNetwork(nn.Module):
         self.readout = readout(widths[-1])
         self.register_buffer("edges", hypercube(n), persistent=False)
 
-    def forward(self, features_SF: Tensor) -> Tensor:
+    def forward(self, features_SF: Tensor, *which: Tensor) -> Tensor:
         h = features_SF
         for convolution in self.convolutions:
             h = self.activation(convolution((h / self.n, h), self.edges))
-        out_Sc: Tensor = self.readout(h)
+        out_Sc: Tensor = self.readout(h, *which)
         return out_Sc

@@ -115,15 +115,15 @@ class Mapping(nn.Module):
         self.network = kind.network(Shape(n, self.num_weights, num_features, config))
         self.network.requires_grad_(config.trained)
         self.num_inputs = 2**n if kind.whole else self.num_nodes
-        self.unit = not kind.bits  # outputs have deviation 1
+        self.unit, self.mixes = not kind.bits, kind.mixes  # unit: outputs have deviation 1
         bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
         self.register_buffer("bits", bits, persistent=False)
         if config.output != "raw":
             self.register_buffer("scale_M", torch.ones(self.num_weights))
             self.register_buffer("negative_shift_M", torch.zeros(self.num_weights))
 
-    def out(self, p_S: Tensor) -> Tensor:
-        """out_M, before any scale."""
+    def out(self, p_S: Tensor, *which: Tensor) -> Tensor:
+        """out_M, before any scale; of an expansion also the outputs asked for alone."""
         if self.config.feature != "walsh":
             p_S = p_S[: self.num_inputs]
         x_S = self._feature(p_S, self.config, self.num_qubits)[: self.num_inputs]
@@ -131,8 +131,15 @@ class Mapping(nn.Module):
             x_S = x_S - x_S.mean()
         x_S = x_S.to(self.bits.dtype)  # the one cast from float64
         inputs = x_S if self.unit else torch.cat([self.bits, x_S.unsqueeze(1)], dim=1)
-        out_M: Tensor = self.network(inputs).view(-1)[: self.num_weights]
+        out_M: Tensor = self.network(inputs, *which).view(-1)[: self.num_weights]
         return out_M
+
+    def rows(self, p_S: Tensor, index_N: Tensor) -> Tensor:
+        """w_N: these weights; where they are few of many, an expansion does not make the others."""
+        if not self.mixes or self.config.output == "raw":
+            w_M: Tensor = self(p_S)
+            return w_M[index_N]
+        return torch.addcmul(self.negative_shift_M[index_N], self.scale_M[index_N], self.out(p_S, index_N))
 
     def forward(self, p_S: Tensor) -> Tensor:
         """w_M."""

@@ -18,7 +18,7 @@ LEAST = 6
 Flags = dict[str, str]
 # The recipe; presets and the study's arms are made of it, too.
 RESIDUAL: Flags = {"mapping.output": "residual", "mapping.feature": "linear"}
-WHITE: Flags = {"generator.whiten": "true", "mapping.gain": "16"}
+WHITE: Flags = {"generator.whiten": "start", "mapping.gain": "16"}
 FIXED_GRAPH: Flags = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
 
 

@@ -1,5 +1,7 @@
 """The spectrum of the Jacobian, beside the Jacobian itself."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,34 @@ def test_of_many_weights_a_sample_stands_for_all():
     made = Generator(Config.model_validate({"generator": {"source": "random_subspace", "numbers": 20}}), many)
     assert [len(part) for part in jacobian(made)] == [4096, 4096]
     assert diagnose(made).participation == pytest.approx(20, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_layer_of_large_weights_counts_for_its_part(seed):
+    """A sample of all weights alike would hold nine of its thirty, and find nine directions."""
+    layers = [(60, 1), (9940, 3000)]
+    values = {"generator": {"source": "random_subspace", "numbers": 40}, "train": {"seed": seed}}
+    made = Generator(Config.model_validate(values), layers)
+    made.set_precision(torch.float64)
+    j = whole(made)
+    energy = np.linalg.svd(j, compute_uv=False) ** 2
+    found = torch.cat(jacobian(made), dim=1)
+    assert found.square().sum().item() == pytest.approx(energy.sum(), rel=0.01)
+    assert diagnose(made).participation == pytest.approx(energy.sum() ** 2 / (energy**2).sum(), rel=0.03)
+
+
+NOISE = {"depolarizing": {"one_qubit": 0.01, "two_qubit": 0.05}}
+
+
+@pytest.mark.parametrize("qpu", [{"shots": 10}, {"backend": "aer", "device": "density_matrix", "noise": "noise.json"}])
+@pytest.mark.parametrize("whiten", [None, "start"])
+def test_shots_and_noise_have_no_part_in_them(tmp_path, qpu, whiten):
+    (tmp_path / "noise.json").write_text(json.dumps(NOISE))
+    if "noise" in qpu:
+        qpu = {**qpu, "noise": str(tmp_path / "noise.json")}
+    fields = {"mapping": {"chunk": 4, "hidden": (4,)}, "generator": {"whiten": whiten}}
+    ideal, real = (Generator(Config.model_validate({**fields, "qpu": each}), LAYERS) for each in ({}, qpu))
+    assert diagnose(real) == diagnose(ideal)
 
 
 def test_a_generator_is_left_as_it_was():
