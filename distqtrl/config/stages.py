@@ -182,6 +182,9 @@ class MappingModel(Stage):
     hidden: Widths = Field((8, 8), description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
+    codes: Few | None = Field(
+        None, description="gnn, mlp: so many learned numbers of every basis state in the place of its bits"
+    )
     output: Literal["fan_in", "residual", "raw"] = Field(
         "fan_in",
         description="fan_in starts at the spread of a freshly initialised policy; residual starts at one, and adds "

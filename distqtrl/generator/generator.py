@@ -100,7 +100,7 @@ class Generator(nn.Module):
 
     def _whiten(self, damping: float) -> None:
         """Train the angles in other coordinates from here on."""
-        self.coordinates = Whitened(self.theta_P.detach(), self._metric(), damping)
+        self.coordinates = Whitened(self.theta_P.detach(), self.metric(), damping)
         del self.theta_P
 
     def whiten_again(self, step: int) -> None:
@@ -109,14 +109,14 @@ class Generator(nn.Module):
         A function of parameters that all ranks have alike, in exact probabilities: no rank asks another.
         """
         if self.coordinates is not None and self.whitens_again and step % self._whiten_steps == 0:
-            self.coordinates.restart(self._metric())
+            self.coordinates.restart(self.metric())
 
     @property
     def whitens_again(self) -> bool:
         """Whether ``whiten_again`` does anything."""
         return self.coordinates is not None and self._whiten_steps > 0
 
-    def _metric(self) -> Tensor:
+    def metric(self) -> Tensor:
         """G_PP of the angles where they stand (``tangent``)."""
         assert self.mapping is not None
         return tangent.metric(self.mapping, self.ideal_probabilities(), self._angles_tangent())

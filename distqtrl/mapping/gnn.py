@@ -23,10 +23,9 @@ class GraphNetwork(nn.Module):
     """
 
     def __init__(
-        self, n: int, hidden: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
+        self, n: int, widths: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
     ) -> None:
         super().__init__()
-        widths = (n + 1, *hidden)
         # Every node has n neighbours: the mean is a sum of h / n, without counting them at every call.
         self.n, self.convolutions = n, nn.ModuleList(GraphConv(i, o, aggr="add") for i, o in pairwise(widths))
         self.activation = activation

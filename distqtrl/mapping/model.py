@@ -35,6 +35,11 @@ class Shape:
     settings: MappingModel
 
     @property
+    def num_positions(self) -> int:
+        """Numbers that tell a basis state: its bits, or its code."""
+        return self.settings.codes or self.num_qubits
+
+    @property
     def activation(self) -> nn.Module:
         """Between the layers."""
         return ACTIVATIONS[self.settings.activation]()
@@ -55,21 +60,22 @@ def _gnn(shape: Shape) -> nn.Module:
     from distqtrl.mapping import gnn  # loads torch-geometric
 
     n, s = shape.num_qubits, shape.settings
-    return gnn.GraphNetwork(n, s.hidden, lambda width: nn.Linear(width, s.chunk), shape.activation)
+    widths = (shape.num_positions + 1, *s.hidden)
+    return gnn.GraphNetwork(n, widths, lambda width: nn.Linear(width, s.chunk), shape.activation)
 
 
 def _gnn_expansion(shape: Shape) -> nn.Module:
     from distqtrl.mapping import gnn
 
     n, s = shape.num_qubits, shape.settings
-    width = (n + 1, *s.hidden)[-1]
-    expansion = Expansion(n + (width - 1).bit_length(), shape.num_weights, 2**n * width)
-    return gnn.GraphNetwork(n, s.hidden, lambda _: expansion, shape.activation)
+    widths = (shape.num_positions + 1, *s.hidden)
+    expansion = Expansion(n + (widths[-1] - 1).bit_length(), shape.num_weights, 2**n * widths[-1])
+    return gnn.GraphNetwork(n, widths, lambda _: expansion, shape.activation)
 
 
 def _mlp(shape: Shape) -> nn.Module:
     s = shape.settings
-    return mlp.network(shape.num_qubits, s.hidden, s.chunk, shape.activation)
+    return mlp.network(shape.num_positions, s.hidden, s.chunk, shape.activation)
 
 
 def _expansion(shape: Shape) -> nn.Module:
@@ -93,7 +99,7 @@ class Mapping(nn.Module):
     with zeros, are the features themselves.
     """
 
-    bits: Tensor
+    bits: Tensor  # or codes
     scale_M: Tensor
     negative_shift_M: Tensor
 
@@ -117,7 +123,10 @@ class Mapping(nn.Module):
         self.num_inputs = 2**n if kind.whole else self.num_nodes
         self.unit, self.mixes = not kind.bits, kind.mixes  # unit: outputs have deviation 1
         bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
-        self.register_buffer("bits", bits, persistent=False)
+        if kind.bits and config.codes:
+            self.bits = nn.Parameter(torch.randn(self.num_inputs, config.codes), requires_grad=config.trained)
+        else:
+            self.register_buffer("bits", bits, persistent=False)
         if config.output != "raw":
             self.register_buffer("scale_M", torch.ones(self.num_weights))
             self.register_buffer("negative_shift_M", torch.zeros(self.num_weights))
