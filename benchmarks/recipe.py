@@ -1,9 +1,9 @@
-"""What parts of the recipe for generated policies are worth: how angles are whitened, where they start, codes of chunks.
+"""Parts of the recipe for generated policies: how angles are whitened, where they start, codes of chunks.
 
-    python benchmarks/recipe.py                    trainings of CartPole, 3 seeds; writes benchmarks/results/recipe/angles.*
-    python benchmarks/recipe.py --task codes       a trained graph network or MLP reads bits of a chunk's index, or codes
-    python benchmarks/recipe.py --task start       no training: spectra at the start, costs of the metric, spreads of weights
-    python benchmarks/recipe.py --quick            2 seeds, 12 updates; writes only with -o
+    python benchmarks/recipe.py                  trainings of CartPole, 3 seeds; writes results/recipe/angles.*
+    python benchmarks/recipe.py --task codes     a trained graph network or MLP reads bits of a chunk's index, or codes
+    python benchmarks/recipe.py --task start     no training: spectra at the start, the metric's cost, weights' spreads
+    python benchmarks/recipe.py --quick          2 seeds, 12 updates; writes only with -o
 
 Small numbers of seeds, that were not held out: directions, no effect sizes. A training ends at the validation target.
 """
@@ -117,7 +117,7 @@ def table(results: dict) -> str:
 
 
 def draws(args: argparse.Namespace) -> list[dict]:
-    """The best of K sets of initial angles, by the participation of the weights' tangent, before and after whitening."""
+    """The best of K sets of initial angles by the participation of the tangent, before and after whitening."""
     best: dict[int, list[list[float]]] = {k: [] for k in DRAWS}
     for seed in runs.seeds(args):
         generator = Generator(configured("cartpole", {"train.seed": str(seed)}), LAYERS["cartpole"])
@@ -211,7 +211,7 @@ def table_of_starts(results: dict) -> str:
         "|--:|--:|--:|--:|--:|--:|",
         *(f"| {row['draws']} | " + " | ".join(f"{row[fact]:.3g}" for fact in FACTS) + " |" for row in results["draws"]),
         "",
-        "Bending: how far the weights' change is from the tangent's, as a part of it, when every coordinate moves by 0.3.",
+        "Bending: how far the weights' change is from the tangent's, as a part, when all coordinates move by 0.3.",
         "",
         "| preset | angles | weights | metric, CPU ms | weights and gradient, CPU ms |",
         "|---|--:|--:|--:|--:|",

@@ -183,7 +183,7 @@ class MappingModel(Stage):
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
     codes: Few | None = Field(
-        None, description="gnn, mlp: so many learned numbers of every basis state in the place of its bits"
+        None, description="networks: so many learned numbers of every basis state in the place of its bits"
     )
     output: Literal["fan_in", "residual", "raw"] = Field(
         "fan_in",

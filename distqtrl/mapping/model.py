@@ -123,7 +123,9 @@ class Mapping(nn.Module):
         self.num_inputs = 2**n if kind.whole else self.num_nodes
         self.unit, self.mixes = not kind.bits, kind.mixes  # unit: outputs have deviation 1
         bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
-        if kind.bits and config.codes:
+        if config.codes and not kind.bits:
+            raise UserError("mapping.codes are for a network: mapping.kind gnn, mlp or gnn_expansion")
+        if config.codes:
             self.bits = nn.Parameter(torch.randn(self.num_inputs, config.codes), requires_grad=config.trained)
         else:
             self.register_buffer("bits", bits, persistent=False)

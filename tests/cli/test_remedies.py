@@ -141,8 +141,8 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
     (
         "cartpole",
         "--generator.source low_rank",
-        "needs 263 numbers or more, not 128: set generator.numbers to 263",
-        "--generator.source low_rank --generator.numbers 263",
+        "needs 264 numbers or more, not 128: set generator.numbers to 264",
+        "--generator.source low_rank --generator.numbers 264",
     ),
     (
         "cartpole",
