@@ -24,7 +24,7 @@ from distqtrl.policy.network import Architecture
 
 FIRST_SEED, STEPS = 11, 102_400
 START, EVERY, NONE = (("--generator.whiten", word) for word in ("start", "every", "none"))
-SMALL_GAIN = ("--mapping.gain", "1")
+GAIN = "--mapping.gain"
 CODES = "--mapping.codes"
 MLP = ("--mapping.kind", "mlp")
 CASES = {  # preset, and what is changed of it
@@ -33,10 +33,10 @@ CASES = {  # preset, and what is changed of it
         {
             "whitened at the start, gain 16": START,
             "whitened at every step, gain 16": EVERY,
-            "whitened at every step, gain 1": (*EVERY, *SMALL_GAIN),
-            "whitened at the start, gain 1": (*START, *SMALL_GAIN),
             "plain, gain 16": NONE,
-            "plain, gain 1": (*NONE, *SMALL_GAIN),
+            "plain, gain 1": (*NONE, GAIN, "1"),
+            "whitened at the start, gain 4": (*START, GAIN, "4"),
+            "whitened at every step, gain 4": (*EVERY, GAIN, "4"),
         },
     ),
     "codes": (
