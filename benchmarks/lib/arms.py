@@ -39,6 +39,12 @@ def fixed_graph(size: int) -> Flags | None:
     return circuit and {**circuit, **RESIDUAL, **WHITE, **FIXED}
 
 
+def renewed(size: int) -> Flags | None:
+    """The same, with the metric measured anew where the angles have come to, at every 16th optimizer step."""
+    graph = fixed_graph(size)
+    return graph and {**graph, "generator.whiten": "every", "generator.whiten_steps": "16"}
+
+
 def product(size: int) -> Flags | None:
     """The same graph network on as many angles of a circuit without entanglers."""
     circuit, graph = angles(size), fixed_graph(size)
@@ -111,6 +117,7 @@ def direct(size: int) -> Flags:
 
 ARMS: dict[str, Callable[[int], Flags | None]] = {
     "circuit, fixed graph network": fixed_graph,
+    "circuit, fixed graph network, metric renewed": renewed,
     "circuit, expansion": expanded,
     "circuit, expansion, plain angles": plain,
     "circuit, trained graph network": trained_graph,
