@@ -1,6 +1,6 @@
 """Parts of the recipe for generated policies: how angles are whitened, where they start, codes of chunks.
 
-    python benchmarks/recipe.py                  trainings of CartPole, 3 seeds; writes results/recipe/angles.*
+    python benchmarks/recipe.py                  trainings of CartPole, 8 seeds; writes results/recipe/angles.*
     python benchmarks/recipe.py --task codes     a trained graph network or MLP reads bits of a chunk's index, or codes
     python benchmarks/recipe.py --task start     no training: spectra at the start, the metric's cost, weights' spreads
     python benchmarks/recipe.py --quick          2 seeds, 12 updates; writes only with -o
@@ -60,7 +60,7 @@ LAYERS = {  # of the policies' presets
 
 
 def main() -> None:
-    parser = runs.parser(__doc__, {"angles": 3, "codes": 3, "start": 3})
+    parser = runs.parser(__doc__, {"angles": 8, "codes": 3, "start": 3})
     parser.add_argument("--cores", type=int, help="trainings at a time; default: one per core")
     args = parser.parse_args()
     args.first_seed = args.first_seed or FIRST_SEED
