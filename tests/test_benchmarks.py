@@ -70,6 +70,16 @@ def test_compression(quick, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_recipe(quick, tmp_path):
+    kept = ("--runs", tmp_path / "runs")
+    rows = json.loads(quick("recipe", "--task", "codes", "--seeds", "1", *kept)("recipe/codes.json"))["rows"]
+    assert [row["trained"] for row in rows] == [372, 356, 436, 316, 333, 398]
+    assert all(row["env_steps"] == [3840] for row in rows)
+    found = json.loads(quick("recipe", "--task", "start", "--seeds", "1")("recipe/start.json"))
+    assert all(row["participation_whitened"] > 127 for row in found["draws"])
+    assert found["spreads"][0]["of_layers"] == pytest.approx([3**-0.5] * 2, rel=0.05)
+
+
 def test_circuit(quick):
     pytest.importorskip("pennylane_lightning")
     written = quick("circuit")

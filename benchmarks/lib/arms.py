@@ -9,10 +9,9 @@ from collections.abc import Callable
 from distqtrl.report import suggest
 
 Flags = dict[str, str]
-RESIDUAL = {"mapping.output": "residual", "mapping.feature": "linear", "mapping.chunk": "1"}
-WHITE = {"generator.whiten": "true", "mapping.gain": "16"}
-PLAIN = {"generator.whiten": "false", "mapping.gain": "1"}
-FIXED = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
+RESIDUAL = {**suggest.RESIDUAL, "mapping.chunk": "1"}
+WHITE, FIXED = suggest.WHITE, suggest.FIXED_GRAPH
+PLAIN = {"generator.whiten": "none", "mapping.gain": "1"}
 WIDTH = 8
 
 
@@ -38,6 +37,12 @@ def fixed_graph(size: int) -> Flags | None:
     """The circuit, and a graph network that is drawn once."""
     circuit = angles(size)
     return circuit and {**circuit, **RESIDUAL, **WHITE, **FIXED}
+
+
+def renewed(size: int) -> Flags | None:
+    """The same, with the metric measured anew where the angles have come to, at every 16th optimizer step."""
+    graph = fixed_graph(size)
+    return graph and {**graph, "generator.whiten": "every", "generator.whiten_steps": "16"}
 
 
 def product(size: int) -> Flags | None:
@@ -112,6 +117,7 @@ def direct(size: int) -> Flags:
 
 ARMS: dict[str, Callable[[int], Flags | None]] = {
     "circuit, fixed graph network": fixed_graph,
+    "circuit, fixed graph network, metric renewed": renewed,
     "circuit, expansion": expanded,
     "circuit, expansion, plain angles": plain,
     "circuit, trained graph network": trained_graph,

@@ -83,6 +83,11 @@ class Config(BaseModel):
                 f"algorithm.rate_scaling {a.rate_scaling} needs allreduce.aggregation mean or sum: ranks that average "
                 "parameters step on their own samples alone"
             )
+        if self.generator.whiten == "every" and self.allreduce.aggregation == "average":
+            raise ValueError(
+                "generator.whiten every needs equal parameters on all ranks: use allreduce.aggregation mean or sum, or "
+                "generator.whiten start"
+            )
         if self.qpu.shift == "distributed" and self.allreduce.aggregation == "average":
             raise ValueError(
                 "qpu.shift distributed needs equal parameters on all ranks: use allreduce.aggregation mean or sum"

@@ -27,6 +27,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _when(value: Any) -> Any:
+    """Truths, which older configurations have, as the words for them."""
+    truths = {"true": "start", "false": None}
+    word = str(value).lower()
+    return truths.get(word, value)
+
+
 def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
     for a, b in pairwise(widths):
         if a * b > MOST_WEIGHTS:
@@ -47,6 +54,7 @@ Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=4096)]
+Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]
 
 
 class Stage(BaseModel):
@@ -152,10 +160,12 @@ class Generator(Stage):
         description="random_subspace: how many free numbers; low_rank, tensor_train, equal_mlp: at most so many; none "
         "= as many as the circuit source trains",
     )
-    whiten: bool = Field(
-        False,
-        description="train the angles in coordinates in which all directions move the weights alike at the start",
+    whiten: Whiten = Field(
+        None,
+        description="train the angles in coordinates in which all directions move the weights alike: start = as at the "
+        "start; every = made anew at optimizer steps (natural gradient); none = the angles themselves",
     )
+    whiten_steps: Positive = Field(1, description="whiten every: optimizer steps from one metric to the next")
     damping: Fraction = Field(
         1e-3, description="whiten: part of the mean eigenvalue that is added to all, so that idle directions stay idle"
     )
@@ -172,6 +182,9 @@ class MappingModel(Stage):
     hidden: Widths = Field((8, 8), description="widths of the hidden layers")
     activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
+    codes: Few | None = Field(
+        None, description="networks: so many learned numbers of every basis state in the place of its bits"
+    )
     output: Literal["fan_in", "residual", "raw"] = Field(
         "fan_in",
         description="fan_in starts at the spread of a freshly initialised policy; residual starts at one, and adds "

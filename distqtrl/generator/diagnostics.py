@@ -4,9 +4,9 @@
     participation    (sum s^2)^2 / sum s^4 of the singular values s: how many directions count (Hill number of order 2)
     source_share     |J_source|^2 / |J|^2: what angles (or free numbers) move, of all that trained numbers move
 
-Without shots and noise. Exact for up to 4096 weights, of more a fixed sample stands for all. Where J has more than
-MOST_PRODUCTS columns times basis states it is made row by row, of 256 weights or fewer: the first two are lower bounds
-then. Every product goes through all weights, also where few rows are kept.
+Of the ideal circuit, also where there are shots or noise. Exact for up to 4096 weights; of more, as many of every layer
+stand for all, each for its part of the layer. Where J has more than MOST_PRODUCTS columns times basis states it is made
+row by row, of 256 weights or fewer: the first two are lower bounds then.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distqtrl.generator import tangent
+from distqtrl.generator.factors import Layers
 from distqtrl.generator.generator import Generator
 
 HELD = 0.99
@@ -54,18 +55,38 @@ def diagnose(generator: Generator) -> Diagnostics:
 
 
 def jacobian(generator: Generator) -> tuple[Tensor, Tensor]:
-    """J of what the source trains and of what the mapping trains, at the weights that stand for all: (N, .) each."""
+    """J of what the source trains and of what the mapping trains, at the weights that stand for all: (N, .) each.
+
+    J^T J is that of all weights, on average over samples.
+    """
     source, mapping = generator.of_source(), generator.of_mapping()
     count = sum(p.numel() for p in (*source, *mapping))
     states = 1 if generator.mapping is None else 2**generator.mapping.num_qubits
-    index_N = tangent.rows(generator.num_weights)
+    index_N, weight_N = rows(generator.layers, tangent.MOST_ROWS)
     if count > len(index_N) or count * states > MOST_PRODUCTS:
         return _by_rows(generator, max(16, min(256, MOST_PRODUCTS // states)))
     if generator.mapping is None:
-        return _by_columns(generator()[index_N], source), torch.zeros(len(index_N), 0, dtype=torch.float64)
+        w_N = generator.ideal_rows(index_N) * weight_N
+        return _by_columns(w_N, source), torch.zeros(len(index_N), 0, dtype=torch.float64)
     p_S = generator.ideal_probabilities().detach().requires_grad_()
-    w_N = generator.mapping(p_S)[index_N]
+    w_N = generator.mapping.rows(p_S, index_N) * weight_N
     return tangent.pushed(w_N, p_S, generator.source_tangent().T), _by_columns(w_N, mapping)
+
+
+def rows(layers: Layers, most: int) -> tuple[Tensor, Tensor]:
+    """Weights that stand for all, as many of every layer, and the root of how many each stands for.
+
+    >>> index_N, weight_N = rows([(9, 1), (3, 2)], most=6)
+    >>> sum(index_N >= 9).item(), weight_N.square().sum().item()
+    (3, 12.0)
+    """
+    total, start, parts = sum(size for size, _ in layers), 0, []
+    for size, _ in layers:
+        index_N = tangent.rows(size, size if total <= most else most // len(layers))
+        parts.append((start + index_N, torch.full((len(index_N),), (size / len(index_N)) ** 0.5)))
+        start += size
+    index, weight = zip(*parts, strict=True)
+    return torch.cat(index), torch.cat(weight)
 
 
 def _by_columns(w_N: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -77,9 +98,10 @@ def _by_columns(w_N: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 def _by_rows(generator: Generator, most: int) -> tuple[Tensor, Tensor]:
     """Both parts, by one gradient for every weight of a sample."""
     source, mapping = generator.of_source(), generator.of_mapping()
-    w_M, rows = generator.ideal_weights(), []
-    for index in tangent.rows(generator.num_weights, most):
-        gradients = torch.autograd.grad(w_M[index], [*source, *mapping], retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([g.flatten().double() for g in gradients]))
-    j_NX, split = torch.stack(rows), sum(p.numel() for p in source)
+    index_N, weight_N = rows(generator.layers, most)
+    parts = []
+    for w in generator.ideal_rows(index_N) * weight_N:
+        gradients = torch.autograd.grad(w, [*source, *mapping], retain_graph=True, materialize_grads=True)
+        parts.append(torch.cat([g.flatten().double() for g in gradients]))
+    j_NX, split = torch.stack(parts), sum(p.numel() for p in source)
     return j_NX[:, :split], j_NX[:, split:]

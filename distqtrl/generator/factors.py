@@ -72,5 +72,7 @@ class TensorTrain(nn.Module):
 
 def _enough(rank: int, source: str, least: int, most: int) -> int:
     if rank < 1:
-        raise UserError(f"generator.source {source} needs {least} numbers or more, not {most}: raise generator.numbers")
+        raise UserError(
+            f"generator.source {source} needs {least} numbers or more, not {most}: set generator.numbers to {least}"
+        )
     return rank

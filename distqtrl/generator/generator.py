@@ -61,6 +61,7 @@ class Generator(nn.Module):
         self.mapping: Mapping | None = None
         self.factors: nn.Module | None = None
         self.coordinates: Whitened | None = None
+        self._whiten_steps = config.generator.whiten_steps if config.generator.whiten == "every" else 0
         fresh_M = self._drawn(config, lambda: fresh_weights(layers))
         if not self.kind.generates:
             self._free(config, fresh_M)
@@ -99,10 +100,30 @@ class Generator(nn.Module):
 
     def _whiten(self, damping: float) -> None:
         """Train the angles in other coordinates from here on."""
-        assert self.mapping is not None
-        metric_PP = tangent.metric(self.mapping, self.ideal_probabilities(), self.source_tangent())
-        self.coordinates = Whitened(self.theta_P.detach(), metric_PP, damping)
+        self.coordinates = Whitened(self.theta_P.detach(), self.metric(), damping)
         del self.theta_P
+
+    def whiten_again(self, step: int) -> None:
+        """After so many optimizer steps: where the metric is due, coordinates in which it is isotropic here.
+
+        A function of parameters that all ranks have alike, in exact probabilities: no rank asks another.
+        """
+        if self.coordinates is not None and self.whitens_again and step % self._whiten_steps == 0:
+            self.coordinates.restart(self.metric())
+
+    @property
+    def whitens_again(self) -> bool:
+        """Whether ``whiten_again`` does anything."""
+        return self.coordinates is not None and self._whiten_steps > 0
+
+    def metric(self) -> Tensor:
+        """G_PP of the angles where they stand (``tangent``)."""
+        assert self.mapping is not None
+        return tangent.metric(self.mapping, self.ideal_probabilities(), self._angles_tangent())
+
+    def _angles_tangent(self) -> Tensor:
+        """dp_S / d theta_P."""
+        return torch.from_numpy(self._ideal_qpu().jacobian(self.angles().detach().numpy()))
 
     def _start(self, config: Config, numbers: int, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
         """Draw what the source starts from, so many numbers; other: the QPU of another policy's generator."""
@@ -164,7 +185,7 @@ class Generator(nn.Module):
         if not self.measures:
             made = torch.autograd.functional.jacobian(lambda x: self.kind.probabilities(x, None), self._tensor.detach())
             return made
-        jacobian_SP = torch.from_numpy(self._ideal_qpu().jacobian(self.angles().detach().numpy()))
+        jacobian_SP = self._angles_tangent()
         return jacobian_SP if self.coordinates is None else jacobian_SP @ self.coordinates.basis_PP
 
     def _ideal_qpu(self) -> qpu.QPU:
@@ -194,6 +215,12 @@ class Generator(nn.Module):
         """The same, with its graph."""
         w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self.ideal_probabilities())
         return w_M
+
+    def ideal_rows(self, index_N: Tensor) -> Tensor:
+        """The same, of these weights alone."""
+        return (
+            self._weights()[index_N] if self.mapping is None else self.mapping.rows(self.ideal_probabilities(), index_N)
+        )
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Use dtype from the mapping on; angles, free numbers and probabilities stay float64."""
@@ -306,15 +333,15 @@ def free_numbers(config: Config, layers: Layers) -> int:
     num_weights = sum(size for size, _ in layers)
     if numbers > num_weights:
         raise UserError(
-            f"{numbers:,} free numbers are more than the policy's {num_weights:,} weights: lower generator.numbers, or "
-            "use generator.source direct"
+            f"{numbers:,} free numbers are more than the policy's {num_weights:,} weights: set generator.numbers to "
+            f"{num_weights} or fewer, or use generator.source direct"
         )
     return numbers
 
 
 def circuit_total(config: Config, layers: Layers) -> int:
     """How many numbers the circuit source trains."""
-    circuit = config.generator.model_copy(update={"source": "circuit", "whiten": False})
+    circuit = config.generator.model_copy(update={"source": "circuit", "whiten": None})
     return Generator(config.model_copy(update={"generator": circuit, "qpu": Qpu()}), layers).counts()["total"]
 
 
@@ -351,7 +378,7 @@ def _check_memory(config: Config, num_weights: int, n: int) -> None:
     if needed > available:
         what, remedy = f" with mapping.chunk = {config.mapping.chunk}", "raise mapping.chunk"
         if kind.mixes:
-            what, remedy = "", "lower circuit.qubits"
+            what, remedy = "", "set fewer circuit.qubits"
         raise UserError(
             f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine "
             f"has {available / 2**30:,.0f}: {remedy}"

@@ -7,7 +7,8 @@
 
 A step of u moves the weights, in units of a fresh policy's deviation, as far as the same step of the d = P free
 numbers of a random subspace does. This is natural gradient descent (Amari 1998) in the metric of the weights, as long
-as the tangent stays what it was; where mapping.gain is large the angles move little, and it does.
+as the tangent stays what it was; where mapping.gain is large the angles move little, and it does. Otherwise the
+coordinates can be made anew where the angles have come to; moments of an optimizer stay those of the old ones.
 """
 
 import numpy as np
@@ -20,22 +21,34 @@ MOST_ROWS = 4096  # weights that the metric is the mean over
 
 
 class Whitened(nn.Module):
-    """() -> theta_P, float64, of coordinates that are 0 at the start."""
+    """() -> theta_P, float64, of coordinates that are 0 where the metric was taken."""
 
     start_P: Tensor
     basis_PP: Tensor
 
     def __init__(self, start_P: Tensor, metric_PP: Tensor, damping: float) -> None:
         super().__init__()
-        value_P, vector_PP = torch.linalg.eigh(metric_PP)
-        floor = damping * value_P.clamp(min=0).mean()
-        scaled = vector_PP * (value_P.clamp(min=0) + floor).rsqrt()
+        self.damping = damping
         self.register_buffer("start_P", start_P.clone())
-        self.register_buffer("basis_PP", scaled @ vector_PP.T / len(start_P) ** 0.5)
+        self.register_buffer("basis_PP", _basis(metric_PP, damping))
         self.u_P = nn.Parameter(torch.zeros_like(start_P))
 
     def forward(self) -> Tensor:
         return self.start_P + self.basis_PP @ self.u_P
+
+    @torch.no_grad()
+    def restart(self, metric_PP: Tensor) -> None:
+        """New coordinates of the angles as they stand, of the metric there."""
+        self.start_P.copy_(self())
+        self.basis_PP.copy_(_basis(metric_PP, self.damping))
+        self.u_P.zero_()
+
+
+def _basis(metric_PP: Tensor, damping: float) -> Tensor:
+    value_P, vector_PP = torch.linalg.eigh(metric_PP)
+    floor = damping * value_P.clamp(min=0).mean()
+    scaled = vector_PP * (value_P.clamp(min=0) + floor).rsqrt()
+    return scaled @ vector_PP.T / len(metric_PP) ** 0.5
 
 
 def metric(mapping: Mapping, p_S: Tensor, jacobian_SP: Tensor) -> Tensor:
@@ -43,7 +56,7 @@ def metric(mapping: Mapping, p_S: Tensor, jacobian_SP: Tensor) -> Tensor:
     p_S = p_S.detach().clone().requires_grad_()
     index_N = rows(mapping.num_weights)
     fan_in_M = torch.cat([torch.full((size,), float(fan_in)) for size, fan_in in mapping.layers])
-    w_N = mapping(p_S)[index_N] * (3 * fan_in_M[index_N]).sqrt()
+    w_N = mapping.rows(p_S, index_N) * (3 * fan_in_M[index_N]).sqrt()
     jacobian_NP = pushed(w_N, p_S, jacobian_SP.T)
     return jacobian_NP.T @ jacobian_NP / len(index_N)
 

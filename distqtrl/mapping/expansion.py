@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from distqtrl.mapping import hadamard
 
+MOST_OF_ROWS = 8  # numbers per weight: what rows of R may take, where only some are asked for
+
 
 class Expansion(nn.Module):
-    """x_S -> out, of at least M numbers. Signs are drawn from torch's generator and kept in no file."""
+    """x_S -> out, of at least M numbers, or of those asked for. Signs are drawn from torch's generator, in no file."""
 
     signs_BS: Tensor
     high: Tensor
@@ -32,7 +34,16 @@ class Expansion(nn.Module):
         for name, factor in zip(("high", "low"), hadamard.factors(n, torch.float32), strict=True):
             self.register_buffer(name, factor, persistent=False)
 
-    def forward(self, x_S: Tensor) -> Tensor:
-        x_S = x_S.reshape(-1)
-        x_S = functional.pad(x_S, (0, self.signs_BS.shape[1] - len(x_S)))
-        return hadamard.transform(self.signs_BS * (x_S * self.scale), self.high, self.low)
+    def forward(self, x_S: Tensor, index_N: Tensor | None = None) -> Tensor:
+        x_S, width = x_S.reshape(-1), self.signs_BS.shape[1]
+        x_S = functional.pad(x_S, (0, width - len(x_S))) * self.scale
+        if index_N is not None and len(index_N) * width <= MOST_OF_ROWS * self.signs_BS.numel():
+            return self._rows(index_N) @ x_S
+        out_BS = hadamard.transform(self.signs_BS * x_S, self.high, self.low)
+        return out_BS if index_N is None else out_BS.view(-1)[index_N]
+
+    def _rows(self, index_N: Tensor) -> Tensor:
+        """These rows of R."""
+        block_N, k_N = index_N // self.signs_BS.shape[1], index_N % self.signs_BS.shape[1]
+        high, low = self.high[k_N // len(self.low)], self.low[k_N % len(self.low)]
+        return self.signs_BS[block_N] * (high.unsqueeze(2) * low.unsqueeze(1)).flatten(1)

@@ -33,22 +33,24 @@ class GraphConvolution(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """features_SF -> what the readout makes of h_SH, by default out_Sc. The readout is made for H, after the rest."""
+    """features_SF -> what the readout makes of h_SH: out_Sc, or outputs that it is asked for (``which``).
+
+    The readout is made for H, after the rest.
+    """
 
     def __init__(
-        self, n: int, hidden: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
+        self, n: int, widths: tuple[int, ...], readout: Callable[[int], nn.Module], activation: nn.Module
     ) -> None:
         super().__init__()
-        widths = (n + 1, *hidden)
         # Every node has n neighbours: the mean is a sum of h / n, without counting them at every call.
         self.n, self.convolutions = n, nn.ModuleList(GraphConvolution(i, o) for i, o in pairwise(widths))
         self.activation = activation
         self.readout = readout(widths[-1])
         self.register_buffer("edges", hypercube(n), persistent=False)
 
-    def forward(self, features_SF: Tensor) -> Tensor:
+    def forward(self, features_SF: Tensor, *which: Tensor) -> Tensor:
         h = features_SF
         for convolution in self.convolutions:
             h = self.activation(convolution(h / self.n, h, self.edges))
-        out_Sc: Tensor = self.readout(h)
+        out_Sc: Tensor = self.readout(h, *which)
         return out_Sc

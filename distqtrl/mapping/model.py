@@ -35,6 +35,11 @@ class Shape:
     settings: MappingModel
 
     @property
+    def num_positions(self) -> int:
+        """Numbers that tell a basis state: its bits, or its code."""
+        return self.settings.codes or self.num_qubits
+
+    @property
     def activation(self) -> nn.Module:
         """Between the layers."""
         return ACTIVATIONS[self.settings.activation]()
@@ -53,19 +58,20 @@ class Kind:
 
 def _gnn(shape: Shape) -> nn.Module:
     n, s = shape.num_qubits, shape.settings
-    return gnn.GraphNetwork(n, s.hidden, lambda width: nn.Linear(width, s.chunk), shape.activation)
+    widths = (shape.num_positions + 1, *s.hidden)
+    return gnn.GraphNetwork(n, widths, lambda width: nn.Linear(width, s.chunk), shape.activation)
 
 
 def _gnn_expansion(shape: Shape) -> nn.Module:
     n, s = shape.num_qubits, shape.settings
-    width = (n + 1, *s.hidden)[-1]
-    expansion = Expansion(n + (width - 1).bit_length(), shape.num_weights, 2**n * width)
-    return gnn.GraphNetwork(n, s.hidden, lambda _: expansion, shape.activation)
+    widths = (shape.num_positions + 1, *s.hidden)
+    expansion = Expansion(n + (widths[-1] - 1).bit_length(), shape.num_weights, 2**n * widths[-1])
+    return gnn.GraphNetwork(n, widths, lambda _: expansion, shape.activation)
 
 
 def _mlp(shape: Shape) -> nn.Module:
     s = shape.settings
-    return mlp.network(shape.num_qubits, s.hidden, s.chunk, shape.activation)
+    return mlp.network(shape.num_positions, s.hidden, s.chunk, shape.activation)
 
 
 def _expansion(shape: Shape) -> nn.Module:
@@ -89,7 +95,7 @@ class Mapping(nn.Module):
     with zeros, are the features themselves.
     """
 
-    bits: Tensor
+    bits: Tensor  # or codes
     scale_M: Tensor
     negative_shift_M: Tensor
 
@@ -111,15 +117,20 @@ class Mapping(nn.Module):
         self.network = kind.network(Shape(n, self.num_weights, num_features, config))
         self.network.requires_grad_(config.trained)
         self.num_inputs = 2**n if kind.whole else self.num_nodes
-        self.unit = not kind.bits  # outputs have deviation 1
+        self.unit, self.mixes = not kind.bits, kind.mixes  # unit: outputs have deviation 1
         bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
-        self.register_buffer("bits", bits, persistent=False)
+        if config.codes and not kind.bits:
+            raise UserError("mapping.codes are for a network: mapping.kind gnn, mlp or gnn_expansion")
+        if config.codes:
+            self.bits = nn.Parameter(torch.randn(self.num_inputs, config.codes), requires_grad=config.trained)
+        else:
+            self.register_buffer("bits", bits, persistent=False)
         if config.output != "raw":
             self.register_buffer("scale_M", torch.ones(self.num_weights))
             self.register_buffer("negative_shift_M", torch.zeros(self.num_weights))
 
-    def out(self, p_S: Tensor) -> Tensor:
-        """out_M, before any scale."""
+    def out(self, p_S: Tensor, *which: Tensor) -> Tensor:
+        """out_M, before any scale; of an expansion also the outputs asked for alone."""
         if self.config.feature != "walsh":
             p_S = p_S[: self.num_inputs]
         x_S = self._feature(p_S, self.config, self.num_qubits)[: self.num_inputs]
@@ -127,8 +138,15 @@ class Mapping(nn.Module):
             x_S = x_S - x_S.mean()
         x_S = x_S.to(self.bits.dtype)  # the one cast from float64
         inputs = x_S if self.unit else torch.cat([self.bits, x_S.unsqueeze(1)], dim=1)
-        out_M: Tensor = self.network(inputs).view(-1)[: self.num_weights]
+        out_M: Tensor = self.network(inputs, *which).view(-1)[: self.num_weights]
         return out_M
+
+    def rows(self, p_S: Tensor, index_N: Tensor) -> Tensor:
+        """w_N: these weights; where they are few of many, an expansion does not make the others."""
+        if not self.mixes or self.config.output == "raw":
+            w_M: Tensor = self(p_S)
+            return w_M[index_N]
+        return torch.addcmul(self.negative_shift_M[index_N], self.scale_M[index_N], self.out(p_S, index_N))
 
     def forward(self, p_S: Tensor) -> Tensor:
         """w_M."""

@@ -156,6 +156,8 @@ def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tupl
     """Circuit and mapping of a configuration, as the command line makes them."""
     if not SOURCES[config.generator.source].generates:
         raise UserError(f"{WHERE}: generator.source = {config.generator.source} generates nothing: leave the net alone")
+    if config.generator.whiten == "every":
+        raise UserError(f"{WHERE}: generator.whiten every needs to be told of optimizer steps: use start")
     if qubits is not None:
         config = _enough(config, layers, qubits, free, f"qubits = {qubits}")
     generator = Generator(config, layers, num_qubits=qubits or 0)

@@ -14,8 +14,12 @@ from distqtrl.errors import UserError
 from distqtrl.report.describe import describe
 from distqtrl.training.plan import plan
 
-LEAST, GAIN = 6, 16
+LEAST = 6
 Flags = dict[str, str]
+# The recipe; presets and the study's arms are made of it, too.
+RESIDUAL: Flags = {"mapping.output": "residual", "mapping.feature": "linear"}
+WHITE: Flags = {"generator.whiten": "start", "mapping.gain": "16"}
+FIXED_GRAPH: Flags = {"mapping.kind": "gnn_expansion", "mapping.trained": "false", "mapping.hidden": "8"}
 
 
 def circuit(trained: int) -> Flags:
@@ -28,8 +32,19 @@ def circuit(trained: int) -> Flags:
     return {"circuit.ansatz": "ry_cnot_ring", "circuit.qubits": f"{n}", "circuit.layers": f"{trained // n}"}
 
 
+def recipe(trained: int, num_weights: int) -> Flags:
+    """Flags of a generator that trains at most so many angles and makes so many weights.
+
+    A chunk is what another mapping.kind would need.
+    """
+    made = circuit(trained)
+    chunk = math.ceil(num_weights / 2 ** int(made["circuit.qubits"]))
+    source = {"generator.source": "circuit", "mapping.chunk": f"{chunk}"}
+    return {**made, **source, **RESIDUAL, **WHITE, **FIXED_GRAPH}
+
+
 def suggest(config: Config, trained: int) -> tuple[Flags, dict[str, Any]]:
-    """Flags of a generator that trains at most so many numbers, and what it is then (``describe``).
+    """The recipe for the policy of a configuration, and what it is then (``describe``).
 
     Raises UserError for fewer than LEAST, and for as many as the policy has weights.
     """
@@ -38,17 +53,5 @@ def suggest(config: Config, trained: int) -> tuple[Flags, dict[str, Any]]:
         raise UserError(
             f"--suggest {trained}: give {LEAST} to {num_weights - 1:,}, fewer than the policy's {num_weights:,} weights"
         )
-    made = circuit(trained)
-    flags = {
-        **made,
-        "generator.source": "circuit",
-        "generator.whiten": "true",
-        "mapping.kind": "gnn_expansion",
-        "mapping.trained": "false",
-        "mapping.hidden": "8",
-        "mapping.chunk": f"{math.ceil(num_weights / 2 ** int(made['circuit.qubits']))}",
-        "mapping.output": "residual",
-        "mapping.feature": "linear",
-        "mapping.gain": f"{GAIN}",
-    }
+    flags = recipe(trained, num_weights)
     return flags, describe(with_flags(config, flags))

@@ -263,8 +263,9 @@ class Learner:
             self.generated.forget()
 
     def fingerprint(self) -> bytes:
-        """The bytes of every parameter, in order."""
-        return b"".join(p.detach().numpy().tobytes() for p in self.parameters)
+        """The bytes of every parameter, in order; with the angles that coordinates made anew are of."""
+        angles = [self.generator.angles()] if self.generator.whitens_again else []
+        return b"".join(p.detach().numpy().tobytes() for p in [*self.parameters, *angles])
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs of this learner."""

@@ -110,5 +110,5 @@ def step(learners: Sequence[Learner], totals: Sequence[Reduced]) -> list[float]:
         if len(total.scales_S) and learner.quantizer is not None:
             learner.quantizer.update_scales(total.scales_S)
     if totals[0].of_policy:
-        learners[0].generated.forget(learners[0].num_steps + 1)
+        learners[0].generated.moved()
     return norms

@@ -71,6 +71,13 @@ class Generated:
         if num_steps is not None:
             self.num_steps = num_steps
 
+    def moved(self) -> None:
+        """An optimizer step was made."""
+        self.forget(self.num_steps + 1)
+        with self.profile("generate"):
+            for each in self.generators:
+                each.whiten_again(self.num_steps)
+
     def on_devices(self, action: Callable[[], Result]) -> Result:
         """action(), which runs circuits; raises DeviceLost on every rank when an external device fails on any."""
         if not self.external:

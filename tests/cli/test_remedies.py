@@ -132,6 +132,30 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
         "rollout.noise_end at most",
         "--rollout.noise linear --rollout.noise_start 1e-5 --rollout.noise_end 1e-6",
     ),
+    (  # nobody has set generator.numbers
+        "cartpole",
+        "--generator.source random_subspace --circuit.layers 200",
+        "1,600 free numbers are more than the policy's 898 weights: set generator.numbers to 898 or fewer",
+        "--generator.source random_subspace --circuit.layers 200 --generator.numbers 898",
+    ),
+    (
+        "cartpole",
+        "--generator.source low_rank",
+        "needs 264 numbers or more, not 128: set generator.numbers to 264",
+        "--generator.source low_rank --generator.numbers 264",
+    ),
+    (
+        "cartpole",
+        "--mapping.feature logarithm --qpu.shots 100",
+        "use linear or tanh, or set qpu.shots none",
+        "--mapping.feature linear --qpu.shots 100",
+    ),
+    (
+        "cartpole",
+        "--generator.whiten every --allreduce.aggregation average",
+        "or generator.whiten start",
+        "--generator.whiten start --allreduce.aggregation average",
+    ),
 ]
 
 

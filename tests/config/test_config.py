@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distqtrl.config import sources
-from distqtrl.config.run import Config, differences, save
+from distqtrl.config.run import Config, differences, save, validated
 from distqtrl.config.sources import load, preset, presets, with_flags
 from distqtrl.errors import UserError
 
@@ -146,3 +146,11 @@ def test_json_that_is_no_table(tmp_path):
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match="unknown preset 'cartpol': did you mean 'cartpole'"):
         preset("cartpol")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [(True, "start"), (False, None), ("none", None), ("start", "start"), ("every", "every")]
+)
+def test_truths_of_older_configurations_say_when_angles_are_whitened(written, meant):
+    assert validated({"generator": {"whiten": written}}, "here").generator.whiten == meant
+    assert with_flags(Config(), {"generator.whiten": str(written).lower()}).generator.whiten == meant

@@ -1,5 +1,7 @@
 """The spectrum of the Jacobian, beside the Jacobian itself."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,37 @@ def test_of_many_weights_a_sample_stands_for_all():
     assert diagnose(made).participation == pytest.approx(20, rel=0.05)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_layer_of_large_weights_counts_for_its_part(seed):
+    """A sample of all weights alike would hold nine of its thirty, and find nine directions."""
+    layers = [(60, 1), (9940, 3000)]
+    values = {"generator": {"source": "random_subspace", "numbers": 40}, "train": {"seed": seed}}
+    made = Generator(Config.model_validate(values), layers)
+    made.set_precision(torch.float64)
+    columns, fresh_M = [], made().detach()
+    for one in torch.eye(40, dtype=torch.float64):  # the weights are linear in the numbers
+        made.x_D.data = one
+        columns.append(made().detach() - fresh_M)
+    energy = np.linalg.svd(torch.stack(columns), compute_uv=False) ** 2
+    found = torch.cat(jacobian(made), dim=1)
+    assert found.square().sum().item() == pytest.approx(energy.sum(), rel=0.01)
+    assert diagnose(made).participation == pytest.approx(energy.sum() ** 2 / (energy**2).sum(), rel=0.03)
+
+
+NOISE = {"depolarizing": {"one_qubit": 0.01, "two_qubit": 0.05}}
+
+
+@pytest.mark.parametrize("qpu", [{"shots": 10}, {"backend": "aer", "device": "density_matrix", "noise": "noise.json"}])
+@pytest.mark.parametrize("whiten", [None, "start"])
+def test_shots_and_noise_have_no_part_in_them(tmp_path, qpu, whiten):
+    (tmp_path / "noise.json").write_text(json.dumps(NOISE))
+    if "noise" in qpu:
+        qpu = {**qpu, "noise": str(tmp_path / "noise.json")}
+    fields = {"mapping": {"chunk": 4, "hidden": (4,)}, "generator": {"whiten": whiten}}
+    ideal, real = (Generator(Config.model_validate({**fields, "qpu": each}), LAYERS) for each in ({}, qpu))
+    assert diagnose(real) == diagnose(ideal)
+
+
 def test_a_generator_is_left_as_it_was():
     made = generator()
     before = [p.detach().clone() for p in made.parameters()]
@@ -69,11 +102,12 @@ def test_a_generator_is_left_as_it_was():
 
 
 def test_what_is_too_large_is_made_row_by_row(monkeypatch):
-    """The share is that of the rows; the directions are at most as many as rows."""
+    """As many rows of both layers, each for its part; the directions are at most as many as rows."""
     made = generator(kind="gnn")
     j = whole(made)
     monkeypatch.setattr(diagnostics, "MOST_PRODUCTS", 0)
-    rows = tangent.rows(73, 16).numpy()
+    rows = [*tangent.rows(40, 8), *(40 + tangent.rows(33, 8))]
+    parts = np.sqrt(np.repeat([40 / 8, 33 / 8], 8))[:, None]
     source, mapping = jacobian(made)
-    np.testing.assert_allclose(torch.cat([source, mapping], dim=1), j[rows], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(torch.cat([source, mapping], dim=1), parts * j[rows], rtol=1e-6, atol=1e-9)
     assert diagnose(made).directions_99 <= 16

@@ -50,5 +50,8 @@ def test_a_tensor_train_is_a_chain_of_matrices_at_every_index():
 
 @pytest.mark.parametrize(("name", "least"), [("low_rank", 264), ("tensor_train", 20)])
 def test_too_few_numbers_are_refused(name, least):
-    with pytest.raises(UserError, match=f"generator.source {name} needs {least} numbers or more, not 3"):
+    with pytest.raises(
+        UserError,
+        match=f"generator.source {name} needs {least} numbers or more, not 3: set generator.numbers to {least}",
+    ):
         KINDS[name](LAYERS, 3)

@@ -78,3 +78,27 @@ def test_it_starts_where_plain_angles_do():
     assert torch.equal(plain.angles(), whitened.angles())
     assert [name for name, _ in whitened.named_parameters()] == ["coordinates.u_P"]
     assert plain.counts() == whitened.counts() == {"source": 56, "mapping": 0, "total": 56}
+
+
+def test_coordinates_made_anew_are_isotropic_where_the_angles_have_come_to():
+    made = generator(whiten="every", whiten_steps=2)
+    with torch.no_grad():
+        made.coordinates.u_P.copy_(torch.from_numpy(np.random.default_rng(0).normal(size=56)))
+    angles, w_M = made.angles().detach(), made().detach()
+    before = np.linalg.svd(jacobian(made), compute_uv=False)
+    made.whiten_again(3)
+    assert made.coordinates.u_P.any()
+    made.whiten_again(4)
+    assert not made.coordinates.u_P.any()
+    assert torch.equal(made.angles(), angles)
+    torch.testing.assert_close(made().detach(), w_M.double(), rtol=0, atol=1e-5)
+    values = np.linalg.svd(jacobian(made), compute_uv=False)
+    assert before.max() / before.min() > 3
+    assert values.max() / values.min() < 1.2
+
+
+def test_a_metric_of_the_start_stays():
+    made = generator(whiten="start")
+    made.coordinates.u_P.data += 1
+    made.whiten_again(1)
+    assert made.coordinates.u_P.all()

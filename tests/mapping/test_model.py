@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from distqtrl.config.stages import MappingModel
+from distqtrl.errors import UserError
 from distqtrl.mapping import hadamard
 from distqtrl.mapping.model import Mapping
 
@@ -161,3 +162,28 @@ def test_a_graph_network_followed_by_an_expansion_mixes_what_its_nodes_hold():
     hook.remove()
     signs = held.signs_BS.double() @ torch.diag(hidden[0].reshape(-1))  # every block's own
     torch.testing.assert_close(out_M, (signs @ hadamard.matrix(7, torch.float64)).reshape(-1)[:73] / 128**0.5)
+
+
+@pytest.mark.parametrize(("kind", "used"), [("gnn", 32), ("gnn_expansion", 32), ("mlp", 19)])
+def test_codes_stand_where_bits_do_and_are_trained(kind, used):
+    made = mapping(kind=kind, chunk=4, codes=2, num_qubits=5)
+    bits = mapping(kind=kind, chunk=4, num_qubits=5)
+    assert made.bits.shape == (used, 2)
+    p_S = probabilities(5)
+    (gradient,) = torch.autograd.grad(made(p_S).square().sum(), made.bits)
+    assert gradient.abs().min() > 0
+    assert "bits" in dict(made.named_parameters())
+    assert "bits" not in dict(bits.named_parameters())
+    frozen = mapping(kind=kind, chunk=4, codes=2, num_qubits=5, trained=False)
+    assert torch.equal(frozen.bits, made.bits)
+    assert not frozen.bits.requires_grad
+    assert "bits" in made.state_dict()
+    with torch.no_grad():  # codes that are the bits
+        twin = mapping(kind=kind, chunk=4, codes=5, num_qubits=5)
+        twin.load_state_dict({**bits.state_dict(), "bits": bits.bits})
+    torch.testing.assert_close(twin(p_S), bits(p_S), rtol=0, atol=0)
+
+
+def test_an_expansion_has_no_use_for_codes():
+    with pytest.raises(UserError, match=r"mapping.codes are for a network: mapping.kind gnn, mlp or gnn_expansion"):
+        mapping(kind="expansion", codes=2, num_qubits=5)

@@ -28,6 +28,8 @@ RUNS = {
         --quantize.warmup 20""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
+    "whitened": """--mapping.kind gnn_expansion --circuit.layers 2 --generator.whiten every --generator.whiten_steps 3
+        --allreduce.check_every 1""",
     "agents": """--environment.id mpe2/simple_speaker_listener_v4 --environment.max_episode_steps 9
         --agents.critic centralised --agents.sharing independent --agents.placement spread
         --policy.normalize_observations true""",
@@ -90,6 +92,7 @@ def test_interrupted_runs_end_as_uninterrupted_ones(forked_ranks, tmp_path, rank
     killed = [
         {"argv": resume(parts, "gaussian")},
         {"argv": resume(parts, "sac")},
+        {"argv": resume(parts, "whitened")},
         {"argv": resume(parts, "agents")},
         {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
     ]

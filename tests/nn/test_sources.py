@@ -116,6 +116,10 @@ class Detached(Softmax):
         ({"qubits": 3, "mapping": {"chunk": 4}}, "qubits = 3 with mapping.chunk = 4: 58 weights need 8"),
         ({"weight_shapes": {"theta": (3,)}}, "weight_shapes are for a source of your own"),
         ({"config": Config(generator={"source": "direct"})}, "direct generates nothing"),
+        (
+            {"config": Config(generator={"whiten": "every"})},
+            "whiten every needs to be told of optimizer steps: use start",
+        ),
     ],
 )
 def test_bad_sources_are_one_clear_line(settings, says):
