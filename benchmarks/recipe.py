@@ -76,7 +76,7 @@ def main() -> None:
 def trained(args: argparse.Namespace) -> dict:
     """The trainings of every case."""
     name, cases = CASES[args.task]
-    budget = ("--train.steps", str(STEPS))
+    budget = ("--environment.local_num", "8", "--train.steps", str(STEPS))
     jobs = {case: runs.jobs(args, (*flags, *budget), preset=name) for case, flags in cases.items()}
     made = runs.done([job for each in jobs.values() for job in each], args.runs, args.cores)
     rows = []

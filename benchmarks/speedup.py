@@ -63,7 +63,7 @@ TASKS = {
         alike("qtrl-cartpole"),
         *(400, 2, (100, 250, 475), WIDE, 10),
     ),
-    "cartpole-ppo": Task("CartPole-v1, PPO", alike("cartpole"), 120, 2, (100, 250, 475), NARROW, 10),
+    "cartpole-ppo": Task("CartPole-v1, PPO", alike("cartpole"), 320, 4, (100, 250, 475), NARROW, 10),
     "minigrid": Task(
         "MiniGrid-Empty-5x5, REINFORCE", alike("qtrl-minigrid-corrected"), 800, 4, (0.3, 0.6, 0.9), WIDE, 5
     ),
