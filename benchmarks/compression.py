@@ -290,11 +290,15 @@ def figure(results: dict) -> Figure:
         left.errorbar(x, y, yerr=around, color=color, marker=marker, capsize=2, label=arm, linestyle=line)
         for c in cells:
             if c["size"] == task.tuned_at and c["env_steps"]:
-                figures.band(right, np.array(c["env_steps"]), np.array(c["validations"]), number, arm, shade=False)
+                validations, at = np.array(c["validations"]), np.array(c["env_steps"])
+                if task.budget == "train.updates":  # seeds have other steps at the same update
+                    at = task.every * np.arange(1, validations.shape[1] + 1)
+                figures.band(right, at, validations, number, arm, shade=False)
     left.set_xscale("log", base=2)
     left.set_xlabel("trained numbers")
     left.set_ylabel("greedy return, IQM and 95 % interval")
-    right.set_xlabel(f"environment steps ({task.tuned_at} trained numbers)")
+    unit = {"train.steps": "environment steps", "train.updates": "updates"}[task.budget]
+    right.set_xlabel(f"{unit} ({task.tuned_at} trained numbers)")
     right.set_ylabel("greedy return, IQM")
     drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     drawn.suptitle(f"{task.unit}, {len(results['seeds'])} seeds")
