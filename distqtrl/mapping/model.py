@@ -120,7 +120,10 @@ class Mapping(nn.Module):
         self.unit, self.mixes = not kind.bits, kind.mixes  # unit: outputs have deviation 1
         bits = graph.bits(n)[: self.num_inputs] if kind.bits else torch.zeros(0)
         if config.codes and not kind.bits:
-            raise UserError("mapping.codes are for a network: mapping.kind gnn, mlp or gnn_expansion")
+            raise UserError(
+                f"mapping.codes = {config.codes} with mapping.kind {config.kind}: codes are read by a network, use "
+                "mapping.kind gnn, mlp or gnn_expansion, or mapping.codes none"
+            )
         if config.codes:
             self.bits = nn.Parameter(torch.randn(self.num_inputs, config.codes), requires_grad=config.trained)
         else:

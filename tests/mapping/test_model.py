@@ -185,5 +185,5 @@ def test_codes_stand_where_bits_do_and_are_trained(kind, used):
 
 
 def test_an_expansion_has_no_use_for_codes():
-    with pytest.raises(UserError, match=r"mapping.codes are for a network: mapping.kind gnn, mlp or gnn_expansion"):
+    with pytest.raises(UserError, match=r"mapping.codes = 2 with mapping.kind expansion: .* gnn, mlp or gnn_exp"):
         mapping(kind="expansion", codes=2, num_qubits=5)
