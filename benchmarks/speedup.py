@@ -326,7 +326,8 @@ def figure(results: dict) -> Figure:
         axes.set_xlabel("ranks")
         axes.set_ylabel("speed-up in updates (dashed: predicted)")
         axes.set_title(policy)
-        axes.legend(frameon=False, fontsize=8, title="threshold")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 4}
+        axes.legend(frameon=False, fontsize=8, title="threshold", **below)
     drawn.suptitle(f"{TASKS[results['task']].title}, {len(results['seeds'])} seeds")
     return drawn
 
