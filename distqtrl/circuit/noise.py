@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pulses import Compiled, pulsed
-from distqtrl.config.stages import Fraction, Rate, Stage
+from distqtrl.config.values import Fraction, Rate, Stage
 from distqtrl.errors import UserError, nearest, shortened
 from distqtrl.files import reading
 

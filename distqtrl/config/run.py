@@ -20,9 +20,9 @@ from distqtrl.config.stages import (
     Qpu,
     Quantize,
     Rollout,
-    Stage,
     Train,
 )
+from distqtrl.config.values import Stage
 from distqtrl.errors import UserError, nearest, shortened
 
 BUDGET = ("train.steps", "train.updates", "train.target")

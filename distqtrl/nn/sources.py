@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distqtrl import seeding
 from distqtrl.circuit import qpu
 from distqtrl.config.run import Config, validated
-from distqtrl.config.stages import Stage
+from distqtrl.config.values import Stage
 from distqtrl.errors import UserError
 from distqtrl.generator.controls import SOURCES, fresh_weights
 from distqtrl.generator.generator import Generator

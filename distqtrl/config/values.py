@@ -1,0 +1,66 @@
+"""Kinds of values that stages have, and what all stages do with them."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MOST_WEIGHTS = 2**27  # between two layers: half a GiB
+
+
+def _whole(value: Any) -> Any:
+    """A float that is a whole number as an int: TOML's 1e6."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _when(value: Any) -> Any:
+    """Truths, which older configurations have, as the words for them."""
+    truths = {"true": "start", "false": None}
+    word = str(value).lower()
+    return truths.get(word, value)
+
+
+def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
+    for a, b in pairwise(widths):
+        if a * b > MOST_WEIGHTS:
+            raise ValueError(f"layers of {a:,} and {b:,} have more than {MOST_WEIGHTS:,} weights between them")
+    return widths
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
+Budget = Annotated[Whole, Field(ge=1, le=10**15)]  # exact in floating point
+Width = Annotated[Whole, Field(ge=1, le=2**16)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=100), AfterValidator(_affordable)]
+Few = Annotated[Whole, Field(ge=1, le=4096)]
+Shots = Annotated[Whole, Field(ge=1, le=10**7)]
+Many = Annotated[Whole, Field(ge=1, le=10**6)]
+Wire = Annotated[Whole, Field(ge=0, le=1000)]
+Rate = Annotated[float, Field(gt=0)]
+BitWidth = Annotated[Whole, Field(ge=1, le=8)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=4096)]
+Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]
+
+
+class Stage(BaseModel):
+    """Base of the stages' models: frozen, unknown fields refused, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, values: Any) -> Any:
+        """ "none" stands for nothing where a field may be left empty (TOML has no word for it)."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields.items()
+        empty = {name for name, field in fields if type(None) in get_args(field.annotation)}
+        lists = {name for name, field in fields if get_origin(field.annotation) is tuple}
+        values = {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        return {name: _tuple(value) if name in lists else value for name, value in values.items()}
+
+
+def _tuple(value: Any) -> Any:
+    """A list as a tuple: files have lists where fields are tuples."""
+    return tuple(_tuple(x) for x in value) if isinstance(value, list) else value
