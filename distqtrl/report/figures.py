@@ -96,16 +96,18 @@ def wrapped(label: str) -> str:
 def points(axes: "Axes", rows: Sequence[tuple[float, float, float, float]], number: int, label: str) -> None:
     """(x, middle, low, high) of one case as markers with bars; a middle that is not finite is left out.
 
-    A bar without an end goes to twice the middle, where an arrow says so.
+    A bar without an end goes to twice the middle, one that reaches 0 (of a ratio) to half of it: arrows say so.
     """
     color = COLORS[number % len(COLORS)]
     finite = np.array([row for row in rows if np.isfinite(row[1]) and row[1] > 0]).reshape(-1, 4)
     x, middle, low, high = finite.T
-    x, endless = x * (1 + 0.02 * number), ~np.isfinite(high)
-    bars = np.abs([np.clip(low, middle / 64, middle) - middle, np.where(endless, 2 * middle, high) - middle])
+    x, endless, bottomless = x * (1 + 0.02 * number), ~np.isfinite(high), low <= 0
+    ends = np.where(bottomless, middle / 2, np.minimum(low, middle)), np.where(endless, 2 * middle, high)
+    bars = np.abs(np.array(ends) - middle)
     marker, line = MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
     axes.errorbar(x, middle, bars, color=color, capsize=3, label=label, marker=marker, ls=line)
     axes.plot(x[endless], 2 * middle[endless], marker="^", color=color, ls="", markersize=9)
+    axes.plot(x[bottomless], middle[bottomless] / 2, marker="v", color=color, ls="", markersize=9)
 
 
 def scores(axes: "Axes", cases: Mapping[str, Sequence[float]]) -> None:

@@ -45,10 +45,12 @@ def test_stacks_and_points(axes):
     figures.stacks(axes, {"a": {"x": 0.25, "y": 0.75}, "b": {"y": 0.5, "x": 0.5}})
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 0.25), (0, 0.5), (0.25, 0.75), (0.5, 0.5)]
     axes = figures.panels(1)[1][0]
-    figures.points(axes, [(1, 4, 2, np.inf), (2, np.inf, 1, np.inf), (3, np.nan, 1, 2), (4, 8, 8, 9)], 0, "case")
-    assert np.array(axes.lines[0].get_data()).tolist() == [[1, 4], [4, 8]]  # finite ones only
-    assert [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()] == [[2, 8], [8, 9]]
-    assert np.array(axes.lines[-1].get_data()).tolist() == [[1], [8]]  # an arrow where the bar has no end
+    rows = [(1, 4, 2, np.inf), (2, np.inf, 1, np.inf), (3, np.nan, 1, 2), (4, 8, 8, 9), (5, 4, 0, 6)]
+    figures.points(axes, rows, 0, "case")
+    assert np.array(axes.lines[0].get_data()).tolist() == [[1, 4, 5], [4, 8, 4]]  # finite ones only
+    assert [bar[:, 1].tolist() for bar in axes.collections[0].get_segments()] == [[2, 8], [8, 9], [2, 6]]
+    arrows = [np.array(line.get_data()).tolist() for line in axes.lines[-2:]]
+    assert arrows == [[[1], [8]], [[5], [2]]]  # where the bar has no end, and where it reaches 0
 
 
 @pytest.mark.parametrize(("number", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2)])
