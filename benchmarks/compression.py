@@ -1,7 +1,7 @@
 """Return against trained numbers: generated policies, their controls and the direct policy, every arm tuned alike.
 
     python benchmarks/compression.py                     CartPole-v1; writes benchmarks/results/compression/cartpole.*
-    python benchmarks/compression.py --task hopper       or acrobot, pendulum, walker2d, halfcheetah
+    python benchmarks/compression.py --task hopper       or acrobot, pendulum, qtrl-cartpole, walker2d, halfcheetah
     python benchmarks/compression.py --task hopper --cores 1 --arms "random subspace" direct     a part of it
     python benchmarks/compression.py --quick             2 arms, 2 seeds, 12 updates; writes only with -o
 
@@ -259,17 +259,19 @@ def table(results: dict, task: Task) -> str:
         + ("No run failed." if not lost else f"**{len(lost)} runs failed**: " + "; ".join(lost) + "."),
         "",
         "Return: 100 greedy episodes at the end. Solved at: the first of two evaluations in a row, on a fixed",
-        f"schedule, at {task.solved:g} or above.",
+        f"schedule, at {task.solved:g} or above. Last tenth: the training episodes' mean return there.",
         "",
-        "| arm | rate | trained | weights | runs | return, IQM (95 % interval) | lowest | solved | median steps |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| arm | rate | trained | weights | runs | return, IQM (95 % interval) | last tenth, IQM | lowest | solved "
+        "| median steps |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for c in results["cells"]:
         low, high = c["interval"]
         at = [np.inf if x is None else x for x in c["solved_at"]]
         middle = float(np.median(at)) if len(at) else np.inf
         cells = [c["arm"], f"{c['rate']:g}", f"{c['trained']:,}", f"{c['weights']:,}", f"{c['runs']} of {c['of']}"]
-        cells += [f"{c['iqm']:.4g} ({low:.4g} to {high:.4g})", f"{min(c['greedy']):.4g}"]
+        ends = "not kept" if None in c["last_tenth"] else f"{iqm(np.array(c['last_tenth'])):.4g}"
+        cells += [f"{c['iqm']:.4g} ({low:.4g} to {high:.4g})", ends, f"{min(c['greedy']):.4g}"]
         cells += [f"{sum(np.isfinite(at))} of {len(at)}", f"{middle:,.0f}" if np.isfinite(middle) else "never"]
         lines.append(f"| {' | '.join(cells)} |")
     head = f"At {task.tuned_at} numbers, exact permutation tests of means, Holm's correction over all sentences:"

@@ -1,8 +1,8 @@
 """Settings for a budget of trained numbers: angles alone, through a graph network and an expansion that stay as drawn.
 
-The rule is that of docs/results.md: RY gates and a ring of CNOTs have no redundant angle as long as there are more
-basis states than angles; twice as many keep the tangent well conditioned, and whitened angles with a large gain then
-learn as free numbers do.
+The rule is that of docs/generators.md: RY gates and a ring of CNOTs have no redundant angle as long as there are more
+basis states than angles; twice as many keep the tangent well conditioned, and whitened angles then move the weights, at
+the start, as free numbers do.
 """
 
 import math
