@@ -3,8 +3,9 @@
 Not ``torch.optim.Adam``: its first group of parameters imports torch's compiler, a third of what starting a rank costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Adam:
     >>> p = torch.ones(2)
     >>> optimizer = Adam([([p], 0.1)], eps=1e-8)
     >>> p.grad = torch.tensor([3.0, -4.0])
-    >>> optimizer.step()
+    >>> optimizer.step([0])
     >>> p
     tensor([0.9000, 1.1000])
     """
@@ -30,18 +31,18 @@ class Adam:
         numbers = count()
         self._groups = [[(next(numbers), p) for p in parameters] for parameters, _ in groups]
         self._eps = eps
-        # of those parameters that have had a gradient, by their place among all
+        # of those parameters that have moved, by their place among all
         self.state: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move every parameter that has a gradient."""
+    def step(self, places: Collection[int]) -> None:
+        """Move those of the parameters, by their place among all, along their gradients."""
         for group, rate in zip(self._groups, self.rates, strict=True):
-            moved = [(i, p, p.grad) for i, p in group if p.grad is not None]
-            states = [self.state.setdefault(i, _fresh(p)) for i, p, _ in moved]
+            moved = [(i, p) for i, p in group if i in places]
+            states = [self.state.setdefault(i, _fresh(p)) for i, p in moved]
             adam(
-                [p for _, p, _ in moved],
-                [gradient for *_, gradient in moved],
+                [p for _, p in moved],
+                [cast(Tensor, p.grad) for _, p in moved],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],

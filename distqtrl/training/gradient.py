@@ -1,6 +1,7 @@
-"""Gradients as one vector, summed over ranks."""
+"""Gradients in one vector, summed over ranks."""
 
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +47,49 @@ def reduced(config: Allreduce, comm: Communicator, local_N: Array, where: str) -
     return local_N
 
 
-def flat(p: Tensor) -> Array:
-    """A parameter's gradient as a vector; zeros where it has none."""
-    gradient = torch.zeros_like(p) if p.grad is None else p.grad
-    return gradient.detach().double().numpy().ravel()
+class Gradients:
+    """The gradients of parameters, one after the other: every ``grad`` is a view of a vector of its dtype.
+
+    >>> a, b, c = torch.zeros(2, dtype=torch.float64), torch.zeros(()), torch.zeros(1)
+    >>> gradients = Gradients([p.requires_grad_() for p in (a, b, c)])
+    >>> (3 * a.sum() + 5 * b).backward()
+    >>> gradients.read(range(0, 3))
+    array([3., 3., 5., 0.])
+    >>> gradients.write(range(1, 3), np.array([7.0, 9.0]))
+    >>> b.grad, c.grad
+    (tensor(7.), tensor([9.]))
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._ends = [0, *accumulate(p.numel() for p in parameters)]
+        self._vectors: list[tuple[int, Tensor]] = []  # with the place of their first number among all numbers
+        for dtype, neighbours in groupby(enumerate(parameters), lambda numbered: numbered[1].dtype):
+            places, members = zip(*neighbours, strict=True)
+            sizes = [p.numel() for p in members]
+            vector = torch.zeros(sum(sizes), dtype=dtype)
+            self._vectors.append((self._ends[places[0]], vector))
+            for p, part in zip(members, vector.split(sizes), strict=True):
+                p.grad = part.view(p.shape)
+
+    def zero(self) -> None:
+        """All of them are 0."""
+        for _, vector in self._vectors:
+            vector.zero_()
+
+    def read(self, places: range) -> Array:
+        """Those of neighbouring parameters, in float64."""
+        return torch.cat([part.double() for part in self._parts(places)]).numpy()
+
+    def write(self, places: range, gradient_N: Array) -> None:
+        """Replace those of neighbouring parameters."""
+        parts, given_N = self._parts(places), torch.from_numpy(gradient_N)
+        for part, given in zip(parts, given_N.split([len(part) for part in parts]), strict=True):
+            part.copy_(given)
+
+    def _parts(self, places: range) -> list[Tensor]:
+        """Views of what the vectors hold of neighbouring parameters."""
+        start, stop = self._ends[places.start], self._ends[places.stop]
+        return [vector[max(0, start - first) : max(0, stop - first)] for first, vector in self._vectors]
 
 
 def parts(flat_N: Array, parameters: Sequence[Tensor]) -> list[Tensor]:

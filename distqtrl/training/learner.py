@@ -7,7 +7,6 @@ policies (of several agents) are several learners that step together: one batch 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +29,7 @@ from distqtrl.quantize.aware import Quantizer
 from distqtrl.record.profile import Profile
 from distqtrl.training import saved
 from distqtrl.training.demand import Need
-from distqtrl.training.gradient import Array, NotFinite, finite_sum, parts
+from distqtrl.training.gradient import Array, Gradients, NotFinite, finite_sum, parts
 from distqtrl.training.roles import Spec
 from distqtrl.training.weights import Generated
 
@@ -80,7 +79,6 @@ class Learner:
             self.quantizer = lower.quantizer(self.config.quantize, self.architecture, self.head).to(self.dtype)
             self.trained.add_module("quantizer", self.quantizer)
         self.noise_scale = NoiseScale()
-        self._generating = {id(p) for p in self.generator.parameters() if p.requires_grad}
         self.scales: list[Tensor] = [] if self.quantizer is None else list(self.quantizer.parameters())
         self.done, self.noise = 0.0, (0.0, 0)  # part of the budget; the acting policy's deviation and layers with noise
 
@@ -111,6 +109,9 @@ class Learner:
         """Train these parameters, with these learning rates."""
         self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)
         self.parameters = self.optimizer.parameters
+        self.gradients = Gradients(self.parameters)
+        scales = {id(p) for p in self.scales}
+        self._places_of_scales = [i for i, p in enumerate(self.parameters) if id(p) in scales]
         factor = self.config.algorithm.rate_factor(self.comm.size)
         self._rates = [rate * factor for rate in self.optimizer.rates]
         self.optimizer.rates = self._rates
@@ -208,39 +209,43 @@ class Learner:
             outputs = network.outputs(self.architecture, layers, obs_NO)
         return distribution.allowed_of(outputs, distribution.masks(self.head, raw_NO)) if self.head.masked else outputs
 
-    def moving(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The parameters that may move: scales that warm up would take a gradient of 0 for one, in Adam's moments."""
-        warming = self.quantizer is not None and self.quantizer.warming
-        fixed = {id(p) for p in self.scales} if warming else set()
-        return [p for p in parameters if id(p) not in fixed]
+    def local_gradient(self, moves: range) -> Array:
+        """This rank's gradient of neighbouring parameters, in float64; that of scales that warm up is 0."""
+        if self._warming:
+            for i in self._places_of_scales:
+                self.gradients.write(range(i, i + 1), np.zeros(self.parameters[i].numel()))
+        return self.gradients.read(moves)
 
-    def of_generator(self, parameters: Sequence[Tensor], gradient_N: Array) -> Array:
-        """The part of these parameters' gradient that is of what the generator trains, which is in one piece there."""
-        ends = accumulate(p.numel() for p in parameters)
-        own = [(end - p.numel(), end) for p, end in zip(parameters, ends, strict=True) if id(p) in self._generating]
-        return gradient_N[own[0][0] : own[-1][1]]
+    def of_generator(self, gradient_N: Array) -> Array:
+        """The part of a gradient that is of what the generator trains, the first of the parameters."""
+        return gradient_N[: sum(p.numel() for p in self.generator.parameters() if p.requires_grad)]
+
+    @property
+    def _warming(self) -> bool:
+        return self.quantizer is not None and self.quantizer.warming
 
     def scales_seen(self, share: float) -> Array:
         """What a quantizer that warms up saw of this rank's share of the samples."""
-        if self.quantizer is None or not self.quantizer.warming:
+        if self.quantizer is None or not self._warming:
             return np.zeros(0)
         if self.config.policy.normalize_observations and not self.normalizer.count:
             return np.zeros(0)  # it will look different
         return self.quantizer.statistics() * share
 
-    def move(self, parameters: Sequence[Tensor], gradient_N: Array) -> float:
-        """Adam's step on these along a gradient summed over ranks, clipped; returns its norm before."""
+    def move(self, moves: range, gradient_N: Array) -> float:
+        """Adam's step on neighbouring parameters along a gradient summed over ranks, clipped; returns its norm before.
+
+        Scales that warm up stay: Adam's moments would take their 0 for a gradient.
+        """
         with self.profile("optimize"):
             if self.config.allreduce.aggregation == "sum":
                 gradient_N = gradient_N * self.comm.size
             norm = float(np.linalg.norm(gradient_N))
             if self.config.algorithm.max_grad_norm is not None:
                 gradient_N = gradient_N * min(1.0, self.config.algorithm.max_grad_norm / (norm + 1e-12))
-            for p in self.parameters:
-                p.grad = None
-            for p, part in zip(parameters, parts(gradient_N, parameters), strict=True):
-                p.grad = part
-            self.optimizer.step()
+            self.gradients.write(moves, gradient_N)
+            still = self._places_of_scales if self._warming else []
+            self.optimizer.step([i for i in moves if i not in still])
         return norm
 
     def set_progress(self, done: float, update: int) -> None:
@@ -255,9 +260,9 @@ class Learner:
     def average(self) -> None:
         """Replace every parameter by its mean over the ranks (moments of the optimizer stay local)."""
         with self.profile("allreduce"), torch.no_grad():
-            flat = np.concatenate([p.detach().double().numpy().ravel() for p in self.parameters])
+            own_N = np.concatenate([p.detach().double().numpy().ravel() for p in self.parameters])
             reduction, what = self.config.allreduce.reduction, "gradient or loss at parameter averaging"
-            mean = finite_sum(self.comm, reduction, flat, what) / self.comm.size
+            mean = finite_sum(self.comm, reduction, own_N, what) / self.comm.size
             for p, part in zip(self.parameters, parts(mean, self.parameters), strict=True):
                 p.copy_(part)
             self.generated.forget()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.training.gradient import Array, flat, reduced
+from distqtrl.training.gradient import Array, reduced
 from distqtrl.training.learner import Learner
 
 
@@ -25,7 +25,7 @@ class Loss:
     value: Tensor
     leaf_M: Tensor | None  # the generated weights that it is a function of; none = it concerns no policy
     direct: Sequence[Tensor]  # what else it depends on
-    moves: Sequence[Tensor]  # parameters, in the order of the reduced vector
+    moves: range  # places of neighbouring parameters of the learner, so that their gradient is in one piece
     sums: Array  # added up over the ranks beside the gradient
     share: float = 1.0  # the part of the step's samples that is this rank's
     local_batch: float = 0.0  # units that this rank's gradient is of, and that of all ranks:
@@ -36,7 +36,7 @@ class Loss:
 class Reduced:
     """Summed over the ranks: the gradient of what moves, the loss's sums, and what a quantizer that warms up saw."""
 
-    moves: Sequence[Tensor]
+    moves: range
     gradient_N: Array
     sums: Array
     scales_S: Array
@@ -45,20 +45,17 @@ class Reduced:
 
 
 def zero(learners: Sequence[Learner]) -> None:
-    """No parameter has a gradient."""
+    """All gradients are 0."""
     for learner in learners:
-        for p in learner.parameters:
-            p.grad = None
+        learner.gradients.zero()
 
 
 def backward(learners: Sequence[Learner], losses: Sequence[Loss]) -> None:
-    """Gradients of everything that the losses depend on; zeros where one does not."""
+    """Add the gradients of everything that the losses depend on."""
     for learner, loss in zip(learners, losses, strict=True):
         leaves = [*loss.direct] if loss.leaf_M is None else [loss.leaf_M, *loss.direct]
         with learner.profile("loss"):
-            gradients = torch.autograd.grad(loss.value, leaves, materialize_grads=True)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
+            loss.value.backward(inputs=leaves)
     if losses[0].leaf_M is not None:
         pull_back(learners, [loss.leaf_M.grad for loss in losses])  # type: ignore[union-attr, misc]
 
@@ -82,14 +79,12 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
     first, locals_ = learners[0], []
     with first.profile("allreduce"):
         for learner, loss in zip(learners, losses, strict=True):
-            moves = learner.moving(loss.moves)
             seen_S = np.zeros(0) if loss.leaf_M is None else learner.scales_seen(loss.share)
-            gradient_N = np.concatenate([flat(p) for p in moves])
+            gradient_N = learner.local_gradient(loss.moves)
             parts = np.zeros(0)
             if loss.global_batch:
-                generated_N = learner.of_generator(moves, gradient_N)
-                parts = learner.noise_scale.part(generated_N, loss.local_batch, loss.global_batch)
-            locals_.append(Reduced(moves, gradient_N, loss.sums, seen_S, parts, loss.leaf_M is not None))
+                parts = learner.noise_scale.part(learner.of_generator(gradient_N), loss.local_batch, loss.global_batch)
+            locals_.append(Reduced(loss.moves, gradient_N, loss.sums, seen_S, parts, loss.leaf_M is not None))
         pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S, each.parts)]
         total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where)
     summed = iter(np.split(total, np.cumsum([len(piece) for piece in pieces])[:-1]))
@@ -98,7 +93,7 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
     ]
     for learner, loss, whole in zip(learners, losses, totals, strict=True):
         if loss.global_batch:
-            learner.noise_scale.add(learner.of_generator(whole.moves, whole.gradient_N), whole.parts, loss.global_batch)
+            learner.noise_scale.add(learner.of_generator(whole.gradient_N), whole.parts, loss.global_batch)
     return totals
 
 

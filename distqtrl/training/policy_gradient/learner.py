@@ -169,7 +169,7 @@ class PolicyGradient(Learner):
             value=loss / divisor,
             leaf_M=leaf_M,
             direct=self.direct,
-            moves=self.parameters,
+            moves=range(len(self.parameters)),
             sums=sums / divisor * (divisor / count),
             share=len(samples.adv_N) / count,
         )

@@ -55,6 +55,9 @@ class SoftActorCritic(Learner):
                 ([self.log_temperature, *self.critic_parameters], a.value_learning_rate),
             ]
         )
+        places = range(len(self.parameters))
+        first = len(places) - len(self.critic_parameters)
+        self._of_policy, self._of_critics = places[:first], places[first:]
 
     @staticmethod
     def head_for(config: Config, spaces: Spaces) -> Head:
@@ -160,7 +163,7 @@ class SoftActorCritic(Learner):
             q_2N = self.critics(self.observed(batch.obs_NO), torch.from_numpy(batch.actions_NA).to(self.dtype))
             loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
             sums = np.array([float(loss.detach()), float(q_2N.detach().mean(0).sum()) / count])
-        return Loss(value=loss, leaf_M=None, direct=self.critic_parameters, moves=self.critic_parameters, sums=sums)
+        return Loss(value=loss, leaf_M=None, direct=self.critic_parameters, moves=self._of_critics, sums=sums)
 
     def _policy_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
         leaf_M = self.weights().detach().requires_grad_()
@@ -174,8 +177,7 @@ class SoftActorCritic(Learner):
             share = len(log_prob_N) / count
             loss = policy_loss + temperature * (entropy - share * self.target_entropy)
             sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
-        moves = [*self.generator.parameters(), *self.direct]
-        return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=moves, sums=sums, share=share)
+        return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=self._of_policy, sums=sums, share=share)
 
 
 def _deviates(config: Config, spec: Spec) -> Architecture:
