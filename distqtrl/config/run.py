@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from distqtrl.config.language import Language
 from distqtrl.config.stages import (
     Adapter,
     Agents,
@@ -45,6 +46,7 @@ class Config(BaseModel):
     quantize: Quantize = Quantize()
     rollout: Rollout = Rollout()
     adapter: Adapter = Adapter()
+    language: Language = Language()
     environment: Environment = Environment()
     agents: Agents = Agents()
     algorithm: Algorithm = Algorithm()
@@ -66,6 +68,10 @@ class Config(BaseModel):
             )
         if a.name == "sac":
             self._fits_sac()
+        if self.language.base is not None and a.name != "grpo":
+            raise ValueError(
+                f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set it"
+            )
         if a.target_kl is not None and self.allreduce.aggregation == "average":
             raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
         if a.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):

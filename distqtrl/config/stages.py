@@ -269,7 +269,8 @@ class Algorithm(Stage):
 
     name: Text = Field(
         "ppo",
-        description="ppo: PPO-clip (1707.06347); reinforce; sac: soft actor-critic (1812.05905; bounded Box actions)",
+        description="ppo: PPO-clip (1707.06347); reinforce; sac: soft actor-critic (1812.05905; bounded Box actions); "
+        "grpo: of a language model (2402.03300)",
     )
     rollout: Literal["steps", "episodes"] = Field(
         "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
@@ -288,7 +289,12 @@ class Algorithm(Stage):
     normalize_epsilon: Rate = Field(1e-8, description="added to the deviation")
     epochs: Positive = Field(4, description="PPO: passes over the rollout")
     minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
-    clip: Rate = Field(0.2, description="PPO: clip range of the probability ratio")
+    clip: Rate = Field(0.2, description="PPO, GRPO: clip range of the probability ratio")
+    clip_high: Rate | None = Field(None, description="GRPO: its upper end (DAPO, 2503.14476: 0.28); none = clip")
+    cap: Rate | None = Field(
+        None,
+        description="GRPO: truncated importance sampling, the most that learned over acting policy weighs",
+    )
     target_kl: Rate | None = Field(
         None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
     )

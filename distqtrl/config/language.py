@@ -1,0 +1,27 @@
+"""The section of language models: a frozen decoder, and the completions that it is trained on."""
+
+from pydantic import Field
+
+from distqtrl.config.values import Few, Many, Positive, Rate, Stage, Text
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Language(Stage):
+    """A decoder as the policy: one environment step is one completion (QeRL, arXiv 2510.11696)."""
+
+    base: Text | None = Field(
+        None,
+        description="directory of a decoder as transformers writes it (Qwen2, Qwen3, Llama); stays as it is",
+    )
+    task: Text = Field(
+        "arithmetic",
+        description="arithmetic, a .jsonl file of questions and answers, or a .py file with your own",
+    )
+    prompts: Many = Field(32, description="prompts of every rank in one update")
+    group: Few = Field(8, ge=2, description="completions of every prompt, whose rewards are compared")
+    max_tokens: Positive = Field(16, description="tokens after which a completion is cut")
+    temperature: Rate = Field(1.0, description="of the completions that are learned from")
+    targets: tuple[Text, ...] = Field(
+        TARGETS, max_length=100, description="linear layers, by the ends of their names, that get factors of low rank"
+    )
