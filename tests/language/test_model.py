@@ -21,7 +21,9 @@ def theirs(directory, tokens_NT, mask_NT, dtype=torch.float32):
     """Log probabilities by transformers alone, each row without its padding."""
     network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     with torch.no_grad():
-        rows = [network(row[mask][None]).logits[0].log_softmax(-1) for row, mask in zip(tokens_NT, mask_NT, strict=True)]
+        rows = [
+            network(row[mask][None]).logits[0].log_softmax(-1) for row, mask in zip(tokens_NT, mask_NT, strict=True)
+        ]
     return rows
 
 
