@@ -139,7 +139,7 @@ def test_a_packed_base_loads_as_ours_in_bfloat16(family, models, tmp_path):
     """By compressed-tensors, in every layer; and our own reading takes the codes as they are."""
     model = models(family, "nvfp4")
     checkpoint.packed(tmp_path / "packed", model)
-    config = CompressedTensorsConfig(run_compressed=False)
+    config = CompressedTensorsConfig(dequantize=True)
     with pytest.warns(UserWarning, match="loading attributes"):
         network = AutoModelForCausalLM.from_pretrained(
             tmp_path / "packed", dtype=torch.bfloat16, quantization_config=config
