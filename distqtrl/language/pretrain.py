@@ -22,7 +22,7 @@ FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 CONTEXT = 64
 BATCH, RATE, WARMUP = 128, 2e-3, 50
-EVERY, JUDGED = 20, 500  # steps, and questions of the train split that tell when to stop
+EVERY, JUDGED = 10, 500  # steps, and questions of the train split that tell when to stop
 IGNORED = -100  # of labels, in the library
 
 

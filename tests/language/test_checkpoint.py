@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -115,6 +116,13 @@ def test_nothing_is_fetched(tmp_path, monkeypatch):
         checkpoint.opened("org/model")
     with pytest.raises(UserError, match=r"is no directory here: give a directory that holds config.json"):
         checkpoint.opened(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("missing", ["transformers", "tokenizers"])
+def test_the_extra_is_named_where_it_is_missing(missing, directories, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"language models need {missing}: pip install 'distqtrl\[llm\]'"):
+        checkpoint.opened(directories["qwen2"])
 
 
 @pytest.mark.parametrize("precision", ["none", "nvfp4", "mxfp4"])
