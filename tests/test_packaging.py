@@ -26,7 +26,7 @@ def test_the_wheel_holds_presets_types_and_licence(tmp_path):
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "distqtrl").rglob("*")
-        if path.suffix in (".py", ".toml", ".v")
+        if path.suffix in (".py", ".toml", ".v", ".c")
     }
     assert wanted | {"distqtrl/py.typed"} <= names
     assert any(name.endswith("LICENSE") for name in names)

@@ -38,7 +38,7 @@ class Arithmetic:
         """The question of this number.
 
         >>> Arithmetic().question("train", 0)
-        Question(prompt='94+10=', answer='401')
+        Question(prompt='56+74=', answer='031')
         """
         a, b = pairs(split)[number % self.size(split)]
         return asked(a, b)

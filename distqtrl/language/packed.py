@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distqtrl.language import kernel
 from distqtrl.quantize import blocks
 from distqtrl.quantize.blocks import Encoded
 
@@ -47,6 +48,12 @@ class Packed(nn.Module):
             scales = scales / self.tensor_scale if self.format == "nvfp4" else self.tensor_scale * scales
         elements = functional.embedding(self.codes.int(), pairs).view(*self.scales.shape, -1)
         return elements.mul_(scales[self.scales.int()][..., None]).view(outputs, -1)[:, :inputs]
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """x W^T without decoded weights, where there is a kernel for it."""
+        if self.format != "nvfp4" or self.tensor_scale is None:
+            return None
+        return kernel.product(x, self.codes, self.scales, self.tensor_scale, outputs=self.shape[0])
 
     def encoded(self) -> Encoded:
         """Codes and scales as they were given."""
@@ -129,7 +136,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        return functional.linear(x, layer.weight())
+        assert layer.packed is not None
+        few = None if any(ctx.needs_input_grad) else layer.packed.product(x)
+        return functional.linear(x, layer.weight()) if few is None else few
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
