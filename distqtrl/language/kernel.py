@@ -1,7 +1,7 @@
-"""The product with weights in NVFP4 as C for this CPU, for the few rows of a decoder that writes its next token.
+"""Weights of four bits decoded and multiplied in C for this CPU: what torch does from one table to the next.
 
-Compiled once per machine by the system's C compiler, and kept; where there is none, torch decodes the weights and
-multiplies (``packed``). What both say differs by the rounding of a sum.
+Compiled once per machine by the system's C compiler, and kept; where there is none, torch does it (``packed``). Decoded
+weights are the same; what a product says differs by the rounding of a sum.
 """
 
 import ctypes
@@ -11,7 +11,6 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,34 +18,45 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("nvfp4.c")
+SOURCE = Path(__file__).with_name("kernel.c")
 FLAGS = ("-std=c99", "-O3", "-march=native", "-shared", "-fPIC")
 LIMIT_S = 60  # of the compiler
-ROWS = 32  # from about here on decoding the weights costs less than to look them up for every eight rows
+ROWS = 32  # of x, from about which on it costs less to decode the weights
 HALVES = (16, 2)  # of 32 inputs, the even and the odd ones apart
 
 
-def product(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, outputs: int) -> Tensor | None:
-    """x W^T (..., O) in float32; None where the kernel does not do it: many rows, other types, no compiler."""
-    inputs = x.shape[-1]
+def product(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> Tensor | None:
+    """x W^T (..., O) of weights in nvfp4; None where it is not done here: many rows, other types, no compiler."""
+    outputs, inputs = len(codes), x.shape[-1]
     rows = x.numel() // inputs
-    if x.dtype != torch.float32 or x.device.type != "cpu" or rows > ROWS or inputs % 32 or (call := _library()) is None:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or rows > ROWS or inputs % 32 or (found := library()) is None:
         return None
     apart = x.reshape(rows, inputs // 32, *HALVES).transpose(2, 3).contiguous()
     y = x.new_empty(rows, outputs)
     pointers = (codes.data_ptr(), scales.data_ptr(), 1 / tensor_scale.item(), apart.data_ptr(), y.data_ptr())
-    call(*pointers, rows, outputs, inputs)
+    found.product(*pointers, rows, outputs, inputs)
     return y.view(*x.shape[:-1], outputs)
 
 
+def decoded(codes: Tensor, scales: Tensor, pairs: Tensor, meanings: Tensor) -> Tensor | None:
+    """Weights (O, I), pairs (256, 2) of a byte's elements times meanings (256,) of a block's scale; None as above."""
+    if codes.device.type != "cpu" or (found := library()) is None:
+        return None
+    weights = pairs.new_empty(len(codes), 2 * codes.shape[1])
+    tensors = (codes, scales, pairs, meanings, weights)
+    found.decode(*(tensor.data_ptr() for tensor in tensors), scales.numel(), weights.numel() // scales.numel())
+    return weights
+
+
 @cache
-def _library() -> Callable[..., None] | None:
-    """The compiled function, or nothing."""
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or nothing."""
     with suppress(OSError, ValueError, RuntimeError, subprocess.SubprocessError):
-        found = ctypes.CDLL(str(_built())).nvfp4_product
+        found = ctypes.CDLL(str(_built()))
         pointer, count = ctypes.c_void_p, ctypes.c_int64
-        found.argtypes = (pointer, pointer, ctypes.c_float, pointer, pointer, count, count, count)
-        found.restype = None
+        found.product.argtypes = (pointer, pointer, ctypes.c_float, pointer, pointer, count, count, count)
+        found.decode.argtypes = (*(pointer,) * 5, count, count)
+        found.product.restype = found.decode.restype = None
         return found
     return None
 
@@ -56,7 +66,7 @@ def _built() -> Path:
     command = [*(shlex.split(os.environ.get("CC", "")) or ["cc"]), *FLAGS]
     key = hashlib.sha256(SOURCE.read_bytes() + repr((command, _cpu())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distqtrl"
-    kept = folder / f"nvfp4-{key}.so"
+    kept = folder / f"language-{key}.so"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as place:

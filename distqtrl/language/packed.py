@@ -42,18 +42,20 @@ class Packed(nn.Module):
 
     def forward(self) -> Tensor:
         """The weights (O, I) in float32, as ``blocks.decode`` says."""
-        outputs, inputs = self.shape
         pairs, scales = _tables(self.format, self.codes.device)
         if self.tensor_scale is not None:
             scales = scales / self.tensor_scale if self.format == "nvfp4" else self.tensor_scale * scales
-        elements = functional.embedding(self.codes.int(), pairs).view(*self.scales.shape, -1)
-        return elements.mul_(scales[self.scales.int()][..., None]).view(outputs, -1)[:, :inputs]
+        weights_OI = kernel.decoded(self.codes, self.scales, pairs, scales)
+        if weights_OI is None:
+            elements = functional.embedding(self.codes.int(), pairs).view(*self.scales.shape, -1)
+            weights_OI = elements.mul_(scales[self.scales.int()][..., None]).view(self.shape)
+        return weights_OI
 
     def product(self, x: Tensor) -> Tensor | None:
         """x W^T without decoded weights, where there is a kernel for it."""
         if self.format != "nvfp4" or self.tensor_scale is None:
             return None
-        return kernel.product(x, self.codes, self.scales, self.tensor_scale, outputs=self.shape[0])
+        return kernel.product(x, self.codes, self.scales, self.tensor_scale)
 
     def encoded(self) -> Encoded:
         """Codes and scales as they were given."""

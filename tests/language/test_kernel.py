@@ -8,7 +8,7 @@ import torch
 from needs import need
 
 from distqtrl.language import kernel
-from distqtrl.language.packed import FrozenLinear
+from distqtrl.language.packed import FrozenLinear, Packed
 from distqtrl.quantize import blocks
 
 
@@ -19,12 +19,12 @@ def compiled(request, tmp_path_factory):
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     if request.param != "native":
         patch.setattr(kernel, "FLAGS", ("-std=c99", "-O3", *request.param.split(), "-shared", "-fPIC"))
-    kernel._library.cache_clear()
-    if kernel._library() is None:
+    kernel.library.cache_clear()
+    if kernel.library() is None:
         need(f"no C compiler takes the flags {request.param!r}")
     yield
     patch.undo()
-    kernel._library.cache_clear()
+    kernel.library.cache_clear()
 
 
 def layer(outputs, inputs, scale=0.02):
@@ -57,6 +57,15 @@ def test_every_code_and_scale_is_multiplied(compiled):
     np.testing.assert_allclose(found.T, blocks.decode(encoded), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("format", blocks.BLOCK_FORMATS)
+def test_weights_are_decoded_bit_for_bit(format, compiled):
+    codes = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
+    scales = np.arange(512 // blocks.BLOCK_FORMATS[format].block * 2, dtype=np.uint8).reshape(2, -1) * 3
+    encoded = blocks.Encoded(format, (2, 512), codes, scales, np.float32(0.7) if "nvfp4" in format else None)
+    wanted = blocks.decode(encoded)
+    np.testing.assert_array_equal(Packed(encoded)().numpy().view(np.uint32), wanted.view(np.uint32))
+
+
 def test_gradients_and_many_rows_take_decoded_weights(compiled):
     made = layer(5, 64)
     x = torch.randn(kernel.ROWS + 1, 64)
@@ -71,22 +80,23 @@ def test_without_a_compiler_torch_multiplies(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for broken in ("no-such-compiler", "false", "'"):
         monkeypatch.setenv("CC", broken)
-        kernel._library.cache_clear()
+        kernel.library.cache_clear()
         made = layer(5, 64)
         x = torch.ones(1, 64)
         with torch.no_grad():
             assert torch.equal(made(x), torch.nn.functional.linear(x, made.weight()) + made.bias)
-    kernel._library.cache_clear()
+        np.testing.assert_array_equal(made.weight().numpy(), blocks.decode(made.packed.encoded()))
+    kernel.library.cache_clear()
     assert list(tmp_path.rglob("*.so")) == []
 
 
 def test_the_library_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernel._library.cache_clear()
-    if kernel._library() is None:
+    kernel.library.cache_clear()
+    if kernel.library() is None:
         need("no C compiler")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
-    kernel._library.cache_clear()
-    assert kernel._library() is not None
-    kernel._library.cache_clear()
+    kernel.library.cache_clear()
+    assert kernel.library() is not None
+    kernel.library.cache_clear()
     assert len(list((tmp_path / "distqtrl").iterdir())) == 1

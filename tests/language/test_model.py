@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 from distqtrl.errors import UserError
 from distqtrl.language import checkpoint
 from distqtrl.language.model import Model
-from distqtrl.language.packed import Packed
 from distqtrl.quantize import blocks
 
 from .conftest import factors
@@ -88,17 +87,6 @@ def test_packed_weights_are_the_format_bit_for_bit(precision, models, directorie
         assert layer.weight().numpy().view(np.uint32).tolist() == wanted.view(np.uint32).tolist()
     assert model.bits_per_weight <= 4.6
     assert plain.bits_per_weight == 32
-
-
-def test_every_code_and_scale_is_decoded_alike():
-    codes = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-    for format, rule in blocks.BLOCK_FORMATS.items():
-        scales = np.arange(512 // rule.block * 2, dtype=np.uint8).reshape(2, -1) * 3
-        scale = np.float32(0.7) if format.startswith("nvfp4") else None
-        encoded = blocks.Encoded(format, (2, 512), codes, scales, scale)
-        made = Packed(encoded)
-        np.testing.assert_array_equal(made().numpy(), blocks.decode(encoded))
-        assert made.encoded().scales_NY.tolist() == scales.tolist()
 
 
 def test_formats_without_blocks_round_every_layer(models):

@@ -1,8 +1,4 @@
-/* y = x W^T for few rows x, with W as NVFP4: two elements (E2M1) a byte, a scale (E4M3) for every 16 of a row.
- *
- * A decoded weight is never written anywhere: 32 elements, or two blocks, are looked up in registers and multiplied.
- * x comes with the even and the odd elements of every 32 apart, as the low and the high halves of bytes are.
- */
+/* Weights in blocks of four-bit elements (E2M1), two a byte: decoded, or multiplied without being decoded. */
 #include <stdint.h>
 #include <string.h>
 
@@ -11,6 +7,20 @@
 #define MOST 8   /* rows of x at a time */
 
 #define PART 64  /* blocks whose scales are made at a time */
+
+/* The weights of so many blocks of `block` elements: what a byte's two elements are, pairs (256, 2), times what the
+ * byte of a block's scale means, meanings (256). */
+void decode(const uint8_t *codes, const uint8_t *scales, const float *pairs, const float *meanings, float *restrict weights,
+            int64_t blocks, int64_t block) {
+    for (int64_t b = 0; b < blocks; b++) {
+        float scale = meanings[scales[b]];
+        for (int64_t i = 0; i < block / 2; i++) {
+            const float *pair = pairs + 2 * *codes++;
+            *weights++ = pair[0] * scale;
+            *weights++ = pair[1] * scale;
+        }
+    }
+}
 
 /* What E4M3 bytes without sign mean: their bits are those of floats whose exponents are 120 too small. */
 static inline void scales_of(const uint8_t *bytes, int64_t num, float factor, float *values) {
@@ -124,8 +134,11 @@ row(const uint8_t *codes, const uint8_t *scales, const float *x, int64_t stride,
 }
 #endif
 
-/* y (rows, outputs); inverse: one over what block scales were divided by. inputs is a multiple of 32. */
-void nvfp4_product(const uint8_t *codes, const uint8_t *scales, float inverse, const float *x, float *y, int64_t rows,
+/* y = x W^T, (rows, outputs), with W in NVFP4: a scale (E4M3) for every 16 inputs, of which there is a multiple of 32.
+ *
+ * Two blocks are looked up in registers and multiplied; x comes with the even and the odd of every 32 inputs apart, as
+ * the low and the high halves of bytes are. inverse: one over what scales were divided by. */
+void product(const uint8_t *codes, const uint8_t *scales, float inverse, const float *x, float *y, int64_t rows,
                    int64_t outputs, int64_t inputs) {
     for (int64_t first = 0; first < rows; first += MOST) {
         int64_t some = rows - first < MOST ? rows - first : MOST;
