@@ -19,6 +19,7 @@ Wire 0 is the most significant bit of a basis state. Arrays end in the letters o
     environment, training: S numbers of a critic's state
     export: J bytes
     generator: D free numbers · X trained numbers · N weights of a sample
+    language: V tokens of a vocabulary · F factors of low rank · O outputs of a layer · I inputs of a layer
     mapping: F features of a basis state · c weights made by a basis state
     policy: C choices of a factor
     policy, quantize: S learned scales

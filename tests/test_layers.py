@@ -12,7 +12,7 @@ LAYERS = [
     {"files"},
     {"config", "seeding", "versions"},
     {"quantize"},
-    {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce"},
+    {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce", "language"},
     {"record", "generator", "slurm"},
     {"training", "export", "nn"},
     {"report", "doctor"},

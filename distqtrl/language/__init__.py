@@ -1,0 +1,1 @@
+"""A language model as the policy: a frozen decoder, an update of low rank beside it, completions and their rewards."""
