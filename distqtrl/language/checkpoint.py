@@ -80,7 +80,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the names and contents of weights, configuration and tokenizer, in the order of names."""
+        """The digest of names and contents of weights, configuration and tokenizer, in the order of names."""
         digest = hashlib.sha256()
         for path in sorted([*_weights(self.directory), *_beside(self.directory), self.directory / "config.json"]):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())

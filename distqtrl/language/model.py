@@ -177,7 +177,7 @@ class Model:
 
     @property
     def num_weights(self) -> int:
-        """Of the decoder's linear layers."""
+        """How many the decoder's linear layers have."""
         return sum(o * i for o, i in (layer.shape for layer in self.linear.values()))
 
     @property

@@ -37,6 +37,11 @@ def plan(config: Config) -> Plan:
     """The plan of a run; raises UserError for a configuration that cannot run on this machine."""
     algorithm = algorithms.chosen(config)
     lookup("generator.source", config.generator.source, SOURCES)
+    if algorithm.specs is not None:
+        decoders = tuple(algorithm.specs(config))
+        for each in decoders:
+            demand.check_generated(config, each, algorithm.learner.needs(config, each))
+        return Plan(agents=decoders[0].agents, specs=decoders, algorithm=algorithm, central=False)
     world = make(config.environment)
     agents, found = world.agents, world.spaces
     world.close()
