@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Protocol
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli import describe, doctor, evaluate, export, report, search_bits, slurm, train, verify
+from distqtrl.cli import describe, doctor, evaluate, export, pretrain, report, search_bits, slurm, train, verify
 from distqtrl.cli.arguments import Flags
 
 
@@ -34,4 +34,5 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "slurm": slurm,
     "search-bits": search_bits,
+    "pretrain": pretrain,
 }

@@ -49,6 +49,7 @@ class Checkpoint:
 
     directory: Path
     about: dict[str, Any]  # config.json
+    config: Any  # the same as transformers' own, of a decoder in floating point
     tokenizer: Any
     ends: tuple[int, ...]
 
@@ -56,15 +57,6 @@ class Checkpoint:
     def quantized(self) -> bool:
         """Whether the weights are codes of NVFP4."""
         return "quantization_config" in self.about
-
-    @cached_property
-    def config(self) -> Any:
-        """The configuration as transformers' own, of a decoder in floating point."""
-        about = {key: value for key, value in self.about.items() if key != "quantization_config"}
-        try:
-            return library.transformers().AutoConfig.for_model(**about)
-        except Exception as error:  # a configuration can be wrong in any way
-            raise _refusal(self.directory, f"config.json is not understood: {_said(error)}") from None
 
     @property
     def context(self) -> int:
@@ -80,7 +72,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """The digest of names and contents of weights, configuration and tokenizer, in the order of names."""
+        """SHA-256 of the names and contents of weights, configuration and tokenizer, in the order of names."""
         digest = hashlib.sha256()
         for path in sorted([*_weights(self.directory), *_beside(self.directory), self.directory / "config.json"]):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -143,16 +135,15 @@ def opened(directory: Path) -> Checkpoint:
     _weights(directory)
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise _refusal(directory, "it has no tokenizer (tokenizer.json)")
+    config = _config(directory, about)
     try:
         tokenizer = library.transformers().AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except UserError:
-        raise
     except Exception as error:  # the library fails in any way
         raise _refusal(directory, f"its tokenizer is not understood: {_said(error)}") from None
-    ends = _ends(directory, about, tokenizer)
+    ends = _ends(directory, about, tokenizer, config.vocab_size)
     if not ends:
         raise _refusal(directory, "it has no end token (eos_token_id), so that no completion would end")
-    return Checkpoint(directory, about, tokenizer, ends)
+    return Checkpoint(directory, about, config, tokenizer, ends)
 
 
 def merged(directory: Path, model: "Model", factors_F: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -268,6 +259,15 @@ def _scheme() -> dict[str, Any]:
     }
 
 
+def _config(directory: Path, about: dict[str, Any]) -> Any:
+    try:
+        return library.transformers().AutoConfig.for_model(**_floating(about, torch.float32))
+    except UserError:
+        raise
+    except Exception as error:  # a configuration can be wrong in any way
+        raise _refusal(directory, f"config.json is not understood: {_said(error)}") from None
+
+
 def _check_format(directory: Path, about: dict[str, Any]) -> None:
     """Raise UserError for weights in a format that is not read."""
     told = about.get("quantization_config")
@@ -299,7 +299,7 @@ def _beside(directory: Path) -> list[Path]:
     return [directory / name for name in ABOUT if (directory / name).is_file()]
 
 
-def _ends(directory: Path, about: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
+def _ends(directory: Path, about: dict[str, Any], tokenizer: Any, vocabulary: int) -> tuple[int, ...]:
     """End tokens, as generation would take them: of generation_config.json, config.json or the tokenizer."""
     generation: Any = {}
     if (directory / "generation_config.json").is_file():
@@ -308,8 +308,9 @@ def _ends(directory: Path, about: dict[str, Any], tokenizer: Any) -> tuple[int, 
         except ValueError as error:
             raise _refusal(directory, f"generation_config.json: {error}") from None
     for found in (dict(generation).get("eos_token_id"), about.get("eos_token_id"), tokenizer.eos_token_id):
-        if found is not None:
-            return tuple(int(token) for token in (found if isinstance(found, list) else [found]))
+        tokens = found if isinstance(found, list) else [found]
+        if known := [token for token in tokens if isinstance(token, int) and 0 <= token < vocabulary]:
+            return tuple(known)
     return ()
 
 

@@ -106,8 +106,8 @@ class FrozenLinear(nn.Module):
         """W + (B - B_0) A."""
         if self.factors is None:
             return self.weight()
-        a_RI, b_OR = self.factors
-        return self.weight() + b_OR @ a_RI
+        a, b = self.factors
+        return self.weight() + b @ a
 
     def forward(self, x: Tensor) -> Tensor:
         if self.held is not None:
@@ -119,8 +119,8 @@ class FrozenLinear(nn.Module):
             y = y if self.bias is None else y + self.bias
         if self.factors is None:
             return y
-        a_RI, b_OR = self.factors
-        return y + functional.linear(functional.linear(x, a_RI), b_OR)
+        a, b = self.factors
+        return y + functional.linear(functional.linear(x, a), b)
 
 
 class _Product(torch.autograd.Function):

@@ -4,7 +4,6 @@ It stops early, at an accuracy that leaves reinforcement learning something to d
 on one machine.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,21 @@ from distqtrl.seeding import integer, stream
 FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 CONTEXT = 64
-BATCH, RATE, WARMUP = 256, 2e-3, 20
+BATCH, RATE, WARMUP = 128, 2e-3, 50
+EVERY, JUDGED = 10, 500  # steps, and questions of the train split that tell when to stop
 IGNORED = -100  # of labels, in the library
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The decoder's size and its training."""
+    """The decoder's size, the steps at most, and the accuracy at which it ends."""
 
     family: str = "qwen2"
     layers: int = 4
     width: int = 128
     heads: int = 4
-    steps: int = 600
+    steps: int = 2000
+    accuracy: float = 0.7
     seed: int = 0
 
 
@@ -68,7 +69,7 @@ def characters(known: str) -> Any:
 
 def decoder(settings: Settings, vocabulary: int, ends: int, pad: int) -> Any:
     """A decoder with weights that follow from the seed; raises UserError for sizes that do not fit."""
-    family = lookup("family", settings.family, FAMILIES)
+    family = lookup("--family", settings.family, FAMILIES)
     if settings.width % (2 * settings.heads):
         raise UserError(f"--width {settings.width} is no multiple of twice --heads {settings.heads}: choose another")
     library_ = library.transformers()
@@ -106,14 +107,14 @@ def accuracy(directory: Path) -> float:
 
 
 def _train(network: Any, tokenizer: Any, settings: Settings, say: Callable[[str], None]) -> None:
+    """Steps until ``settings.accuracy`` is reached on questions of the train split that are left out here."""
     tokens_NT, labels_NT = _examples(tokenizer)
+    num = len(tokens_NT) - JUDGED
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    network.train()
-    for step in range(settings.steps):
-        chosen = stream(settings.seed, "minibatch", step).integers(len(tokens_NT), size=BATCH)
-        rows = torch.from_numpy(chosen)
+    for step in range(1, settings.steps + 1):
+        rows = torch.from_numpy(stream(settings.seed, "minibatch", step).integers(num, size=BATCH))
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / settings.steps)) / 2)
+            group["lr"] = RATE * min(step / WARMUP, 1)
         logits_NTV = network(input_ids=tokens_NT[rows]).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(
             logits_NTV.flatten(0, 1), labels_NT[rows, 1:].flatten(), ignore_index=IGNORED
@@ -122,9 +123,18 @@ def _train(network: Any, tokenizer: Any, settings: Settings, say: Callable[[str]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
-            say(f"step {step + 1} of {settings.steps}: loss {loss.item():.4f}")
-    network.eval()
+        if step % EVERY == 0 or step == settings.steps:
+            right = _right(network, tokens_NT[num:], labels_NT[num:])
+            say(f"step {step}: loss {loss.item():.3f}, {right:.1%} right")
+            if right >= settings.accuracy:
+                return
+
+
+@torch.no_grad()
+def _right(network: Any, tokens_NT: Tensor, labels_NT: Tensor) -> float:
+    """The part of answers whose every token is the likeliest: those that a greedy completion has right."""
+    likeliest_NT, wanted_NT = network(input_ids=tokens_NT).logits[:, :-1].argmax(-1), labels_NT[:, 1:]
+    return float(((likeliest_NT == wanted_NT) | (wanted_NT == IGNORED)).all(1).double().mean())
 
 
 def _examples(tokenizer: Any) -> tuple[Tensor, Tensor]:

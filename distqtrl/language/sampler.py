@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.errors import UserError
+from distqtrl.errors import Diverged, UserError
 from distqtrl.language import library
 from distqtrl.language.model import Model, Noise
 
@@ -55,7 +55,8 @@ def complete(
 ) -> Completions:
     """A completion of every prompt by the acting policy; greedy takes the likeliest token and draws nothing.
 
-    precision: what the acting policy's weights are rounded to. Raises UserError beyond the decoder's context.
+    precision: what the acting policy's weights are rounded to. Raises UserError beyond the decoder's context, Diverged
+    where it says NaN.
     """
     check(model, max(map(len, prompts)), max_tokens)
     device, num = model.device, len(prompts)
@@ -97,6 +98,8 @@ def complete(
                 rows, token_N, mask_NT = rows[kept], token_N[kept], mask_NT[kept]
             mask_NT = torch.cat([mask_NT, mask_NT.new_ones(len(rows), 1)], dim=1)
             logits_NV = model.forward(token_N[:, None], mask_NT, cache=cache)[:, -1]
+    if not bool(log_prob_NT.isfinite().all()):
+        raise Diverged("a log probability of the language model is not finite: lower the learning rate")
     beyond_NT = torch.arange(max_tokens, device=device) >= length_N[:, None]
     return Completions(
         tokens_NT.masked_fill(beyond_NT, model.checkpoint.pad),
@@ -142,7 +145,8 @@ def drawn(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
     tensor([2])
     """
     sums_NV = log_probs_NV.double().exp().cumsum(1)
-    return torch.searchsorted(sums_NV, (uniform_N.double() * sums_NV[:, -1])[:, None], right=True)[:, 0]
+    found_N = torch.searchsorted(sums_NV, (uniform_N.double() * sums_NV[:, -1])[:, None], right=True)[:, 0]
+    return found_N.clamp(max=sums_NV.shape[1] - 1)  # NaN has no place among them
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ FIRST = {
     "slurm": ["cartpole", "--dry-run"],
     "search-bits": ["cartpole", "-o", "made", "--dry-run"],
     "report": ["RUN"],
+    "pretrain": ["arithmetic", "-o", "made"],
 }
 BAD_LISTS = ["0-99999999999", "5-2", "1,,2", "-1", "1,1", "x", "²", "9" * 5000, "1e3", "1-2-3"]
 LISTS = {
@@ -54,6 +55,7 @@ TEXTS = {
     },
     "slurm": {"--time": ["-1", "x", "1:2:3:4", "0", "²", "9" * 5000], "--memory": ["x", "0", "-1G", "2GB ", "1.5G"]},
     "verify": {"--target": ["", "cc", "-1"]},
+    "pretrain": {"--accuracy": ["0", "1.1", "x", "nan", "-1"], "--family": ["gpt2", ""]},
 }
 
 

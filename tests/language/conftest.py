@@ -3,22 +3,14 @@
 import pytest
 import torch
 from decoders import FAMILIES, write
-from needs import need
 
 from distqtrl.language import checkpoint
 from distqtrl.language.model import Model
-
-try:
-    import transformers
-except ImportError:
-    transformers = None
 
 
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory):
     """Family -> the directory of a decoder with two layers of width 64."""
-    if transformers is None:
-        need("there is no transformers: pip install 'distqtrl[llm]'")
     place = tmp_path_factory.mktemp("decoders")
     return {family: write(place / family, family) for family in FAMILIES}
 

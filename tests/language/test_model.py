@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from distqtrl.errors import UserError
 from distqtrl.language import checkpoint
 from distqtrl.language.model import Model
+from distqtrl.language.packed import Packed
 from distqtrl.quantize import blocks
 
 from .conftest import factors
@@ -21,7 +22,9 @@ def theirs(directory, tokens_NT, mask_NT, dtype=torch.float32):
     """Log probabilities by transformers alone, each row without its padding."""
     network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     with torch.no_grad():
-        rows = [network(row[mask][None]).logits[0].log_softmax(-1) for row, mask in zip(tokens_NT, mask_NT, strict=True)]
+        rows = [
+            network(row[mask][None]).logits[0].log_softmax(-1) for row, mask in zip(tokens_NT, mask_NT, strict=True)
+        ]
     return rows
 
 
@@ -93,8 +96,6 @@ def test_every_code_and_scale_is_decoded_alike():
         scales = np.arange(512 // rule.block * 2, dtype=np.uint8).reshape(2, -1) * 3
         scale = np.float32(0.7) if format.startswith("nvfp4") else None
         encoded = blocks.Encoded(format, (2, 512), codes, scales, scale)
-        from distqtrl.language.packed import Packed
-
         made = Packed(encoded)
         np.testing.assert_array_equal(made().numpy(), blocks.decode(encoded))
         assert made.encoded().scales_NY.tolist() == scales.tolist()
