@@ -1,6 +1,6 @@
 """A language model by GRPO on a frozen base of four bits: what rounding costs, what is learned, by which factors.
 
-    python benchmarks/qerl.py            5 bases x 2 seeds x 11 arms; writes benchmarks/results/qerl/qerl.*; about 3 core hours
+    python benchmarks/qerl.py            5 bases, 2 seeds, 11 arms; writes benchmarks/results/qerl/qerl.*; 3 core hours
     python benchmarks/qerl.py --cores 1 --arms nvfp4 circuit        a part of it
     python benchmarks/qerl.py --quick    1 small base, 1 seed, 2 arms, 2 updates; writes only with -o
 
@@ -58,7 +58,9 @@ def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--cores", type=int, help="runs at a time; default: one per core")
-    parser.add_argument("--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where bases and runs are")
+    parser.add_argument(
+        "--runs", type=Path, default=setting.ROOT / "benchmarks" / "runs", help="where bases and runs are"
+    )
     args = parser.parse_args()
     bases, seeds = (BASES[:1], SEEDS[:1]) if args.quick else (BASES, SEEDS)
     if args.quick:
@@ -127,10 +129,11 @@ class Lines(Kept):
         judged = ["--evaluate.every", "120", "--evaluate.validation_episodes", "2000"] if seed == TUNING else []
         small = SMALL if self.args.quick else ()
         flags = (*words(self.args, arm, rate, base), *judged, *small)
-        return self.job(runs.Job(PRESET, seed, 1, flags), arm, rate, base, seed)
+        kind = "supervised" if arm == "supervised" else PRESET
+        return self.job(runs.Job(kind, seed, 1, flags), arm, rate, base, seed)
 
     def _trained(self, jobs: list[runs.Job]) -> dict[runs.Job, runs.Run | str]:
-        taught = [job for job in jobs if self._what[job][0] == "supervised"]
+        taught = [job for job in jobs if job.preset == "supervised"]
         found = runs.done([job for job in jobs if job not in taught], self.args.runs, self.args.cores)
         for job in taught:
             found[job] = self._taught(job)
@@ -250,8 +253,8 @@ def table(results: dict) -> str:
         f"{len(results['bases'])} bases, {len(results['seeds'])} seeds each; protocol.md says how. "
         + ("No run failed." if not lost else f"**{len(lost)} runs failed**: " + "; ".join(lost) + "."),
         "",
-        "Accuracy on questions that no training asked; intervals of 95 % over bases. Gain: over the same base, rounded alike,",
-        "before GRPO.",
+        "Accuracy on questions that no training asked; intervals of 95 % over bases. Gain: over the same base, rounded",
+        "alike, before GRPO.",
         "",
         "| untrained base | greedy | pass@1 | pass@8 |",
         "|---|--:|--:|--:|",
