@@ -9,6 +9,7 @@ ends is a line of runs.jsonl, and a second start does what is missing. Needs the
 """
 
 import argparse
+import json
 from functools import cache
 from pathlib import Path
 
@@ -152,7 +153,9 @@ class Lines(Kept):
         made = adapted.load(run.directory / "policy.safetensors")
         result, tuning = run.result, run.config.train.seed == TUNING
         greedy = result["validation_return"] if tuning else result["evaluation"]["mean"]
-        facts = {"trained": int(run.columns["trained"][0]), "factors": len(made.factors_F)}
+        with (run.directory / "metrics.jsonl").open() as file:
+            trained = json.loads(file.readline())["trained"]
+        facts = {"trained": trained, "factors": len(made.factors_F)}
         drawn = {} if tuning else sampled(made, run.config.train.seed)
         return {"greedy": greedy, "cpu_s": round(result["cpu_s"], 1), **facts, **drawn}
 
