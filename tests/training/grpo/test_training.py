@@ -122,6 +122,7 @@ def test_evaluate_and_export(trained, tmp_path, capsys):
         words = ["export", str(tmp_path / "run"), "-o", str(tmp_path / target), "--target", target]
         assert cli.main(words) == 0
         assert (tmp_path / target / file).exists()
+    assert isinstance(distqtrl.load(tmp_path / "run"), adapted.Adapted)
 
 
 @pytest.mark.parametrize(
