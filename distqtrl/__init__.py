@@ -17,6 +17,7 @@ Wire 0 is the most significant bit of a basis state. Arrays end in the letters o
     allreduce: V numbers of a vector
     circuit: G gates · K parameter sets · D angles of the device · W wires · J compiled steps or angles · I passes
     environment, training: S numbers of a critic's state
+    algorithm, training: J completions of a group
     export: J bytes
     generator: D free numbers · X trained numbers · N weights of a sample
     language: V tokens of a vocabulary · F factors of low rank · O outputs of a layer · I inputs of a layer

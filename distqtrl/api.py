@@ -18,6 +18,7 @@ from distqtrl.errors import UserError, lookup, shortened
 
 if TYPE_CHECKING:
     from distqtrl.export.check import Check
+    from distqtrl.language.adapted import Adapted
     from distqtrl.policy.policy_file import Policy
     from distqtrl.quantize.formats import Bits
 
@@ -87,7 +88,8 @@ def _trained(config: Config, directory: Path | None, resume: bool, comm: Any) ->
     from distqtrl.report.figures import undrawn
     from distqtrl.training.start import Request, start
 
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.environment.id)
+    what = config.environment.id if config.language.base is None else Path(config.language.task).stem
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", what)
     name = f"{name}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     threads = torch.get_num_threads()
     try:
@@ -109,15 +111,20 @@ def rank() -> int:
     return announced("rank", without=0)
 
 
-def load(path: Place) -> "Policy | dict[str, Policy]":
+def load(path: Place) -> "Policy | dict[str, Policy] | Adapted":
     """The policy of a file or of a run: ``policy.act(obs_BO)`` returns the greedy actions, (B,) or (B, A).
+
+    Of a language model it is an update, whose questions ``distqtrl.language.adapted.answers`` answers.
 
     A run with several policies is a dict from every agent to the policy that plays it. Neither the environment nor
     anything quantum is loaded. Raises UserError where a file is missing or damaged.
     """
+    from distqtrl.language import adapted
     from distqtrl.policy import policy_file
 
     place = Path(path)
+    if (update := adapted.written(place)) is not None:
+        return adapted.load(update)
     if not place.is_dir():
         return policy_file.load(place)
     policies = policy_file.team(place)

@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from distqtrl.config import sources
+
 UNJUDGED = {"evaluate.every": None, "evaluate.target": None, "evaluate.episodes": 2}  # nothing but the end is evaluated
 TRAINED_MAPPING = {  # a mapping that is trained, in the place of the one that preset cartpole draws once
     "circuit.ansatz": "u3_cu3_ring",
@@ -33,6 +35,11 @@ TINY = {
     "environment.local_num": 2,
     **UNJUDGED,
 }
+
+
+def of_environments() -> list[str]:
+    """The presets that train in an environment: all but those of language models, which need a base."""
+    return sorted(name for name in sources.presets() if sources.preset(name).algorithm.name != "grpo")
 
 
 def tiny(**changes: object) -> dict[str, str]:

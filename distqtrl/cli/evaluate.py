@@ -7,6 +7,7 @@ from pathlib import Path
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, whole_number
 from distqtrl.config.stages import Environment
+from distqtrl.errors import UserError
 
 TEXT = "Play greedy episodes with a policy file; needs nothing else of the run."
 SHARED = False
@@ -15,7 +16,8 @@ SHARED = False
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
-    command.add_argument("--episodes", type=whole_number(1), default=100, metavar="N", help="episodes to play [100]")
+    text = "episodes to play, or questions to ask [100]"
+    command.add_argument("--episodes", type=whole_number(1), default=100, metavar="N", help=text)
     text = "seed of the episodes [0]"
     command.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help=text)
     text = "cut an episode after this many steps [as at the end of training; 1000 without a time limit]"
@@ -26,6 +28,36 @@ def add(command: ArgumentParser) -> None:
 
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Play the episodes and print their returns; returns the exit code."""
+    from distqtrl.language import adapted
+
+    if (update := adapted.written(Path(args.policy))) is not None:
+        return _answer(update, args)
+    return _play(args)
+
+
+def _answer(update: Path, args: Namespace) -> int:
+    """Ask a language model, and print what its likeliest answers are worth."""
+    from distqtrl.environment.rollout import summary
+    from distqtrl.language import adapted
+
+    if args.gif is not None or args.max_steps is not None:
+        raise UserError(f"{update} is a language model's: --gif and --max-steps are for episodes, leave them out")
+    found = adapted.load(update)
+    asked = adapted.questions(found.task, "evaluation", 0, range(args.episodes), args.seed)
+    rewards, lengths = adapted.answers(found, asked)
+    if args.json:
+        facts = {"task": found.language.task, "seed": args.seed, "length_mean": lengths.mean()}
+        print(json.dumps(facts | summary(rewards)))
+        return 0
+    print(
+        f"{found.language.task}: reward {rewards.mean():.4f} over {len(rewards)} greedy answers of "
+        f"{lengths.mean():.1f} tokens to questions of its tests, seed {args.seed}"
+    )
+    return 0
+
+
+def _play(args: Namespace) -> int:
+    """Play the episodes and print their returns."""
     from distqtrl.environment import permission
     from distqtrl.environment.rollout import cut, evaluation, summary
     from distqtrl.export import episodes

@@ -27,7 +27,7 @@ def add(command: ArgumentParser) -> None:
     command.epilog = EXIT_CODES
     command.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    text = "some of c,onnx,cuda,verilog [every target there is]"
+    text = "some of c,onnx,cuda,verilog [every target there is]; of a language model merged or adapter [merged]"
     command.add_argument("--target", metavar="LIST", help=text)
     text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
     command.add_argument("--bits", metavar="LIST", help=text)
@@ -50,8 +50,11 @@ def add(command: ArgumentParser) -> None:
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Write the folder and print what was proven about it; returns the exit code."""
     from distqtrl.export import folder, readme
+    from distqtrl.language import adapted
     from distqtrl.policy import policy_file
 
+    if (update := adapted.written(Path(args.policy))) is not None:
+        return _decoder(update, args)
     about = folder.export(policy_file.only(Path(args.policy)), args.output, options(args), aside(args.json))
     if args.json:
         print(json.dumps({"folder": str(args.output), **about}))
@@ -64,6 +67,18 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     if missing := readme.unproven(about):
         print(f"not checked here: {', '.join(missing)} (README.md there says why)")
     print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
+    return 0
+
+
+def _decoder(update: Path, args: Namespace) -> int:
+    """Write a language model with its update as other programs load it."""
+    from distqtrl.errors import lookup
+    from distqtrl.language import adapted
+
+    write = lookup("--target of a language model", args.target or "merged", adapted.FORMS)
+    found = adapted.load(update)
+    write(args.output, found.model, found.factors_F)
+    print(json.dumps({"folder": str(args.output)}) if args.json else f"exported to {args.output}")
     return 0
 
 

@@ -113,6 +113,16 @@ class Config(BaseModel):
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         return self
 
+    @property
+    def local_num(self) -> int:
+        """Environments of a rank, or prompts."""
+        return self.language.prompts if self.algorithm.name == "grpo" else self.environment.local_num
+
+    @property
+    def rollout_steps(self) -> int:
+        """Steps of every environment in one update, where that is known: completions of a prompt."""
+        return self.language.group if self.algorithm.name == "grpo" else self.algorithm.rollout_steps
+
     def _fits_agents(self) -> None:
         if self.agents.placement == "all":
             return

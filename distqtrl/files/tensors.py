@@ -56,6 +56,17 @@ def read(path: Path, format: str, remedy: str) -> tuple[dict[str, Any], Tensors]
     return about, tensors
 
 
+def kind(path: Path) -> str | None:
+    """The format that a file's description tells, without a look at its tensors; None where it tells none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = reading.parsed((file.metadata() or {}).get("distqtrl", "")[DIGITS:])
+    except Exception:  # as in ``read``, which then says why
+        return None
+    found = about.get("format") if isinstance(about, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def check(tensors: Tensors, wanted: Mapping[str, tuple[type, Shape]]) -> None:
     """Raise ValueError unless these are the tensors: names, dtypes, shapes (None: any length), all numbers finite."""
     for name in sorted(tensors.keys() ^ wanted.keys()):

@@ -7,7 +7,6 @@ from distqtrl.config.run import Config
 from distqtrl.generator import generator
 from distqtrl.generator.diagnostics import diagnose
 from distqtrl.training.plan import plan
-from distqtrl.training.roles import Spec
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -24,14 +23,14 @@ def describe(config: Config) -> dict[str, Any]:
     made = generator.several(config, layers, range(len(specs)), Ranks())
     counts = {key: sum(each.counts()[key] for each in made) for key in ("source", "mapping", "total")}
     mapping, device = made[0].mapping, made[0].qpu
-    normalizer = 2 * sum(spec.architecture.num_inputs for spec in specs) if config.policy.normalize_observations else 0
-    weights = sum(spec.architecture.num_weights for spec in specs)
+    normalizer = sum(spec.num_statistics for spec in specs) if config.policy.normalize_observations else 0
+    weights = sum(spec.num_weights for spec in specs)
     first = diagnose(made[0])
     several = {"agents": len(planned.agents), "policies": len(specs)} if len(planned.agents) > 1 else {}
     return {
-        "environment": config.environment.id,
+        **({"task": config.language.task} if config.language.base else {"environment": config.environment.id}),
         **several,
-        "policy": "; ".join(dict.fromkeys(_shape(spec) for spec in specs)),
+        "policy": "; ".join(dict.fromkeys(spec.words for spec in specs)),
         "source": config.generator.source,
         "qubits": device.num_qubits if device else 0,
         "basis_states": 2**mapping.num_qubits if mapping else 0,
@@ -59,9 +58,3 @@ def learning_rates(config: Config, ranks: int) -> dict[str, float]:
     names = ("source_learning_rate", "learning_rate", "value_learning_rate")
     found = {name: getattr(a, name) for name in names}
     return {name: float(f"{x * a.rate_factor(ranks):.6g}") for name, x in found.items() if x is not None}
-
-
-def _shape(spec: Spec) -> str:
-    """A policy's network and head, for people."""
-    a = spec.architecture
-    return "-".join(map(str, a.widths)) + f" {a.activation}, {type(spec.head).__name__.lower()}"

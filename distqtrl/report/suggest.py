@@ -48,7 +48,7 @@ def suggest(config: Config, trained: int) -> tuple[Flags, dict[str, Any]]:
 
     Raises UserError for fewer than LEAST, and for as many as the policy has weights.
     """
-    num_weights = sum(spec.architecture.num_weights for spec in plan(config).specs)
+    num_weights = sum(spec.num_weights for spec in plan(config).specs)
     if not LEAST <= trained < num_weights:
         raise UserError(
             f"--suggest {trained}: give {LEAST} to {num_weights - 1:,}, fewer than the policy's {num_weights:,} weights"

@@ -8,6 +8,12 @@ from typing import Any
 from distqtrl.algorithm.replay import Replay
 from distqtrl.config.run import Config
 from distqtrl.errors import lookup
+from distqtrl.training.evaluation import Greedy, greedy_episodes
+from distqtrl.training.grpo.evaluation import greedy_answers
+from distqtrl.training.grpo.learner import Grpo
+from distqtrl.training.grpo.prompts import Prompts
+from distqtrl.training.grpo.spec import specs
+from distqtrl.training.grpo.update import update as grpo_update
 from distqtrl.training.learner import Learner
 from distqtrl.training.policy_gradient.learner import PPO, Reinforce
 from distqtrl.training.policy_gradient.update import update as policy_gradient_update
@@ -27,6 +33,9 @@ class Algorithm:
     several_agents: bool = True
     fixed_batch: bool = False  # whether a step's batch is as large on any number of ranks
     replay: Callable[[Config, Spec, int, int], Replay] | None = None  # config, policy, environments here and in all
+    specs: Callable[[Config], Sequence[Any]] | None = None  # what is trained, where no environment says it
+    environments: Callable[[Any, Sequence[int], int], Any] | None = None  # what stands in their place: policy, seed
+    greedy: Callable[..., Greedy] = greedy_episodes
 
 
 ALGORITHMS = {
@@ -38,6 +47,9 @@ ALGORITHMS = {
         several_agents=False,
         fixed_batch=True,
         replay=SoftActorCritic.replay,
+    ),
+    "grpo": Algorithm(
+        learner=Grpo, update=grpo_update, several_agents=False, specs=specs, environments=Prompts, greedy=greedy_answers
     ),
 }
 

@@ -39,7 +39,7 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     demand.check_settings(config)
     torch.set_num_threads(config.train.threads)
     state = None if resume is None else checkpoint.load(resume, config, comm)
-    every = np.arange(comm.size * config.environment.local_num) if state is None else state.environments["index_B"]
+    every = np.arange(comm.size * config.local_num) if state is None else state.environments["index_B"]
     indices = np.array_split(every, comm.size)[comm.rank].tolist()
     run = build(config, comm, indices=indices, num_environments=len(every), state=state)
     run.setup_s = time.perf_counter() - began
@@ -66,7 +66,7 @@ def _check_ranks(config: Config, comm: Communicator) -> None:
             f"qpu.per_rank has {len(config.qpu.per_rank)} entries, this job has {comm.size} "
             f"rank{'s' if comm.size > 1 else ''}: remove entries or start more ranks"
         )
-    algorithms.chosen(config).learner.check(config, comm.size * config.environment.local_num)
+    algorithms.chosen(config).learner.check(config, comm.size * config.local_num)
     if config.allreduce.lost_rank == "shrink" and not comm.survives:
         raise UserError(f"allreduce.lost_rank = shrink {SURVIVING}, this is {comm.describe()['mpi']}: use abort")
 
@@ -76,14 +76,7 @@ def build(
 ) -> Run:
     """A run whose environments ``indices``, of so many in all, are this rank's, fresh or as state says."""
     planned = plan(config)
-    environments = Environments(
-        config.environment,
-        indices,
-        seed=config.train.seed,
-        purpose="episode",
-        roles=planned.roles,
-        central=planned.central,
-    )
+    environments = _environments(config, planned, indices)
     make_replay, replay = planned.algorithm.replay, None
     if make_replay is not None:
         replay = make_replay(config, planned.specs[0], len(indices), num_environments)
@@ -108,6 +101,21 @@ def build(
                 f"{state.origin} does not fit this run ({cause[0]}): delete it, or start the run again"
             ) from None
     return run
+
+
+def _environments(config: Config, planned: Plan, indices: Sequence[int]) -> Environments:
+    """This rank's environments, or what the algorithm has in their place."""
+    if planned.algorithm.environments is not None:
+        found: Environments = planned.algorithm.environments(planned.specs[0], indices, config.train.seed)
+        return found
+    return Environments(
+        config.environment,
+        indices,
+        seed=config.train.seed,
+        purpose="episode",
+        roles=planned.roles,
+        central=planned.central,
+    )
 
 
 def _restore(run: Run, state: State) -> None:

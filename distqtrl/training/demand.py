@@ -43,6 +43,11 @@ def check(config: Config, spec: Spec, algorithm: Iterable[Need]) -> None:
     """Refuse a rollout, network or circuit, or what else an algorithm needs, that this machine cannot hold."""
     _refuse(_samples(config, spec.architecture.num_inputs, config.environment.local_num * len(spec.agents)))
     _refuse(_network(config, spec.architecture))
+    check_generated(config, spec, algorithm)
+
+
+def check_generated(config: Config, spec: Spec, algorithm: Iterable[Need]) -> None:
+    """Refuse a circuit, or what an algorithm needs, that this machine cannot hold."""
     _refuse(algorithm)
     _refuse(_circuit(config, spec.layers(config.adapter)))
 

@@ -25,7 +25,7 @@ from distqtrl.policy.policy_file import Policy
 from distqtrl.record import checkpoint
 from distqtrl.record.checkpoint import State
 from distqtrl.record.recorder import Recorder
-from distqtrl.training import evaluation
+from distqtrl.training import algorithms
 from distqtrl.training import metrics as updates
 from distqtrl.training.build import build
 from distqtrl.training.run import Run
@@ -180,7 +180,7 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
     num, counters = run.config.evaluate.validation_episodes, run.counters
     policies = _policies(run)
     with run.policies.profile("evaluate"):
-        found = evaluation.greedy_episodes(run.config, run.comm, policies, "validation", counters.update, num)
+        found = algorithms.chosen(run.config).greedy(run.config, run.comm, policies, "validation", counters.update, num)
     counters.validation_steps += found.steps
     counters.validation_return = float(found.returns.mean())
     if found.cut and not run.told:
@@ -226,7 +226,7 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
             policy.save(directory / file)
     recorder.end()
-    found = evaluation.greedy_episodes(run.config, run.comm, policies, "evaluation", 0, num)
+    found = algorithms.chosen(run.config).greedy(run.config, run.comm, policies, "evaluation", 0, num)
     agents = run.environments.agents
     result = {
         "status": "complete",

@@ -29,7 +29,7 @@ def prediction(run: Run) -> dict[str, Any]:
         shots = circuits * (generator.qpu.settings.shots or 0)
     updates, steps = run.config.train.updates, run.config.train.steps
     if steps is not None:
-        by_steps = -(-steps // (run.num_environments * a.rollout_steps))
+        by_steps = -(-steps // (run.num_environments * run.config.rollout_steps))
         updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
     used, left = run.policies.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
     return {

@@ -9,7 +9,7 @@ import torch
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.policy.normalizer import Normalizer
-from distqtrl.training.learner import Learner
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec
 
 
@@ -22,7 +22,7 @@ class Acting:
     normalizer: Normalizer
 
 
-def packed(learner: Learner, w_M: torch.Tensor) -> np.ndarray:
+def packed(learner: NetworkLearner, w_M: torch.Tensor) -> np.ndarray:
     """A policy with these weights as one vector."""
     return np.concatenate([w_M.detach().numpy(), learner.std_A, *learner.normalizer.tensors().values()])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from distqtrl.config.run import Config
 from distqtrl.environment.spaces import Spaces
@@ -13,6 +14,7 @@ from distqtrl.generator.generator import circuit_total
 from distqtrl.policy.network import Architecture
 from distqtrl.training import algorithms, demand
 from distqtrl.training.algorithms import Algorithm
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec, roles
 
 
@@ -35,6 +37,11 @@ def plan(config: Config) -> Plan:
     """The plan of a run; raises UserError for a configuration that cannot run on this machine."""
     algorithm = algorithms.chosen(config)
     lookup("generator.source", config.generator.source, SOURCES)
+    if algorithm.specs is not None:
+        decoders = tuple(algorithm.specs(config))
+        for each in decoders:
+            demand.check_generated(config, each, algorithm.learner.needs(config, each))
+        return Plan(agents=decoders[0].agents, specs=decoders, algorithm=algorithm, central=False)
     world = make(config.environment)
     agents, found = world.agents, world.spaces
     world.close()
@@ -53,7 +60,8 @@ def plan(config: Config) -> Plan:
 
 def spec(config: Config, algorithm: Algorithm, role: Role, spaces: Spaces) -> Spec:
     """The policy of a role, whose agents have these spaces."""
-    head, p = algorithm.learner.head_for(config, spaces), config.policy
+    learner, p = cast(type[NetworkLearner], algorithm.learner), config.policy
+    head = learner.head_for(config, spaces)
     num_inputs = spaces.num_observations + _num_shared(role)
     architecture = Architecture(num_inputs, p.hidden, head.num_outputs, p.activation)
     if config.generator.source == "equal_mlp":

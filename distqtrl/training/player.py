@@ -9,7 +9,7 @@ import torch
 from distqtrl.policy import network
 from distqtrl.policy.distribution import Head, allowed, masks, read
 from distqtrl.policy.normalizer import Normalizer
-from distqtrl.training.learner import Learner
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.placement import Acting
 from distqtrl.training.roles import Spec
 
@@ -34,7 +34,7 @@ class Player:
         return actions, self.head.to_environment(actions)
 
 
-def player(learner: Learner, w_M: torch.Tensor) -> Player:
+def player(learner: NetworkLearner, w_M: torch.Tensor) -> Player:
     """What acts for a learner with these weights."""
     return Player(head=learner.head, outputs=learner.acting(w_M), normalizer=learner.normalizer, std_A=learner.std_A)
 

@@ -8,6 +8,7 @@ per update.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from distqtrl.environment.vector import Role
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record.profile import Profile
 from distqtrl.training.learner import Learner
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.placement import Acting, exchanged, packed, unpacked
 from distqtrl.training.player import Player, player, remote_player
 from distqtrl.training.roles import Spec
@@ -64,7 +66,7 @@ class Policies:
 
     def players(self, acting: Sequence[torch.Tensor]) -> list[Player]:
         """What acts for every role; acting: the weights of this rank's policies."""
-        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.local_roles, self.learners, acting, strict=True)}
+        by_role = {k: player(r, w_M) for k, r, w_M in zip(self.local_roles, self._networks, acting, strict=True)}
         for role, found in self._elsewhere(acting).items():
             by_role[role] = remote_player(self.specs[role], found, acting[0].numpy().dtype)
         return [by_role[role] for role in range(len(self.specs))]
@@ -75,8 +77,8 @@ class Policies:
         agents = self.roles if several else [()]
         weights = [learner.deployed_weights() for learner in self.learners]
         by_role = {
-            role: policy(learner, env_steps, w_M, agents[role])
-            for role, learner, w_M in zip(self.local_roles, self.learners, weights, strict=True)
+            role: learner.deployed(env_steps, w_M, agents[role])
+            for role, learner, w_M in zip(self.local_roles, self._networks, weights, strict=True)
         }
         like = by_role[self.local_roles[0]]
         for role, found in self._elsewhere(weights).items():
@@ -91,11 +93,16 @@ class Policies:
             )
         return [by_role[role] for role in range(len(self.specs))]
 
+    @property
+    def _networks(self) -> Sequence[NetworkLearner]:
+        """The learners of an algorithm that trains networks."""
+        return cast(Sequence[NetworkLearner], self.learners)
+
     def _elsewhere(self, weights: Sequence[torch.Tensor]) -> dict[int, Acting]:
         """The policies that only other ranks learn, by role; weights: of this rank's."""
         if not self.spread:
             return {}
-        vectors = self._exchanged([packed(r, w_M) for r, w_M in zip(self.learners, weights, strict=True)])
+        vectors = self._exchanged([packed(r, w_M) for r, w_M in zip(self._networks, weights, strict=True)])
         foreign = [role for role in range(len(self.specs)) if role not in self.local_roles]
         return {role: unpacked(self.specs[role], vectors[role]) for role in foreign}
 
@@ -109,18 +116,3 @@ class Policies:
     def fingerprint(self) -> bytes:
         """The bytes of every parameter on this rank, in order."""
         return b"".join(learner.fingerprint() for learner in self.learners)
-
-
-def policy(learner: Learner, env_steps: int, w_M: torch.Tensor, agents: Role = ()) -> Policy:
-    """A learner's policy with these weights; agents: those that it plays, where there are several."""
-    config = learner.config
-    return Policy(
-        architecture=learner.architecture,
-        head=learner.head,
-        w_M=w_M,
-        normalizer=learner.normalizer,
-        environment=config.environment.model_dump(mode="json"),
-        origin={"source": config.generator.source, "env_steps": env_steps, "seed": config.train.seed},
-        trained=None if learner.quantizer is None else learner.quantizer.trained(),
-        agents=agents,
-    )

@@ -28,6 +28,22 @@ class Spec:
         """How many numbers a value network sees."""
         return self.num_states or self.architecture.num_inputs
 
+    @property
+    def num_weights(self) -> int:
+        """How many leave with the policy."""
+        return self.architecture.num_weights
+
+    @property
+    def num_statistics(self) -> int:
+        """How many the normaliser of observations has."""
+        return 2 * self.architecture.num_inputs
+
+    @property
+    def words(self) -> str:
+        """Network and head, for people."""
+        a = self.architecture
+        return "-".join(map(str, a.widths)) + f" {a.activation}, {type(self.head).__name__.lower()}"
+
     def layers(self, config: Adapter) -> Layers:
         """(number of weights, fan-in) of what is generated for it."""
         return self.architecture.layers if config.base is None else adapter.layers(self.architecture, config.rank)

@@ -102,8 +102,8 @@ def step(learners: Sequence[Learner], totals: Sequence[Reduced]) -> list[float]:
     norms = []
     for learner, total in zip(learners, totals, strict=True):
         norms.append(learner.move(total.moves, total.gradient_N))
-        if len(total.scales_S) and learner.quantizer is not None:
-            learner.quantizer.update_scales(total.scales_S)
+        if len(total.scales_S):
+            learner.take_scales(total.scales_S)
     if totals[0].of_policy:
         learners[0].generated.moved()
     return norms

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from runs import of_environments
 
 from distqtrl.circuit import memory
 from distqtrl.cli import main as cli
 from distqtrl.config import sources
-from distqtrl.config.sources import presets
 from distqtrl.environment.world import make
 from distqtrl.errors import UserError
 from distqtrl.training import demand
@@ -62,7 +62,7 @@ def test_nothing_is_allocated_before_the_refusal():
     assert int(done.stdout) < 600 * 1024  # KiB: libraries
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", of_environments())
 def test_presets_fit_small_machines(name, monkeypatch):
     """An estimate is low: what would have run is not refused."""
     monkeypatch.setattr(demand, "machine_memory", lambda: 2**32)

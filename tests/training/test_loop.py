@@ -8,14 +8,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from runs import TRAINED_MAPPING, UNJUDGED, as_words, texts
+from runs import TRAINED_MAPPING, UNJUDGED, as_words, of_environments, texts
 
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.cli import main as cli
 from distqtrl.config import sources
 from distqtrl.config.run import save
-from distqtrl.config.sources import presets, with_flags
+from distqtrl.config.sources import with_flags
 from distqtrl.errors import Foreign, UserError
 from distqtrl.export import episodes
 from distqtrl.generator.controls import SOURCES
@@ -69,7 +69,7 @@ def test_controls(tmp_path, source):
     assert (run.learner.generator.qpu is not None) == (source in ("circuit", "frozen_circuit"))
 
 
-@pytest.mark.parametrize("preset", sorted(presets()))
+@pytest.mark.parametrize("preset", of_environments())
 def test_presets_start(tmp_path, preset):
     trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "32", **SOON})
 

@@ -18,7 +18,8 @@ from distqtrl.policy.normalizer import Normalizer
 from distqtrl.training import demand
 from distqtrl.training.demand import Need
 from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Learner, Setup
+from distqtrl.training.learner import Setup
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec
 from distqtrl.training.step import Loss, backward, reduce, zero
 from distqtrl.training.step import step as optimizer_step
@@ -54,7 +55,7 @@ class Recipe:
     uses_values: bool  # whether there is a value network
 
 
-class PolicyGradient(Learner):
+class PolicyGradient(NetworkLearner):
     """Base of what ascends log probabilities times advantages; by itself it has no ``objective``.
 
     The losses of ``algorithm.loss = sum`` are divided by ``num_environments``.

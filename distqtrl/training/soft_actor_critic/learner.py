@@ -18,14 +18,15 @@ from distqtrl.policy.network import Architecture
 from distqtrl.training import demand
 from distqtrl.training.demand import FLOAT, Need
 from distqtrl.training.gradient import Array
-from distqtrl.training.learner import Learner, Setup
+from distqtrl.training.learner import Setup
+from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec
 from distqtrl.training.step import Loss, backward, reduce, step, zero
 
 CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "temperature")
 
 
-class SoftActorCritic(Learner):
+class SoftActorCritic(NetworkLearner):
     """SAC. The generator makes the weights of the mean; deviation and critics serve training only."""
 
     def __init__(self, setup: Setup) -> None:

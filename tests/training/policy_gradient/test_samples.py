@@ -14,7 +14,6 @@ from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Environments
 from distqtrl.policy.distribution import Categorical, Gaussian
 from distqtrl.policy.network import Architecture
-from distqtrl.training import policies
 from distqtrl.training.algorithms import ALGORITHMS
 from distqtrl.training.build import prepare
 from distqtrl.training.evaluation import greedy_episodes
@@ -245,7 +244,7 @@ def test_policy_for(found, architecture, head):
 
 def test_the_policy_is_the_replica_s():
     learner = made({}, id="CartPole-v1")
-    policy = policies.policy(learner, 7, learner.deployed_weights())
+    policy = learner.deployed(7, learner.deployed_weights())
     assert policy.w_M.tolist() == learner.weights().float().tolist()
     assert policy.origin == {"source": "direct", "env_steps": 7, "seed": 0}
     assert policy.environment["id"] == "CartPole-v1"
@@ -253,7 +252,7 @@ def test_the_policy_is_the_replica_s():
 
 def test_greedy_episodes_belong_to_their_index():
     learner = made({}, id="CartPole-v1")
-    policy = policies.policy(learner, 0, learner.deployed_weights())
+    policy = learner.deployed(0, learner.deployed_weights())
     found = greedy_episodes(learner.config, Serial(), [policy], "evaluation", 3, 4)
     returns = found.returns
     assert found.returns_GE.tolist() == [returns.tolist()]

@@ -1,0 +1,1 @@
+"""GRPO of a language model: one environment step is one completion."""
