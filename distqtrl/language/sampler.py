@@ -7,6 +7,7 @@ has ended leaves the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,15 +72,7 @@ def complete(
     ended_N = torch.zeros(num, dtype=torch.bool, device=device)
     rows = torch.arange(num, device=device)  # those in the batch
     with model.acting(factors_F, noise, held=True, precision=precision):
-        cache = library.transformers().DynamicCache(config=model.network.config)
-        distinct = list(dict.fromkeys(map(tuple, prompts)))
-        number = {prompt: i for i, prompt in enumerate(distinct)}
-        of_row = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
-        prompt_NT, mask_NT = padded(distinct, model.checkpoint.pad, device)
-        logits_NV = model.forward(prompt_NT, mask_NT, cache=cache, last=1)[:, -1]
-        if len(distinct) < num:
-            cache.batch_select_indices(of_row)
-            logits_NV, mask_NT = logits_NV[of_row], mask_NT[of_row]
+        cache, logits_NV, mask_NT = _read(model, prompts)
         for t in range(max_tokens):
             log_probs_NV = log_softmax(logits_NV, temperature)
             token_N = logits_NV.argmax(-1) if greedy else drawn(log_probs_NV, uniform_NT[rows, t])
@@ -118,19 +111,35 @@ def log_probs(
     temperature: float,
 ) -> Tensor:
     """log p of every token of completions (N, T), differentiable in factors_F; 0 beyond a completion's length."""
-    longest = int(length_N.max())
-    short_NT, device = tokens_NT[:, :longest], model.device
+    longest, device = int(length_N.max()), model.device
     inside_NT = torch.arange(longest, device=device) < length_N[:, None]
-    prompt_NT, mask_NT = padded(prompts, model.checkpoint.pad, device)
-    logits_NTV = model.logits(
-        torch.cat([prompt_NT, short_NT], dim=1),
-        torch.cat([mask_NT, inside_NT], dim=1),
-        factors_F,
-        last=longest + 1,
-    )[:, :-1]
-    found_NT = log_softmax(logits_NTV, temperature).gather(2, short_NT[..., None])[..., 0]
-    found_NT = torch.where(inside_NT, found_NT, 0.0)
+    with model.acting(factors_F):
+        cache, logits_NV, mask_NT = _read(model, prompts)
+        logits_NTV = logits_NV[:, None]
+        if longest > 1:
+            mask_NT = torch.cat([mask_NT, inside_NT[:, : longest - 1]], dim=1)
+            more_NTV = model.forward(tokens_NT[:, : longest - 1], mask_NT, cache=cache)
+            logits_NTV = torch.cat([logits_NTV, more_NTV], dim=1)
+    chosen_NT = tokens_NT[:, :longest, None]
+    found_NT = torch.where(inside_NT, log_softmax(logits_NTV, temperature).gather(2, chosen_NT)[..., 0], 0.0)
     return torch.nn.functional.pad(found_NT, (0, tokens_NT.shape[1] - longest))
+
+
+def _read(model: Model, prompts: Sequence[list[int]]) -> tuple[Any, Tensor, Tensor]:
+    """The cache of prompts, what is said of the next token (N, V), and where rows are no padding (N, T).
+
+    Prompts that repeat are read once, and their gradients are summed.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    number = {prompt: i for i, prompt in enumerate(distinct)}
+    cache = library.transformers().DynamicCache(config=model.network.config)
+    tokens_NT, mask_NT = padded(distinct, model.checkpoint.pad, model.device)
+    logits_NV = model.forward(tokens_NT, mask_NT, cache=cache, last=1)[:, -1]
+    if len(distinct) < len(prompts):
+        rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
+        cache.batch_select_indices(rows)
+        logits_NV, mask_NT = logits_NV[rows], mask_NT[rows]
+    return cache, logits_NV, mask_NT
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
