@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
 from distqtrl.errors import UserError
 from distqtrl.language import checkpoint
@@ -123,6 +123,31 @@ def test_the_extra_is_named_where_it_is_missing(missing, directories, monkeypatc
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"language models need {missing}: pip install 'distqtrl\[llm\]'"):
         checkpoint.opened(directories["qwen2"])
+
+
+def test_shards_shared_heads_and_a_head_of_its_own(directories, tmp_path):
+    """A decoder as large ones are: weights in several files, fewer keys than queries, no tied head, two end tokens."""
+    shutil.copytree(directories["qwen2"], tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    config = AutoConfig.from_pretrained(tmp_path / "base", num_key_value_heads=2, tie_word_embeddings=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    network.generation_config.eos_token_id = [1, 5]
+    network.save_pretrained(tmp_path / "base", max_shard_size="50KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 2
+    found = checkpoint.opened(tmp_path / "base")
+    assert found.ends == (1, 5)
+    model = Model(found, "none", 2, ("k_proj", "down_proj"))
+    assert model.layers[:2] == [(2 * 64, 64), (32 * 2, 2)]
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(TOKENS, None, None), said(network.float()), atol=1e-5, rtol=0)
+    checkpoint.merged(tmp_path / "merged", model, None)
+    for name, parameter in loaded(tmp_path / "merged", torch.bfloat16).named_parameters():
+        assert torch.equal(parameter, network.bfloat16().get_parameter(name))
+    next((tmp_path / "base").glob("*-00002-*")).unlink()
+    with pytest.raises(UserError, match="it has no model-00002-of"):
+        checkpoint.opened(tmp_path / "base")
 
 
 @pytest.mark.parametrize("precision", ["none", "nvfp4", "mxfp4"])
