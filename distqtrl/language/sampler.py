@@ -16,6 +16,7 @@ from torch import Tensor
 from distqtrl.errors import Diverged, UserError
 from distqtrl.language import library
 from distqtrl.language.model import Model, Noise
+from distqtrl.language.steps import steps
 
 KEPT = 0.75  # a batch shrinks when fewer of its rows than this part go on: to copy the cache costs, too
 
@@ -73,6 +74,7 @@ def complete(
     rows = torch.arange(num, device=device)  # those in the batch
     with model.acting(factors_F, noise, held=True, precision=precision):
         cache, logits_NV, mask_NT = _read(model, prompts)
+        going_on = steps(model, cache, mask_NT, room=max_tokens)
         for t in range(max_tokens):
             log_probs_NV = log_softmax(logits_NV, temperature)
             token_N = logits_NV.argmax(-1) if greedy else drawn(log_probs_NV, uniform_NT[rows, t])
@@ -87,10 +89,10 @@ def complete(
                 break
             if num_going < KEPT * len(rows):
                 kept = going.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
+                going_on.keep(kept)
                 rows, token_N, mask_NT = rows[kept], token_N[kept], mask_NT[kept]
             mask_NT = torch.cat([mask_NT, mask_NT.new_ones(len(rows), 1)], dim=1)
-            logits_NV = model.forward(token_N[:, None], mask_NT, cache=cache)[:, -1]
+            logits_NV = going_on.logits(token_N, mask_NT)
     if not bool(log_prob_NT.isfinite().all()):
         raise Diverged("a log probability of the language model is not finite: lower the learning rate")
     beyond_NT = torch.arange(max_tokens, device=device) >= length_N[:, None]
