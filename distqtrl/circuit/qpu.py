@@ -19,6 +19,7 @@ from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pennylane import PennyLane
+from distqtrl.circuit.runtime import Runtime
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
 from distqtrl.errors import Diverged, UserError, lookup
@@ -47,6 +48,7 @@ BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
     "torch": Batched,
     "pennylane": PennyLane,
     "aer": Aer,
+    "runtime": Runtime,
 }
 
 
@@ -76,6 +78,7 @@ class QPU:
     seed: int
     ranks: shift.Ranks
     spread_DP: Array | None = None  # from theta_P to the device's angles, when gates were decomposed
+    one_job: bool = False  # circuits that ranks share all run on rank 0, which sends them together
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -85,8 +88,30 @@ class QPU:
         self.method = _method(self.settings, self.device)
         self._rule = shift.rule(self.device.program)
         self._shares = self.settings.shift == "distributed"
-        self._mine = slice(self.ranks.rank, None, self.ranks.size) if self._shares else slice(None)
+        self._mine = self._share() if self._shares else slice(None)
         self.seek(0)
+
+    def _share(self) -> slice:
+        """This rank's circuits, of those of a gradient that all share."""
+        if self.one_job:
+            return slice(None) if self.ranks.rank == 0 else slice(0)
+        return slice(self.ranks.rank, None, self.ranks.size)
+
+    @property
+    def shot_us(self) -> float:
+        """Microseconds of QPU time per shot: the backend's own estimate, or the settings' assumption."""
+        estimated: float | None = getattr(self.device, "shot_us", None)
+        return self.settings.shot_us if estimated is None else estimated
+
+    @property
+    def billed(self) -> bool:
+        """Whether circuits leave this machine, for a device that somebody waits or pays for."""
+        return bool(getattr(self.device, "billed", False))
+
+    def confirm(self) -> None:
+        """Let a device that is billed send circuits from now on; others always do."""
+        if isinstance(self.device, Runtime):
+            self.device.confirmed = True
 
     @property
     def circuits_per_gradient(self) -> int:
@@ -247,9 +272,11 @@ def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks
     own = settings.of_rank(ranks.rank)
     backend = lookup("qpu.backend", own.backend, BACKENDS)
     program, spread_DP = ansatz.build(circuit, num_qubits), None
-    if own.noise is not None:
+    if own.noise is not None or getattr(backend, "noisy", False):
         program, spread_DP = decomposition.decomposed(program)
-    return QPU(backend(program, own), own, seed, ranks, spread_DP)
+    every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in range(ranks.size)]
+    one_job = any(getattr(each, "one_job", False) for each in every)
+    return QPU(backend(program, own), own, seed, ranks, spread_DP, one_job)
 
 
 def _method(settings: Qpu, device: Device) -> str:

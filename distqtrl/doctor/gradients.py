@@ -24,6 +24,7 @@ from distqtrl.errors import UserError
 Array = npt.NDArray[np.float64]
 METHODS = (*EXACT, "parameter-shift", "spsa")
 SEVERAL = {"pennylane": ("default.qubit", "lightning.qubit", "default.mixed")}  # devices of a backend
+NOT_COMPARED = ("runtime",)  # noisy shots, of which it has no exact result
 NOISE = {"depolarizing": {"one_qubit": 0.002, "two_qubit": 0.02}, "readout": {"0to1": 0.02, "1to0": 0.04}}
 SIZES = {"exact": (3, 10), "shift": (3, 6), "noise": (2, 4), "sampled": (2,)}  # qubits
 TOLERANCE, STANDARD_ERRORS, SHOTS, REPEATS = 1e-8, 5.0, 500, 30
@@ -49,7 +50,8 @@ class Row:
 
 def devices() -> list[dict[str, Any]]:
     """Every backend, some with several devices."""
-    named = [(backend, device) for backend in qpu.BACKENDS for device in SEVERAL.get(backend, (None,))]
+    compared = [backend for backend in qpu.BACKENDS if backend not in NOT_COMPARED]
+    named = [(backend, device) for backend in compared for device in SEVERAL.get(backend, (None,))]
     return [{"backend": backend, **({"device": device} if device else {})} for backend, device in named]
 
 
