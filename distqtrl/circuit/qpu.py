@@ -17,6 +17,7 @@ from distqtrl.circuit import ansatz, decomposition, shift
 from distqtrl.circuit.aer import Aer
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.cuda import Cuda
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pennylane import PennyLane
 from distqtrl.circuit.runtime import Runtime
@@ -46,6 +47,7 @@ class Device(Protocol):
 BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
     "statevector": StateVector,
     "torch": Batched,
+    "cuda": Cuda,
     "pennylane": PennyLane,
     "aer": Aer,
     "runtime": Runtime,

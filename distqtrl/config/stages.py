@@ -50,15 +50,15 @@ class Qpu(Stage):
     """The device that runs the circuit on every rank."""
 
     backend: Text = Field(
-        "statevector", description="device family: statevector (ours), torch, pennylane, aer, runtime"
+        "statevector", description="device family: statevector (ours), torch, cuda, pennylane, aer, runtime"
     )
     device: Text | None = Field(
         None,
-        description="pennylane: a device's name; torch: cpu, cuda; aer: a method; runtime: a backend's name, real or "
-        "simulated (fake_manila)",
+        description="pennylane: a device's name; torch, cuda: cpu, cuda, cuda:1; aer: a method; runtime: a backend's "
+        "name, real or simulated (fake_manila)",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
-    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch)")
+    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch, cuda)")
     shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
     noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
     gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.circuit import qpu
+from distqtrl.circuit import cuda, qpu
 from distqtrl.circuit.ansatz import KINDS
 from distqtrl.circuit.qpu import EXACT, QPU
 from distqtrl.config.stages import Circuit, Qpu
@@ -49,8 +49,9 @@ class Row:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Every backend, some with several devices."""
-    compared = [backend for backend in qpu.BACKENDS if backend not in NOT_COMPARED]
+    """Every backend that has exact results to compare with, some with several devices; cuda where there is a GPU."""
+    left_out = NOT_COMPARED if cuda.available() else (*NOT_COMPARED, "cuda")
+    compared = [backend for backend in qpu.BACKENDS if backend not in left_out]
     named = [(backend, device) for backend in compared for device in SEVERAL.get(backend, (None,))]
     return [{"backend": backend, **({"device": device} if device else {})} for backend, device in named]
 
