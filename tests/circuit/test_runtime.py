@@ -74,6 +74,14 @@ def test_all_circuits_of_a_gradient_are_one_job_of_one_circuit(jobs):
     assert (device.ledger.circuits, device.ledger.shots) == (8, 1600)
 
 
+def test_the_gradients_of_several_policies_are_one_job(jobs):
+    device = build()
+    theta_KP = np.stack([angles(device, seed) for seed in (0, 1)])
+    _, gradient = device.probabilities_batch(theta_KP)
+    assert gradient(np.ones((2, 8))).shape == theta_KP.shape
+    assert [values_KJ.shape[0] for _, values_KJ, _ in jobs] == [2, 2 * device.circuits_per_gradient]
+
+
 def test_rank_0_sends_the_circuits_of_all_ranks_as_one_job(jobs):
     v_S, totals = np.arange(8.0), {"total": lambda v_S: 2 * v_S}
     whole = build(gradient="parameter-shift")

@@ -106,3 +106,20 @@ def test_describe_says_what_will_be_asked(command):
     per_update, whole = ([facts[name + when] for name in ("circuits", "shots")] for when in ("_per_update", ""))
     assert (per_update, whole) == ([7, 350], [21, 1050])
     assert 0.25e-3 * 350 < facts["qpu_s_per_update"] < 0.3e-3 * 350
+
+
+def test_a_batch_script_says_yes_when_it_is_told_to(command):
+    asked = [
+        "slurm",
+        "cartpole",
+        "--dry-run",
+        "--launcher",
+        "srun",
+        "--qpu.backend",
+        "runtime",
+        "--qpu.device",
+        "ibm_x",
+    ]
+    for words, says in (([], False), (["--yes"], True)):
+        code, out, _ = command(*asked, *words)
+        assert (code, " --yes" in out) == (0, says)
