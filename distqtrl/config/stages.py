@@ -207,17 +207,6 @@ class Rollout(Stage):
     noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; the first is silent")
 
 
-class Adapter(Stage):
-    """A frozen policy plus an update of low rank, whose factors the generator makes."""
-
-    base: Text | None = Field(
-        None, description="policy file of the frozen policy; none = weights are made, not adapted"
-    )
-    rank: Width = Field(4, description="of the factors of every layer's update")
-    precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
-    pad: bool = Field(False, description="as rollout.pad")
-
-
 class Environment(Stage):
     """Any Gymnasium or PettingZoo (parallel) environment: observations of fixed length, chosen or 1-D Box actions."""
 
