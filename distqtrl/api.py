@@ -40,12 +40,13 @@ def read(path: Place, changes: Mapping[str, Any] | None = None) -> Config:
     return sources.with_changes(found, changes or {})
 
 
-def train(config: Config, directory: Place | None = None, *, resume: bool = False) -> dict[str, Any]:
+def train(config: Config, directory: Place | None = None, *, resume: bool = False, yes: bool = False) -> dict[str, Any]:
     """Train, and return what result.json holds, with ``run``, the directory; under mpirun, every rank calls this.
 
     directory: a new one, or one in which a training of this configuration was begun: then it goes on, to where it
     would have got without a break. If it is complete, its result is returned; another budget, target or evaluation
-    extends it. None: a new one below ``train.directory``. resume: only go on with a run that is there.
+    extends it. None: a new one below ``train.directory``. resume: only go on with a run that is there. yes: circuits
+    may be sent to a device that is not simulated, however many; without it that is refused, with their number.
 
     Signals (in the main thread) are acted upon at the end of an update, when the run has been saved: SIGINT raises
     KeyboardInterrupt; SIGTERM and SIGUSR1 return a result whose ``status`` is "stopped", with ``signal`` and
@@ -60,7 +61,7 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
             place = agreed(comm, lambda: _checked(config, directory, resume))
             check_equal(comm, save(config).encode(), "configurations", "give every rank the same one, seed included")
             check_equal(comm, f"{place} {resume}".encode(), "directory or resume", "give every rank the same ones")
-            result = _trained(config, place, resume, comm)
+            result = _trained(config, place, resume, yes, comm)
             agreed(comm, lambda: None)  # when it returns, everything has been written, on every rank
     except UserError as error:
         if error.trace:
@@ -81,7 +82,7 @@ def _checked(config: Config, directory: Place | None, resume: bool) -> Path | No
     return None if directory is None else Path(directory)
 
 
-def _trained(config: Config, directory: Path | None, resume: bool, comm: Any) -> dict[str, Any]:
+def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, comm: Any) -> dict[str, Any]:
     """The result, with the learning curve drawn; torch's number of threads is the caller's again afterwards."""
     import torch
 
@@ -94,7 +95,7 @@ def _trained(config: Config, directory: Path | None, resume: bool, comm: Any) ->
     threads = torch.get_num_threads()
     try:
         request = Request(config, directory, name, resume)
-        outcome = start(request, comm, began=lambda beginning: None, say=_say)
+        outcome = start(request, comm, began=lambda beginning: None, confirm=lambda line: yes, say=_say)
     finally:
         torch.set_num_threads(threads)
     if comm.rank == 0 and (outcome.trained or not (outcome.directory / "learning_curve.png").exists()):

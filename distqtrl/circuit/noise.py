@@ -128,29 +128,40 @@ def _whole(error: Any) -> Any:
 
 def with_backend(program: Program, name: str) -> Compiled:
     """The circuit routed on a fake backend, cut down to the qubits it uses: Aer is slow with 127 qubits' errors."""
-    from qiskit import QuantumCircuit, transpile
-    from qiskit.transpiler.exceptions import TranspilerError
+    from qiskit import QuantumCircuit
 
     target = _backend(program, name).target
-    # rz, where a backend has none, would leave a phase that depends on all angles, and Qiskit then takes hours
-    compiled = pulsed(program, "rz" if "rz" in target.operation_names else "p")
-    try:
-        routed = transpile(compiled.circuit, target=target, optimization_level=3, seed_transpiler=0)
-    except TranspilerError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"qpu.noise = {name}: Qiskit cannot route this circuit on it ({reason}): use {_others(program, name)}"
-        ) from None
-    qubits_W = routed.layout.final_index_layout()
-    placed = [(step.operation, [routed.find_bit(qubit).index for qubit in step.qubits]) for step in routed.data]
-    used = sorted({*qubits_W, *(qubit for _, qubits in placed for qubit in qubits)})
+    compiled = routed(program, target, f"qpu.noise = {name}", _others(program, name))
+    placed = [(step.operation, _at(compiled, step)) for step in compiled.circuit.data]
+    used = sorted({*compiled.qubit_W, *(qubit for _, qubits in placed for qubit in qubits)})
     compiled.circuit = QuantumCircuit(len(used))
     for operation, qubits in placed:
         compiled.circuit.append(operation, [used.index(qubit) for qubit in qubits])
-    compiled.qubit_W = [used.index(qubit) for qubit in qubits_W]
+    compiled.qubit_W = [used.index(qubit) for qubit in compiled.qubit_W]
     compiled.noise, confusion = _measured(target, used, {operation.name for operation, _ in placed})
     compiled.confusion_W22 = confusion[compiled.qubit_W]
     return compiled
+
+
+def routed(program: Program, target: Any, who: str, remedy: str) -> Compiled:
+    """The circuit on the qubits, couplings and gates of a backend's target; raises UserError where Qiskit cannot."""
+    from qiskit import transpile
+    from qiskit.transpiler.exceptions import TranspilerError
+
+    # rz, where a backend has none, would leave a phase that depends on all angles, and Qiskit then takes hours
+    compiled = pulsed(program, "rz" if "rz" in target.operation_names else "p")
+    try:
+        compiled.circuit = transpile(compiled.circuit, target=target, optimization_level=3, seed_transpiler=0)
+    except TranspilerError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{who}: Qiskit cannot route this circuit on it ({reason}): use {remedy}") from None
+    compiled.qubit_W = compiled.circuit.layout.final_index_layout()
+    return compiled
+
+
+def _at(compiled: Compiled, step: Any) -> list[int]:
+    """The qubits that an instruction of the circuit acts on."""
+    return [compiled.circuit.find_bit(qubit).index for qubit in step.qubits]
 
 
 def _backend(program: Program, name: str) -> Any:

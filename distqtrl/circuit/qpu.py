@@ -17,8 +17,10 @@ from distqtrl.circuit import ansatz, decomposition, shift
 from distqtrl.circuit.aer import Aer
 from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.cuda import Cuda
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pennylane import PennyLane
+from distqtrl.circuit.runtime import Runtime
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
 from distqtrl.errors import Diverged, UserError, lookup
@@ -45,8 +47,10 @@ class Device(Protocol):
 BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
     "statevector": StateVector,
     "torch": Batched,
+    "cuda": Cuda,
     "pennylane": PennyLane,
     "aer": Aer,
+    "runtime": Runtime,
 }
 
 
@@ -76,6 +80,7 @@ class QPU:
     seed: int
     ranks: shift.Ranks
     spread_DP: Array | None = None  # from theta_P to the device's angles, when gates were decomposed
+    one_job: bool = False  # circuits that ranks share all run on rank 0, which sends them together
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -85,8 +90,30 @@ class QPU:
         self.method = _method(self.settings, self.device)
         self._rule = shift.rule(self.device.program)
         self._shares = self.settings.shift == "distributed"
-        self._mine = slice(self.ranks.rank, None, self.ranks.size) if self._shares else slice(None)
+        self._mine = self._share() if self._shares else slice(None)
         self.seek(0)
+
+    def _share(self) -> slice:
+        """This rank's circuits, of those of a gradient that all share."""
+        if self.one_job:
+            return slice(None) if self.ranks.rank == 0 else slice(0)
+        return slice(self.ranks.rank, None, self.ranks.size)
+
+    @property
+    def shot_us(self) -> float:
+        """Microseconds of QPU time per shot: the backend's own estimate, or the settings' assumption."""
+        estimated: float | None = getattr(self.device, "shot_us", None)
+        return self.settings.shot_us if estimated is None else estimated
+
+    @property
+    def billed(self) -> bool:
+        """Whether circuits leave this machine, for a device that somebody waits or pays for."""
+        return bool(getattr(self.device, "billed", False))
+
+    def confirm(self) -> None:
+        """Let a device that is billed send circuits from now on; others always do."""
+        if isinstance(self.device, Runtime):
+            self.device.confirmed = True
 
     @property
     def circuits_per_gradient(self) -> int:
@@ -120,10 +147,14 @@ class QPU:
         p_S = self._measured(theta_D[None], self.ranks.rank, [self._next()])[0]
         if self.method == "spsa":
             return p_S, lambda v_S: self._perturbed(theta_P, v_S)
-        return p_S, lambda v_S: self._back(self._shifted(theta_D, v_S))
+        return p_S, lambda v_S: self._back(self._shifted(theta_D[None], v_S[None])[0])
 
     def probabilities_batch(self, theta_KP: Array) -> tuple[Array, Gradient]:
         """p_KS, and the function v_KS -> d(v.p)/d theta_KP: as one batch where the device can, else one by one."""
+        if self.method == "parameter-shift":
+            theta_KD, num = self._device_angles(theta_KP), len(theta_KP)
+            p_KS = self._measured(theta_KD, self.ranks.rank, [self._next() for _ in range(num)])
+            return p_KS, lambda v_KS: self._back(self._shifted(theta_KD, v_KS))
         batch = getattr(self.device, "differentiable_batch", None)
         if batch is None or self.method not in EXACT:
             p, gradients = zip(*(self.probabilities(theta_P) for theta_P in theta_KP), strict=True)
@@ -171,21 +202,29 @@ class QPU:
         self.ledger.gradients += 1
         return self._guarded(lambda: gradient(v_S))
 
-    def _shifted(self, theta_D: Array, v_S: Array) -> Array:
-        """The gradient by shifted circuits; where ranks share them, this rank's part of that of the summed v.p."""
+    def _shifted(self, theta_ND: Array, v_NS: Array) -> Array:
+        """The gradients of N parameter sets by shifted circuits, which a device gets together.
+
+        Where ranks share them, this rank's part of those of the summed v.p.
+        """
         if self._shares:
-            v_S = self.ranks.total(v_S)
+            v_NS = self.ranks.total(v_NS.reshape(-1)).reshape(v_NS.shape)
         angle_K, offset_K, weight_K = self._rule
         angle_K, offset_K, weight_K = angle_K[self._mine], offset_K[self._mine], weight_K[self._mine]
-        first = self._next(len(self._rule.angle_K))
-        numbers = range(first, first + len(self._rule.angle_K))[self._mine]
+        num, every = len(angle_K), len(self._rule.angle_K)
+        first_N = [self._next(every) for _ in theta_ND]
+        numbers = [first + number for first in first_N for number in range(every)[self._mine]]
         owner = 0 if self._shares else self.ranks.rank
-        gradient_D = np.zeros_like(theta_D)
-        for part in shift.batches(len(angle_K), max(2**self.num_qubits, len(theta_D))):
-            theta_KD = shift.shifted(theta_D, angle_K[part], offset_K[part])
-            value_K = self._measured(theta_KD, owner, list(numbers[part])) @ v_S
-            np.add.at(gradient_D, angle_K[part], weight_K[part] * value_K)
-        return gradient_D
+        gradient_ND = np.zeros_like(theta_ND)
+        for part in shift.batches(len(numbers), max(2**self.num_qubits, theta_ND.shape[1])):
+            set_K, k = np.divmod(np.arange(len(numbers))[part], num)
+            theta_KD = shift.shifted(theta_ND[set_K], angle_K[k], offset_K[k])
+            p_KS = self._measured(theta_KD, owner, numbers[part])
+            for n in np.unique(set_K):
+                own = set_K == n
+                value_K = p_KS[own] @ v_NS[n]
+                np.add.at(gradient_ND[n], angle_K[k[own]], weight_K[k[own]] * value_K)
+        return gradient_ND
 
     def _perturbed(self, theta_P: Array, v_S: Array) -> Array:
         """Simultaneous perturbation (Spall 1992): the mean over random directions of +-1 per angle."""
@@ -247,9 +286,11 @@ def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks
     own = settings.of_rank(ranks.rank)
     backend = lookup("qpu.backend", own.backend, BACKENDS)
     program, spread_DP = ansatz.build(circuit, num_qubits), None
-    if own.noise is not None:
+    if own.noise is not None or getattr(backend, "noisy", False):
         program, spread_DP = decomposition.decomposed(program)
-    return QPU(backend(program, own), own, seed, ranks, spread_DP)
+    every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in range(ranks.size)]
+    one_job = any(getattr(each, "one_job", False) for each in every)
+    return QPU(backend(program, own), own, seed, ranks, spread_DP, one_job)
 
 
 def _method(settings: Qpu, device: Device) -> str:

@@ -63,9 +63,9 @@ def rule(program: Program) -> Rule:
     return Rule(angle_K.astype(np.int64), offset_K, weight_K)
 
 
-def shifted(theta_P: Array, angle_K: npt.NDArray[np.int64], offset_K: Array) -> Array:
-    """theta_KP: one copy of theta_P per circuit, one angle of each moved."""
-    theta_KP = np.tile(theta_P, (len(angle_K), 1))
+def shifted(theta: Array, angle_K: npt.NDArray[np.int64], offset_K: Array) -> Array:
+    """theta_KP: copies of theta_P, or the sets of theta_KP, one angle of each moved."""
+    theta_KP = np.array(np.broadcast_to(theta, (len(angle_K), theta.shape[-1])))
     theta_KP[np.arange(len(angle_K)), angle_K] += offset_K
     return theta_KP
 

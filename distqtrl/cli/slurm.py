@@ -34,6 +34,8 @@ def add(command: ArgumentParser) -> None:
     command.add_argument("--nodelist", metavar="LIST", help="hosts, as SLURM writes them: n[1-4]")
     text = "a further flag of sbatch, such as --sbatch=--account=abc; may be given several times"
     command.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=text)
+    text = "let the job send circuits to a device that is not simulated, as in train"
+    command.add_argument("--yes", action="store_true", help=text)
     command.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     add_fields(command)
 
@@ -49,7 +51,11 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     job = slurm.checked(
         slurm.Job(
             name=args.preset or args.config.stem,
-            words=(*([args.preset] if args.preset else [f"--config={args.config}"]), *_words(flags)),
+            words=(
+                *([args.preset] if args.preset else [f"--config={args.config}"]),
+                *_words(flags),
+                *(["--yes"] if args.yes else []),
+            ),
             directory=config.train.directory,
             nodes=args.nodes,
             ranks_per_node=args.ranks_per_node,

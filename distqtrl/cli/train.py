@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ def add(command: argparse.ArgumentParser) -> None:
     text = "use this run directory: start it where it is new, else go on with it (for jobs that are requeued)"
     command.add_argument("--run", type=Path, metavar="RUN", help=text)
     add_alone(command, "--print-config", "print the resolved configuration and exit")
+    text = "send circuits to a device that is not simulated, without asking"
+    command.add_argument("--yes", action="store_true", help=text)
     add_fields(command)
 
 
@@ -56,41 +59,40 @@ def _trained(args: argparse.Namespace, config: Config, comm: Communicator) -> tu
 
     name = "" if args.resume or args.run else _name(args, config)
     request = Request(config, args.resume or args.run, name, resume=args.resume is not None)
-    outcome = start(request, comm, began=lambda beginning: None if args.json else _print_begin(beginning), say=say)
+    outcome = start(
+        request,
+        comm,
+        began=lambda beginning: None if args.json else _print_begin(beginning),
+        confirm=(lambda line: True) if args.yes else _confirmed,
+        say=say,
+    )
     return outcome.directory, outcome.result, outcome.trained
 
 
 def _print_begin(b: "Beginning") -> None:
     """Print where the run is, and what it will ask of the QPUs."""
     from distqtrl.circuit import compiled
+    from distqtrl.training.start import qpu_line
 
     print(f"run directory {b.directory}, {b.ranks} rank{'s' if b.ranks > 1 else ''}")
     if b.replicas > 1:
         print(f"{b.replicas} replicas per rank, circuits {'as one batch' if b.batched else 'one by one'}")
     if line := compiled.told():
         print(line)
-    print(_qpu_line(b.qpu, b.asked), flush=True)
+    print(qpu_line(b.qpu, b.asked), flush=True)
+
+
+def _confirmed(line: str) -> bool:
+    """Whether the person at the terminal, if there is one, wants this to be sent."""
+    if not sys.stdin or not sys.stdin.isatty():
+        return False
+    say(f"{line}\nsend this? [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _name(args: argparse.Namespace, config: Config) -> str:
     """The name of a new run directory."""
     return f"{args.preset or args.config.stem}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _qpu_line(qpu: Any, asked: dict[str, Any]) -> str:
-    """What rank 0's QPU is, and what will be asked of all ranks' QPUs."""
-    if qpu is None:
-        return "no QPU"
-    facts = qpu.facts()
-    name = " ".join(str(facts[key]) for key in ("backend", "device", "noise") if facts[key])
-    how = f"{facts['shots']:,} shots" if facts["shots"] else "exact"
-
-    def amount(x: dict[str, Any]) -> str:
-        shots = f", {x['shots']:,} shots, {x['qpu_s']:,.1f} s of QPU time" if x["shots"] else ""
-        return f"{x['circuits']:,} circuits{shots}"
-
-    total = f"; {amount(asked['run'])} in the whole budget of {asked['updates']:,} updates" if asked["run"] else ""
-    return f"QPU {name}, {how}, gradient {facts['gradient']}: {amount(asked['update'])} per update{total}"
 
 
 def draw(directory: Path) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from distqtrl.config.language import Language
+from distqtrl.config.frozen import Adapter, Language
 from distqtrl.config.stages import (
-    Adapter,
     Agents,
     Algorithm,
     Allreduce,

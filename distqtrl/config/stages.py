@@ -49,10 +49,16 @@ class Circuit(Stage):
 class Qpu(Stage):
     """The device that runs the circuit on every rank."""
 
-    backend: Text = Field("statevector", description="device family: statevector (ours), torch, pennylane, aer")
-    device: Text | None = Field(None, description="pennylane: a device's name; torch: cpu, cuda; aer: a method")
+    backend: Text = Field(
+        "statevector", description="device family: statevector (ours), torch, cuda, pennylane, aer, runtime"
+    )
+    device: Text | None = Field(
+        None,
+        description="pennylane: a device's name; torch, cuda: cpu, cuda, cuda:1; aer: a method; runtime: a backend's "
+        "name, real or simulated (fake_manila)",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
-    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch)")
+    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch, cuda)")
     shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
     noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
     gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(
@@ -63,7 +69,11 @@ class Qpu(Stage):
     )
     spsa_step: Rate = Field(0.1, description="SPSA: half the distance of the two circuits, in radians")
     spsa_samples: Many = Field(1, description="SPSA: random directions averaged in one gradient")
-    shot_us: Rate = Field(250.0, description="microseconds of QPU time per shot in the ledger (an assumption)")
+    shot_us: Rate = Field(
+        250.0,
+        description="microseconds of QPU time per shot in the ledger: an assumption, in whose place backend runtime "
+        "puts the device's own durations",
+    )
     replicas: Few = Field(
         1,
         description="K, ranks that one process hosts as threads, each with its QPU, learners and environments; on "
@@ -195,17 +205,6 @@ class Rollout(Stage):
     noise_start: Rate = Field(1e-2, description="deviation of the factors around 1, in the second stage")
     noise_end: Rate = Field(1e-4, description="deviation in the last stage")
     noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; the first is silent")
-
-
-class Adapter(Stage):
-    """A frozen policy plus an update of low rank, whose factors the generator makes."""
-
-    base: Text | None = Field(
-        None, description="policy file of the frozen policy; none = weights are made, not adapted"
-    )
-    rank: Width = Field(4, description="of the factors of every layer's update")
-    precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
-    pad: bool = Field(False, description="as rollout.pad")
 
 
 class Environment(Stage):

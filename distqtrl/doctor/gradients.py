@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.circuit import qpu
+from distqtrl.circuit import cuda, qpu
 from distqtrl.circuit.ansatz import KINDS
 from distqtrl.circuit.qpu import EXACT, QPU
 from distqtrl.config.stages import Circuit, Qpu
@@ -24,6 +24,7 @@ from distqtrl.errors import UserError
 Array = npt.NDArray[np.float64]
 METHODS = (*EXACT, "parameter-shift", "spsa")
 SEVERAL = {"pennylane": ("default.qubit", "lightning.qubit", "default.mixed")}  # devices of a backend
+NOT_COMPARED = ("runtime",)  # noisy shots, of which it has no exact result
 NOISE = {"depolarizing": {"one_qubit": 0.002, "two_qubit": 0.02}, "readout": {"0to1": 0.02, "1to0": 0.04}}
 SIZES = {"exact": (3, 10), "shift": (3, 6), "noise": (2, 4), "sampled": (2,)}  # qubits
 TOLERANCE, STANDARD_ERRORS, SHOTS, REPEATS = 1e-8, 5.0, 500, 30
@@ -48,8 +49,10 @@ class Row:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Every backend, some with several devices."""
-    named = [(backend, device) for backend in qpu.BACKENDS for device in SEVERAL.get(backend, (None,))]
+    """Every backend that has exact results to compare with, some with several devices; cuda where there is a GPU."""
+    left_out = NOT_COMPARED if cuda.available() else (*NOT_COMPARED, "cuda")
+    compared = [backend for backend in qpu.BACKENDS if backend not in left_out]
+    named = [(backend, device) for backend in compared for device in SEVERAL.get(backend, (None,))]
     return [{"backend": backend, **({"device": device} if device else {})} for backend, device in named]
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from distqtrl import seeding
-from distqtrl.config.language import Language
-from distqtrl.config.stages import Adapter
+from distqtrl.config.frozen import Adapter, Language
 from distqtrl.errors import UserError
 from distqtrl.files import schema
 from distqtrl.files import tensors as tensorfile

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distqtrl.config.stages import Adapter as Settings
+from distqtrl.config.frozen import Adapter as Settings
 from distqtrl.errors import UserError
 from distqtrl.policy import behaviour, network, policy_file
 from distqtrl.policy.distribution import Head

@@ -6,6 +6,8 @@ from distqtrl.circuit.shift import Ranks
 from distqtrl.config.run import Config
 from distqtrl.generator import generator
 from distqtrl.generator.diagnostics import diagnose
+from distqtrl.generator.generator import Generator
+from distqtrl.training.metrics import demanded
 from distqtrl.training.plan import plan
 
 
@@ -48,7 +50,26 @@ def describe(config: Config) -> dict[str, Any]:
         "directions_99": first.directions_99,
         "participation": round(first.participation, 1),
         "source_share": float(f"{first.source_share:.3g}"),
+        **_asked(config, made, config.local_num),
         **learning_rates(config, config.qpu.replicas),
+    }
+
+
+def _asked(config: Config, made: list[Generator], num_environments: int) -> dict[str, Any]:
+    """What one rank's QPU is asked for where it counts shots: per update, and where that is known for the budget."""
+    num_circuits = len(made) if config.agents.sharing == "independent" else 1
+    each, device = demanded(config, made[0], num_circuits, num_environments), made[0].qpu
+    if device is None or not each.shots:
+        return {}
+    times = {"_per_update": 1} | ({"": max(0, each.updates - each.silent)} if each.updates else {})
+    return {
+        f"{name}{when}": round(count * value, 3)
+        for when, count in times.items()
+        for name, value in (
+            ("circuits", each.circuits),
+            ("shots", each.shots),
+            ("qpu_s", each.shots * device.shot_us * 1e-6),
+        )
     }
 
 

@@ -3,12 +3,14 @@
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distqtrl.allreduce.agreement import Refused
+from distqtrl.config.run import Config
 from distqtrl.generator.diagnostics import diagnose
+from distqtrl.generator.generator import Generator
 from distqtrl.training import algorithms
 from distqtrl.training.run import Run
 from distqtrl.training.stopping import EXIT_CODES
@@ -21,17 +23,9 @@ def prediction(run: Run) -> dict[str, Any]:
     Equals the metrics exactly. Whole episodes have no length that is known before: with a budget in steps, updates
     (and totals) are None then.
     """
-    a, generator = run.config.algorithm, run.learner.generator
-    num_steps, silent = algorithms.chosen(run.config).learner.steps_per_update(run.config, run.num_environments)
-    circuits = shots = 0
-    if generator.measures and generator.qpu is not None:
-        circuits = num_steps * (1 + generator.qpu.circuits_per_gradient) * run.policies.num_circuits
-        shots = circuits * (generator.qpu.settings.shots or 0)
-    updates, steps = run.config.train.updates, run.config.train.steps
-    if steps is not None:
-        by_steps = -(-steps // (run.num_environments * run.config.rollout_steps))
-        updates = min(by_steps, updates or by_steps) if a.rollout == "steps" else None
-    used, left = run.policies.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, silent))
+    asked = demanded(run.config, run.learner.generator, run.policies.num_circuits, run.num_environments)
+    circuits, shots, updates = asked.circuits, asked.shots, asked.updates
+    used, left = run.policies.generated.ledger(), max(0, (updates or 0) - max(run.counters.update, asked.silent))
     return {
         "updates": updates,
         "update": _over_ranks(run, circuits, shots),
@@ -39,9 +33,33 @@ def prediction(run: Run) -> dict[str, Any]:
     }
 
 
+class Demanded(NamedTuple):
+    """Circuits and shots of one rank's QPU in an update, updates in the budget (if known), and those without a step."""
+
+    circuits: int
+    shots: int
+    updates: int | None
+    silent: int
+
+
+def demanded(config: Config, generator: Generator, num_circuits: int, num_environments: int) -> Demanded:
+    """What a rank asks its QPU for, with so many circuits (policies) here and environments on all ranks."""
+    num_steps, silent = algorithms.chosen(config).learner.steps_per_update(config, num_environments)
+    circuits = shots = 0
+    if generator.measures and generator.qpu is not None:
+        circuits = num_steps * (1 + generator.qpu.circuits_per_gradient) * num_circuits
+        shots = circuits * (generator.qpu.settings.shots or 0)
+    updates, steps = config.train.updates, config.train.steps
+    if steps is not None:
+        by_steps = -(-steps // (num_environments * config.rollout_steps))
+        updates = min(by_steps, updates or by_steps) if config.algorithm.rollout == "steps" else None
+    return Demanded(circuits, shots, updates, silent)
+
+
 def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
     """Circuits and shots of all ranks' QPUs; and the time they take side by side, at a stated time per shot."""
-    seconds = shots * run.config.qpu.of_rank(run.comm.rank).shot_us * 1e-6
+    qpu = run.learner.generator.qpu
+    seconds = 0.0 if qpu is None else shots * qpu.shot_us * 1e-6
     circuits_R, shots_R, seconds_R = run.comm.allgather(np.array([circuits, shots, seconds], dtype=np.float64)).T
     return {"circuits": int(circuits_R.sum()), "shots": int(shots_R.sum()), "qpu_s": float(seconds_R.max())}
 

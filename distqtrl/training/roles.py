@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distqtrl.config.stages import Adapter, Agents
+from distqtrl.config.frozen import Adapter
+from distqtrl.config.stages import Agents
 from distqtrl.environment.spaces import Spaces
 from distqtrl.environment.vector import Role
 from distqtrl.errors import UserError

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distqtrl.allreduce import threads
 from distqtrl.allreduce.agreement import Refused, agreed
 from distqtrl.allreduce.communicator import Communicator
@@ -59,12 +61,20 @@ class Outcome:
     trained: bool
 
 
-def start(request: Request, comm: Communicator, *, began: Callable[[Beginning], None], say: Say) -> Outcome:
+def start(
+    request: Request,
+    comm: Communicator,
+    *,
+    began: Callable[[Beginning], None],
+    confirm: Callable[[str], bool],
+    say: Say,
+) -> Outcome:
     """Train, go on with an unfinished run, extend a complete one, or return the result of one that is complete.
 
     All ranks call this with the same request. Nothing is written before every rank has made its environments: a try
     that cannot run owns no directory. ``began`` is called on rank 0 when a training begins, ``say`` with lines for
-    people on the rank that they are about. Raises UserError, which is Refused where all ranks raise it.
+    people on the rank that they are about. Where circuits would leave this machine, rank 0 asks ``confirm`` with a line
+    that says how many, before anything is sent or written. Raises UserError, which is Refused where all ranks raise it.
     """
     directory, config = request.directory, request.config
     comm.limit(config.allreduce.timeout_s)
@@ -76,7 +86,7 @@ def start(request: Request, comm: Communicator, *, began: Callable[[Beginning], 
             _extend(directory, config, there, comm, say)
         return Outcome(directory, there.result, trained=False)
     with stopping.collected() as pending:
-        return _trained(request, comm, there, pending, began, say)
+        return _trained(request, comm, there, pending, began=began, confirm=confirm, say=say)
 
 
 def _trained(
@@ -84,7 +94,9 @@ def _trained(
     comm: Communicator,
     there: run_directory.Found | None,
     pending: Sequence[signal.Signals],
+    *,
     began: Callable[[Beginning], None],
+    confirm: Callable[[str], bool],
     say: Say,
 ) -> Outcome:
     """The outcome of the training that this process takes part in, with all its replicas."""
@@ -92,6 +104,8 @@ def _trained(
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
     resume = directory if request.resume or (there is not None and there.saved) else None
     runs = _prepared(config, comm, threads.members(comm, meet), resume)
+    asked = threads.each(runs, prediction, [meet, circuits])[0]
+    _confirm(comm, runs, asked, confirm)
     if directory is None:
         directory = run_directory.create(config, request.name, comm)
     elif there is None:
@@ -105,7 +119,6 @@ def _trained(
     def trained(run: Run) -> dict[str, Any]:
         if run.restarted:
             say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
-        asked = prediction(run)
         if run.comm.rank == 0:
             began(Beginning(made, comm.size, len(runs), batched, run.learner.generator.qpu, asked))
         return train(run, made, pending)
@@ -129,6 +142,41 @@ def _prepared(config: Config, comm: Communicator, members: Sequence[Communicator
     comm.limit(limit_s)
     compare(comm, runs[0])
     return runs
+
+
+def _confirm(comm: Communicator, runs: list[Run], asked: dict[str, Any], confirm: Callable[[str], bool]) -> None:
+    """Let the QPUs of all ranks send circuits, once somebody agreed to what will be asked of those that are billed."""
+    qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
+    billed = next((qpu for qpu in qpus if qpu.billed), None)
+    if not comm.allgather(np.array([float(billed is not None)])).any():
+        return
+
+    def step() -> None:
+        line = qpu_line(billed or qpus[0], asked)
+        if comm.rank == 0 and not confirm(line):
+            raise UserError(
+                f"nothing was sent: {line}: confirm it at a terminal, with --yes, or with yes = True of distqtrl.train"
+            )
+
+    agreed(comm, step)
+    for qpu in qpus:
+        qpu.confirm()
+
+
+def qpu_line(qpu: QPU | None, asked: dict[str, Any]) -> str:
+    """What rank 0's QPU is, and what will be asked of all ranks' QPUs."""
+    if qpu is None:
+        return "no QPU"
+    facts = qpu.facts()
+    name = " ".join(str(facts[key]) for key in ("backend", "device", "noise") if facts[key])
+    how = f"{facts['shots']:,} shots" if facts["shots"] else "exact"
+
+    def amount(x: dict[str, Any]) -> str:
+        shots = f", {x['shots']:,} shots, {x['qpu_s']:,.1f} s of QPU time" if x["shots"] else ""
+        return f"{x['circuits']:,} circuits{shots}"
+
+    total = f"; {amount(asked['run'])} in the whole budget of {asked['updates']:,} updates" if asked["run"] else ""
+    return f"QPU {name}, {how}, gradient {facts['gradient']}: {amount(asked['update'])} per update{total}"
 
 
 def _extend(directory: Path, config: Config, there: run_directory.Found, comm: Communicator, say: Say) -> None:

@@ -188,3 +188,29 @@ def test_what_fits_is_offered(monkeypatch):
     monkeypatch.setattr(pennylane, "HELD_PER_OPERATION", 1e12)
     assert build(ring()).exact == ("adjoint",)
     assert build(ring(), "default.mixed", gradient="parameter-shift").exact == ()
+
+
+@pytest.mark.parametrize("expands", [False, True], ids=["broadcast", "one by one"])
+def test_a_remote_plugin_gets_the_circuits_of_a_gradient_in_one_call(monkeypatch, expands):
+    """A device without a seed, as plugins of QPUs are: one call is one job in their queue."""
+    calls = []
+
+    class Remote(qml.devices.Device):
+        def execute(self, circuits, execution_config=None):
+            calls.append(sum(tape.batch_size or 1 for tape in circuits))
+            return qml.execute(circuits, make("default.qubit", wires=self.wires), diff_method=None)
+
+        def preprocess_transforms(self, execution_config=None):
+            pipeline = super().preprocess_transforms(execution_config)
+            if expands:
+                pipeline.add_transform(qml.transforms.broadcast_expand)
+            return pipeline
+
+    make = qml.device
+    monkeypatch.setattr(qml, "device", lambda name, wires: Remote(wires=wires))
+    monkeypatch.setitem(qml.plugin_devices, "remote", None)
+    device = qpu.build(Circuit(layers=1), Qpu(backend="pennylane", device="remote", shots=10), 2)
+    del calls[:]
+    _, gradient = device.probabilities(np.zeros(device.num_angles))
+    gradient(np.arange(4.0))
+    assert calls == [1, device.circuits_per_gradient]

@@ -253,3 +253,17 @@ def test_small_rounding_is_left_as_it_is():
 def test_what_cannot_be_done_is_refused(circuit, settings, message):
     with pytest.raises(UserError, match=message):
         qpu.build(Circuit(**circuit), Qpu(**settings), 3)
+
+
+@pytest.mark.parametrize("shots", [None, 100])
+def test_shifted_circuits_of_several_sets_are_those_of_one_after_the_other(monkeypatch, shots):
+    batch, single = (device(2, gradient="parameter-shift", shots=shots) for _ in range(2))
+    theta_KP = np.random.default_rng(0).normal(size=(3, batch.num_angles))
+    v_KS = np.random.default_rng(1).normal(size=(3, 4))
+    monkeypatch.setattr(shift, "BATCH", 50 * batch.num_angles)  # a part has circuits of two sets
+    p_KS, gradient = batch.probabilities_batch(theta_KP)
+    asked = [single.probabilities(theta_P) for theta_P in theta_KP]
+    np.testing.assert_array_equal(p_KS, np.stack([p_S for p_S, _ in asked]))
+    expected_KP = np.stack([back(v_S) for (_, back), v_S in zip(asked, v_KS, strict=True)])
+    np.testing.assert_allclose(gradient(v_KS), expected_KP, rtol=0, atol=1e-13)
+    assert batch.ledger == single.ledger

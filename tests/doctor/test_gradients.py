@@ -28,8 +28,9 @@ def test_all_agree(compared):
 
 def test_page_has_the_table(compared):
     page = PAGE.read_text()
+    without_gpu = [row for row in compared if row.backend != "cuda"]  # the page is that of a machine without one
     start = "<!-- distqtrl doctor --gradients -->\n"
-    assert page[page.index(start) + len(start) : page.index("<!-- end -->")].strip() == gradients.table(compared)
+    assert page[page.index(start) + len(start) : page.index("<!-- end -->")].strip() == gradients.table(without_gpu)
 
 
 def test_command(monkeypatch, capfd):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distqtrl.config.stages import Adapter as Settings
+from distqtrl.config.frozen import Adapter as Settings
 from distqtrl.config.stages import Quantize
 from distqtrl.errors import UserError
 from distqtrl.policy import adapter, network

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from distqtrl.config.frozen import Adapter
 from distqtrl.config.run import Config
-from distqtrl.config.stages import Adapter
 from distqtrl.environment.vector import Role
 from distqtrl.errors import UserError
 from distqtrl.generator.factors import Layers

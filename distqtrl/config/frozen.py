@@ -1,10 +1,21 @@
-"""The section of language models: a frozen decoder, and the completions that it is trained on."""
+"""The sections of what is frozen: a policy or a decoder with an update of low rank, and a decoder's completions."""
 
 from pydantic import Field
 
-from distqtrl.config.values import Few, Many, Positive, Rate, Stage, Text
+from distqtrl.config.values import Few, Many, Positive, Rate, Stage, Text, Width
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Adapter(Stage):
+    """A frozen policy plus an update of low rank, whose factors the generator makes."""
+
+    base: Text | None = Field(
+        None, description="policy file of the frozen policy; none = weights are made, not adapted"
+    )
+    rank: Width = Field(4, description="of the factors of every layer's update")
+    precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
+    pad: bool = Field(False, description="as rollout.pad")
 
 
 class Language(Stage):
