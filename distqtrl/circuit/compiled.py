@@ -21,7 +21,7 @@ import numba
 
 CONFIG: Any = numba.config  # its settings are attributes made at run time
 HERE = Path(__file__).parent
-SOURCES = ("simd", "kernels", "plan", "statevector")
+SOURCES = ("simd", "kernels", "plan", "ansatz", "gates", "sweep", "interleaved")
 WAIT_S = 120.0  # for another process that compiles; then it hangs, and we compile as well
 
 seconds: list[float] = []  # how long this process compiled, or waited for one that did
@@ -83,7 +83,7 @@ def kept(function: Callable[..., Any]) -> Any:
     before = CONFIG.CACHE_DIR
     try:
         CONFIG.CACHE_DIR = "" if FOLDER is None else str(FOLDER)
-        return numba.njit(cache=FOLDER is not None)(function)
+        return numba.njit(cache=FOLDER is not None, nogil=True)(function)
     finally:
         CONFIG.CACHE_DIR = before
 

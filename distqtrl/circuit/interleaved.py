@@ -1,0 +1,175 @@
+"""Eight circuits of one layout at a time: their states are interleaved, so that lane k of every vector is circuit k's.
+
+A state of n qubits and eight circuits is one of n + 3 index bits, of which the three lowest number the circuit. So
+every target and control is above the lanes, coefficients and sums are vectors, and no lane ever meets another one.
+
+A circuit's bits are those that ``sweep`` gives it: the same products are added in the same order. For that, the sums
+of a step are one per value of the state's three lowest bits, as they are there, where these bits are the lanes.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from distqtrl.circuit import compiled, kernels
+from distqtrl.circuit.gates import Array, Floats, coefficient, collect, matrices, trigonometry
+from distqtrl.circuit.plan import Plan
+from distqtrl.circuit.simd import BITS, LANES, put
+from distqtrl.circuit.sweep import aligned
+
+ROW = 2 * LANES * LANES  # numbers of a row of the sums
+
+
+@numba.njit()
+def _coefficients(p: Plan, w: Array, inverse: bool, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    """Fill (J, 16, LANES): the steps' matrices, or their inverses, for control 0 and 1."""
+    for j in range(len(p.step_J)):
+        for value in range(1 if p.step_J[j].control < 0 or p.step_J[j].idle else 0, 2):
+            for slot in range(4 if p.step_J[j].real else 8):
+                put(coef_J[j], 8 * value + slot, coefficient(w, 16 * j + 8 * value, slot, inverse))
+
+
+@numba.njit()
+def _subset(size: int, step: Any, value: int) -> tuple[int, int]:  # pragma: no cover (compiled)
+    """Mask of the index bits that run freely, and the bits that are set in all indices."""
+    mask, fixed = size - LANES & ~(1 << step.target + BITS), 0
+    if step.control >= 0:
+        fixed = value << step.control + BITS
+        mask &= ~(1 << step.control + BITS)
+    return mask, fixed
+
+
+@numba.njit()
+def _apply_real(x: Floats, mask: int, fixed: int, step: Any, coef: Floats) -> None:  # pragma: no cover (compiled)
+    if step.swap:
+        kernels.swap(x, mask, fixed, step.target + BITS)
+    else:
+        kernels.apply_pairs(x, mask, fixed, step.target + BITS, True, coef)
+
+
+@numba.njit()
+def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: no cover (compiled)
+    for value in range(1 if step.control < 0 or step.idle else 0, 2):
+        mask, fixed = _subset(size, step, value)
+        coef = coef_2[8 * value :]
+        if x.ndim == 1:
+            _apply_real(x, mask, fixed, step, coef)
+        elif step.real:
+            for component in range(2):
+                _apply_real(x[component], mask, fixed, step, coef)
+        else:
+            kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target + BITS, True, coef)
+
+
+@numba.njit()
+def _sweep(
+    x: Floats, y: Floats, size: int, step: Any, coef_2: Floats, sums_2: Floats
+) -> None:  # pragma: no cover (compiled)
+    """Once for every value that the state's bits below BITS have; a target among them makes pairs of values."""
+    target, control = step.target, step.control
+    for value in range(1 if control < 0 or step.idle else 0, 2):
+        mask, fixed = _subset(size, step, value)
+        mask &= ~((LANES - 1) << BITS)
+        coef, sums = coef_2[8 * value :], sums_2[1 if control < BITS else value]
+        for low in range(min(LANES, size // LANES)):
+            if (target < BITS and (low >> target) & 1) or (0 <= control < BITS and (low >> control) & 1 != value):
+                continue
+            high = low | 1 << target if target < BITS else low + LANES
+            first, place, other = fixed | low << BITS, LANES * low, LANES * high
+            if x.ndim == 1:
+                kernels.sweep_pairs(x, y, mask, first, target + BITS, True, coef, sums, ROW, place, other)
+            elif step.real:
+                for component in range(2):
+                    kernels.sweep_pairs(
+                        x[component], y[component], mask, first, target + BITS, True, coef, sums, ROW, place, other
+                    )
+            else:
+                kernels.sweep_pairs_complex(
+                    x[0], x[1], y[0], y[1], mask, first, target + BITS, True, coef, sums, ROW, place, other
+                )
+
+
+@numba.njit()
+def _start(x: Floats) -> None:  # pragma: no cover (compiled)
+    """x = |0...0> of every circuit."""
+    x[:] = 0
+    if x.ndim == 1:
+        x[:LANES] = 1
+    else:
+        x[0, :LANES] = 1
+
+
+@numba.njit()
+def _square(x: Floats, p_KS: Array) -> None:  # pragma: no cover (compiled)
+    for i in range(p_KS.shape[1]):
+        for k in range(LANES):
+            if x.ndim == 1:
+                p_KS[k, i] = x[LANES * i + k] * x[LANES * i + k]
+            else:
+                p_KS[k, i] = x[0, LANES * i + k] * x[0, LANES * i + k]
+                p_KS[k, i] += x[1, LANES * i + k] * x[1, LANES * i + k]
+
+
+@numba.njit()
+def _weigh(x: Floats, v_KS: Array, y: Floats) -> None:  # pragma: no cover (compiled)
+    """y = diag(v) x."""
+    for i in range(v_KS.shape[1]):
+        for k in range(LANES):
+            if x.ndim == 1:
+                y[LANES * i + k] = x[LANES * i + k] * v_KS[k, i]
+            else:
+                y[0, LANES * i + k] = x[0, LANES * i + k] * v_KS[k, i]
+                y[1, LANES * i + k] = x[1, LANES * i + k] * v_KS[k, i]
+
+
+@compiled.kept
+def values(p: Plan, theta_KP: Array, like: Floats, num_states: int) -> tuple:  # pragma: no cover (compiled)
+    """p_KS of K parameter sets, K a multiple of LANES, and the states and trig of every group of LANES circuits."""
+    steps, size, groups = len(p.step_J), num_states * LANES, len(theta_KP) // LANES
+    p_KS = np.empty((len(theta_KP), num_states))
+    states = aligned(groups, size, like)
+    trigs, theta = np.zeros((groups, 2 * p.num_angles + 2, LANES)), np.empty((p.num_angles, LANES))
+    w, u, coef_J = np.empty((16 * steps, LANES)), np.empty((8, LANES)), np.empty((steps, 16, LANES), like.dtype)
+    for n in range(groups):
+        x, first = states[n], n * LANES
+        for k in range(LANES):
+            for i in range(len(theta)):
+                theta[i, k] = theta_KP[first + k, i]
+        trigonometry(p, theta, trigs[n])
+        matrices(p, trigs[n], u, w)
+        _coefficients(p, w, False, coef_J)
+        _start(x)
+        for j in range(steps):
+            _apply(x, size, p.step_J[j], coef_J[j])
+        _square(x, p_KS[first : first + LANES])
+    return p_KS, states, trigs
+
+
+@compiled.kept
+def gradients(p: Plan, states: Floats, trigs: Array, v_KS: Array, like: Floats) -> Array:  # pragma: no cover (compiled)
+    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
+    steps, num_states = len(p.step_J), v_KS.shape[1]
+    size = num_states * LANES
+    gradient_KP, gradient = np.empty((len(v_KS), p.num_angles)), np.empty((p.num_angles, LANES))
+    coef_J, sums_J = np.empty((steps, 16, LANES), like.dtype), np.empty((steps, 2, 6 * LANES, LANES), like.dtype)
+    w, scratch, both = np.empty((16 * steps, LANES)), np.empty((24, LANES)), aligned(2, size, like)
+    x, y = both[0], both[1]
+    for n in range(len(states)):
+        first = n * LANES
+        matrices(p, trigs[n], scratch, w)
+        _coefficients(p, w, True, coef_J)
+        x[:] = states[n]
+        _weigh(x, v_KS[first : first + LANES], y)
+        sums_J[:] = 0
+        for j in range(steps - 1, -1, -1):
+            if p.step_J[j].turns:
+                _sweep(x, y, size, p.step_J[j], coef_J[j], sums_J[j])
+            else:
+                _apply(x, size, p.step_J[j], coef_J[j])
+                _apply(y, size, p.step_J[j], coef_J[j])
+        collect(p, trigs[n], sums_J, scratch, gradient)
+        for k in range(LANES):
+            for i in range(p.num_angles):
+                gradient_KP[first + k, i] = gradient[i, k]
+    return gradient_KP
