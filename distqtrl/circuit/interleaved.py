@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from distqtrl.circuit import compiled, kernels
 from distqtrl.circuit.gates import Array, Floats, coefficient, collect, matrices, trigonometry
@@ -22,7 +23,7 @@ ROW = 2 * LANES * LANES  # numbers of a row of the sums
 
 
 @numba.njit()
-def _coefficients(p: Plan, w: Array, inverse: bool, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     """Fill (J, 16, LANES): the steps' matrices, or their inverses, for control 0 and 1."""
     for j in range(len(p.step_J)):
         for value in range(1 if p.step_J[j].control < 0 or p.step_J[j].idle else 0, 2):
@@ -45,7 +46,7 @@ def _apply_real(x: Floats, mask: int, fixed: int, step: Any, coef: Floats) -> No
     if step.swap:
         kernels.swap(x, mask, fixed, step.target + BITS)
     else:
-        kernels.apply_pairs(x, mask, fixed, step.target + BITS, True, coef)
+        kernels.apply_pairs(x, mask, fixed, step.target + BITS, coef)
 
 
 @numba.njit()
@@ -59,7 +60,7 @@ def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: 
             for component in range(2):
                 _apply_real(x[component], mask, fixed, step, coef)
         else:
-            kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target + BITS, True, coef)
+            kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target + BITS, coef)
 
 
 @numba.njit()
@@ -78,15 +79,15 @@ def _sweep(
             high = low | 1 << target if target < BITS else low + LANES
             first, place, other = fixed | low << BITS, LANES * low, LANES * high
             if x.ndim == 1:
-                kernels.sweep_pairs(x, y, mask, first, target + BITS, True, coef, sums, ROW, place, other)
+                kernels.sweep_pairs(x, y, mask, first, target + BITS, coef, sums, ROW, place, other)
             elif step.real:
                 for component in range(2):
                     kernels.sweep_pairs(
-                        x[component], y[component], mask, first, target + BITS, True, coef, sums, ROW, place, other
+                        x[component], y[component], mask, first, target + BITS, coef, sums, ROW, place, other
                     )
             else:
                 kernels.sweep_pairs_complex(
-                    x[0], x[1], y[0], y[1], mask, first, target + BITS, True, coef, sums, ROW, place, other
+                    x[0], x[1], y[0], y[1], mask, first, target + BITS, coef, sums, ROW, place, other
                 )
 
 
@@ -112,64 +113,99 @@ def _square(x: Floats, p_KS: Array) -> None:  # pragma: no cover (compiled)
 
 
 @numba.njit()
-def _weigh(x: Floats, v_KS: Array, y: Floats) -> None:  # pragma: no cover (compiled)
-    """y = diag(v) x."""
+def _weigh(psi: Floats, v_KS: Array, x: Floats, y: Floats) -> None:  # pragma: no cover (compiled)
+    """x = psi, y = diag(v) psi."""
+    kernels.copy(psi, 0, x, 0, psi.size)
     for i in range(v_KS.shape[1]):
         for k in range(LANES):
-            if x.ndim == 1:
-                y[LANES * i + k] = x[LANES * i + k] * v_KS[k, i]
+            if psi.ndim == 1:
+                y[LANES * i + k] = psi[LANES * i + k] * v_KS[k, i]
             else:
-                y[0, LANES * i + k] = x[0, LANES * i + k] * v_KS[k, i]
-                y[1, LANES * i + k] = x[1, LANES * i + k] * v_KS[k, i]
+                y[0, LANES * i + k] = psi[0, LANES * i + k] * v_KS[k, i]
+                y[1, LANES * i + k] = psi[1, LANES * i + k] * v_KS[k, i]
 
 
 @compiled.kept
-def values(p: Plan, theta_KP: Array, like: Floats, num_states: int) -> tuple:  # pragma: no cover (compiled)
-    """p_KS of K parameter sets, K a multiple of LANES, and the states and trig of every group of LANES circuits."""
-    steps, size, groups = len(p.step_J), num_states * LANES, len(theta_KP) // LANES
-    p_KS = np.empty((len(theta_KP), num_states))
-    states = aligned(groups, size, like)
-    trigs, theta = np.zeros((groups, 2 * p.num_angles + 2, LANES)), np.empty((p.num_angles, LANES))
-    w, u, coef_J = np.empty((16 * steps, LANES)), np.empty((8, LANES)), np.empty((steps, 16, LANES), like.dtype)
-    for n in range(groups):
+def _values(
+    p: Plan,
+    theta_KP: Array,
+    states: Floats,
+    p_KS: Array,
+    trigs: Array,
+    theta: Array,
+    w: Array,
+    u: Array,
+    coef_J: Floats,
+) -> None:  # pragma: no cover (compiled)
+    inverse = np.int64(0)
+    for n in range(len(states)):
         x, first = states[n], n * LANES
         for k in range(LANES):
             for i in range(len(theta)):
                 theta[i, k] = theta_KP[first + k, i]
         trigonometry(p, theta, trigs[n])
-        matrices(p, trigs[n], u, w)
-        _coefficients(p, w, False, coef_J)
+        matrices(x, p, trigs[n], u, w)
+        _coefficients(p, w, inverse, coef_J)
         _start(x)
-        for j in range(steps):
-            _apply(x, size, p.step_J[j], coef_J[j])
+        for j in range(len(p.step_J)):
+            _apply(x, p_KS.shape[1] * LANES, p.step_J[j], coef_J[j])
         _square(x, p_KS[first : first + LANES])
-    return p_KS, states, trigs
 
 
 @compiled.kept
-def gradients(p: Plan, states: Floats, trigs: Array, v_KS: Array, like: Floats) -> Array:  # pragma: no cover (compiled)
-    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
-    steps, num_states = len(p.step_J), v_KS.shape[1]
-    size = num_states * LANES
-    gradient_KP, gradient = np.empty((len(v_KS), p.num_angles)), np.empty((p.num_angles, LANES))
-    coef_J, sums_J = np.empty((steps, 16, LANES), like.dtype), np.empty((steps, 2, 6 * LANES, LANES), like.dtype)
-    w, scratch, both = np.empty((16 * steps, LANES)), np.empty((24, LANES)), aligned(2, size, like)
+def _gradients(
+    p: Plan,
+    states: Floats,
+    trigs: Array,
+    v_KS: Array,
+    both: Floats,
+    w: Array,
+    scratch: Array,
+    coef_J: Floats,
+    sums_J: Floats,
+    gradient: Array,
+    gradient_KP: Array,
+) -> None:  # pragma: no cover (compiled)
+    inverse, size = np.int64(1), v_KS.shape[1] * LANES
     x, y = both[0], both[1]
     for n in range(len(states)):
         first = n * LANES
-        matrices(p, trigs[n], scratch, w)
-        _coefficients(p, w, True, coef_J)
-        x[:] = states[n]
-        _weigh(x, v_KS[first : first + LANES], y)
+        matrices(x, p, trigs[n], scratch, w)
+        _coefficients(p, w, inverse, coef_J)
+        _weigh(states[n], v_KS[first : first + LANES], x, y)
         sums_J[:] = 0
-        for j in range(steps - 1, -1, -1):
+        for j in range(len(p.step_J) - 1, -1, -1):
             if p.step_J[j].turns:
                 _sweep(x, y, size, p.step_J[j], coef_J[j], sums_J[j])
             else:
                 _apply(x, size, p.step_J[j], coef_J[j])
                 _apply(y, size, p.step_J[j], coef_J[j])
-        collect(p, trigs[n], sums_J, scratch, gradient)
+        collect(x, p, trigs[n], sums_J, scratch, gradient)
         for k in range(LANES):
             for i in range(p.num_angles):
                 gradient_KP[first + k, i] = gradient[i, k]
+
+
+def values(p: Plan, theta_KP: Array, num_states: int, dtype: npt.DTypeLike) -> tuple[Array, Floats, Array]:
+    """p_KS of K parameter sets, K a multiple of LANES, and the states and trig of every group of LANES circuits."""
+    steps, groups, size = len(p.step_J), len(theta_KP) // LANES, num_states * LANES
+    states = aligned((groups, size) if p.components == 1 else (groups, 2, size), dtype)
+    p_KS, trigs = np.empty((len(theta_KP), num_states)), _lanes(groups, 2 * p.num_angles + 2)
+    trigs[:, -2:] = 0
+    coef_J = aligned((steps, 16, LANES), dtype)
+    _values(p, theta_KP, states, p_KS, trigs, _lanes(p.num_angles), _lanes(16 * steps), _lanes(8), coef_J)
+    return p_KS, states, trigs
+
+
+def gradients(p: Plan, states: Floats, trigs: Array, v_KS: Array) -> Array:
+    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
+    steps, dtype, gradient_KP = len(p.step_J), states.dtype, np.empty((len(v_KS), p.num_angles))
+    both, coef_J = aligned((2, *states.shape[1:]), dtype), aligned((steps, 16, LANES), dtype)
+    w, scratch, sums_J = _lanes(16 * steps), _lanes(24), aligned((steps, 2, 6 * LANES, LANES), dtype)
+    _gradients(p, states, trigs, v_KS, both, w, scratch, coef_J, sums_J, _lanes(p.num_angles), gradient_KP)
     return gradient_KP
+
+
+def _lanes(*count: int) -> Any:
+    """Room for vectors of numbers."""
+    return aligned((*count, LANES), np.float64)

@@ -1,9 +1,8 @@
 """Compiled kernels: apply a step to a block, or un-compute it and collect what its gradient needs.
 
 A block is an array (2^b,) of real numbers, or one (2, 2^b) of real and imaginary parts. Its three lowest index bits
-are the lanes of a vector. A step's matrix comes as eight coefficients, real parts and then imaginary ones: as numbers,
-or as vectors (``vectors``) where the lanes differ because the target, the control or the circuit's number is among
-them. A control above the lanes selects vectors.
+are the lanes of a vector. A step's matrix comes as eight vectors of coefficients, real parts and then imaginary ones:
+lanes differ where the target, the control or the circuit's number is among them. A control above them selects vectors.
 
     target above the lanes: pairs (a, b) of vectors     a' = u00 a + u01 b,  b' = u10 a + u11 b
     target among the lanes: d a + o exchanged(a)        d = u00 or u11, o = u01 or u10, by the lane's target bit
@@ -20,25 +19,7 @@ Which products are added in which order is the same in a lane as in a pair.
 
 import numba
 
-from distqtrl.circuit.simd import LANES, exchanged, fused, imaginary_part, load, real_part, reduced, splat, store, zero
-
-
-@numba.njit(inline="always")
-def partner(a, target):
-    """The vector's lanes exchanged along a target bit among the lanes."""
-    if target == 0:
-        return exchanged(a, 1)
-    if target == 1:
-        return exchanged(a, 2)
-    return exchanged(a, 4)
-
-
-@numba.njit(inline="always")
-def entry(coef, slot, vectors):
-    """A coefficient of a target above the lanes."""
-    if vectors:
-        return load(coef, slot * LANES)
-    return splat(coef, slot)
+from distqtrl.circuit.simd import LANES, add, exchanged, fused, imaginary_part, load, real_part, reduced, store, zero
 
 
 @numba.njit()
@@ -55,13 +36,13 @@ def swap(x, mask, fixed, target):
 
 
 @numba.njit()
-def apply_pairs(x, mask, fixed, target, vectors, coef):
+def apply_pairs(x, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        entry(coef, 0, vectors),
-        entry(coef, 1, vectors),
-        entry(coef, 2, vectors),
-        entry(coef, 3, vectors),
+        load(coef, 0),
+        load(coef, LANES),
+        load(coef, 2 * LANES),
+        load(coef, 3 * LANES),
     )
     while True:
         i = free | fixed
@@ -80,26 +61,26 @@ def apply_lanes(x, mask, fixed, target, coef):
     while True:
         i = free | fixed
         a = load(x, i)
-        store(x, i, fused(d, a, o * partner(a, target)))
+        store(x, i, fused(d, a, o * exchanged(a, target)))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
 @numba.njit()
-def apply_pairs_complex(x, z, mask, fixed, target, vectors, coef):
+def apply_pairs_complex(x, z, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        entry(coef, 0, vectors),
-        entry(coef, 1, vectors),
-        entry(coef, 2, vectors),
-        entry(coef, 3, vectors),
+        load(coef, 0),
+        load(coef, LANES),
+        load(coef, 2 * LANES),
+        load(coef, 3 * LANES),
     )
     v00, v01, v10, v11 = (
-        entry(coef, 4, vectors),
-        entry(coef, 5, vectors),
-        entry(coef, 6, vectors),
-        entry(coef, 7, vectors),
+        load(coef, 4 * LANES),
+        load(coef, 5 * LANES),
+        load(coef, 6 * LANES),
+        load(coef, 7 * LANES),
     )
     while True:
         i = free | fixed
@@ -121,7 +102,7 @@ def apply_lanes_complex(x, z, mask, fixed, target, coef):
     while True:
         i = free | fixed
         a, c = load(x, i), load(z, i)
-        b, f = partner(a, target), partner(c, target)
+        b, f = exchanged(a, target), exchanged(c, target)
         store(x, i, real_part(d, a, o, b, e, c, q, f))
         store(z, i, imaginary_part(d, a, o, b, e, c, q, f))
         free = (free - mask) & mask
@@ -129,20 +110,14 @@ def apply_lanes_complex(x, z, mask, fixed, target, coef):
             break
 
 
-@numba.njit(inline="always")
-def add(sums, place, vector):
-    """Add a vector to the sums at a place."""
-    store(sums, place, load(sums, place) + vector)
-
-
 @numba.njit()
-def sweep_pairs(x, y, mask, fixed, target, vectors, coef, sums, row, low, high):
+def sweep_pairs(x, y, mask, fixed, target, coef, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        entry(coef, 0, vectors),
-        entry(coef, 1, vectors),
-        entry(coef, 2, vectors),
-        entry(coef, 3, vectors),
+        load(coef, 0),
+        load(coef, LANES),
+        load(coef, 2 * LANES),
+        load(coef, 3 * LANES),
     )
     upper, lower = zero(x), zero(x)
     while True:
@@ -168,10 +143,10 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
     while True:
         i = free | fixed
         a, g = load(x, i), load(y, i)
-        b = partner(a, target)
+        b = exchanged(a, target)
         total = fused(g, b, total)
         store(x, i, fused(d, a, o * b))
-        store(y, i, fused(d, g, o * partner(g, target)))
+        store(y, i, fused(d, g, o * exchanged(g, target)))
         free = (free - mask) & mask
         if free == 0:
             break
@@ -179,19 +154,19 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
 
 
 @numba.njit()
-def sweep_pairs_complex(x, z, y, w, mask, fixed, target, vectors, coef, sums, row, low, high):
+def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        entry(coef, 0, vectors),
-        entry(coef, 1, vectors),
-        entry(coef, 2, vectors),
-        entry(coef, 3, vectors),
+        load(coef, 0),
+        load(coef, LANES),
+        load(coef, 2 * LANES),
+        load(coef, 3 * LANES),
     )
     v00, v01, v10, v11 = (
-        entry(coef, 4, vectors),
-        entry(coef, 5, vectors),
-        entry(coef, 6, vectors),
-        entry(coef, 7, vectors),
+        load(coef, 4 * LANES),
+        load(coef, 5 * LANES),
+        load(coef, 6 * LANES),
+        load(coef, 7 * LANES),
     )
     diagonal0, diagonal1, cross0, cross1, turn0, turn1 = zero(x), zero(x), zero(x), zero(x), zero(x), zero(x)
     while True:
@@ -232,7 +207,7 @@ def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums, row):
     while True:
         i = free | fixed
         a, c, g, p = load(x, i), load(z, i), load(y, i), load(w, i)
-        b, f, h, r = partner(a, target), partner(c, target), partner(g, target), partner(p, target)
+        b, f, h, r = exchanged(a, target), exchanged(c, target), exchanged(g, target), exchanged(p, target)
         diagonal = reduced(p, a, fused(g, c, diagonal))
         cross = fused(p, f, fused(g, b, cross))
         turn = reduced(p, b, fused(g, f, turn))

@@ -1,4 +1,4 @@
-"""Eight numbers at a time in Numba kernels: a vector type with load, store, splat, arithmetic and lane exchange.
+"""Eight numbers at a time in Numba kernels: a vector type with load, store, arithmetic and lane exchange.
 
 LLVM turns ``<8 x double>`` into whatever vectors the processor has (AVX-512, AVX2, NEON). Explicit vectors are
 needed because LLVM does not vectorize the kernels' loops by itself: it cannot know that two halves of one array do
@@ -86,17 +86,32 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def exchanged(typing: Any, vector: Any, distance: Any) -> Any:
-    """The vector with lane i taken from lane i ^ distance; distance is a literal 1, 2 or 4."""
-    if not isinstance(distance, types.IntegerLiteral):
-        return None
-    mask = [i ^ distance.literal_value for i in range(LANES)]
+def add(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Add a vector to the one that ``load`` reads there."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask)
-        return builder.shuffle_vector(args[0], args[0], lanes)
+        pointer, align = _address(context, builder, signature, args)
+        builder.store(builder.fadd(builder.load(pointer, align=align), args[2]), pointer, align=align)
+        return context.get_dummy_value()
 
-    return vector(vector, distance), generate
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def exchanged(typing: Any, vector: Any, bit: Any) -> Any:
+    """The vector with lane i taken from the lane whose number differs in a bit, 0 to 2."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, bit = args
+        found = cgutils.alloca_once(builder, value.type)
+        lanes = ir.VectorType(ir.IntType(32), LANES)
+        for number in range(BITS):
+            with builder.if_then(builder.icmp_signed("==", bit, ir.Constant(bit.type, number))):
+                order = ir.Constant(lanes, [i ^ (1 << number) for i in range(LANES)])
+                builder.store(builder.shuffle_vector(value, value, order), found)
+        return builder.load(found)
+
+    return vector(vector, types.intp), generate
 
 
 def _spread(builder: Any, number: Any) -> Any:
@@ -107,13 +122,17 @@ def _spread(builder: Any, number: Any) -> Any:
 
 
 @intrinsic
-def splat(typing: Any, array: Any, index: Any) -> Any:
-    """LANES times a number of the array; bounds are not checked."""
+def splat(typing: Any, array: Any, index: Any, number: Any) -> Any:
+    """Write a number LANES times to where ``load`` reads them, rounded to the array's dtype."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _spread(builder, builder.load(_data(context, builder, signature.args[0], *args)))
+        pointer, align = _address(context, builder, signature, args)
+        kind, number = context.get_value_type(signature.args[0].dtype), args[2]
+        rounded = number if number.type == kind else builder.fptrunc(number, kind)
+        builder.store(_spread(builder, rounded), pointer, align=align)
+        return context.get_dummy_value()
 
-    return Vector(array.dtype)(array, types.intp), generate
+    return types.void(array, types.intp, types.float64), generate
 
 
 @intrinsic

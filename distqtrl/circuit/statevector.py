@@ -22,7 +22,7 @@ from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
-from distqtrl.circuit.plan import plan
+from distqtrl.circuit.plan import plan, whole
 from distqtrl.circuit.simd import LANES
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
@@ -61,10 +61,10 @@ class StateVector:
         refuse(settings, "statevector", ("device", "options", "noise"))
         self.program, self.shots = circuit, settings.shots
         self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
-        self._plan, self._precision, self._came = plan(circuit), settings.precision, 0
-        self._like, self._num_states = _like(self._plan.components, settings.precision), 1 << circuit.num_qubits
+        self._plan, self._came = plan(circuit), 0
+        self._dtype, self._num_states = np.dtype(settings.precision), 1 << circuit.num_qubits
         self._numbers = self._plan.components * self._num_states
-        needed = settings.replicas * STATES * float(self._numbers * self._like.itemsize)
+        needed = settings.replicas * STATES * float(self._numbers * self._dtype.itemsize)
         refuse_memory(circuit, needed, "qpu.backend statevector", machine_memory())
         _compile(sweep, self._plan.components, settings.precision)
 
@@ -100,11 +100,11 @@ class StateVector:
 
     def _values(self, part: Part, theta_KP: Array, keeps: bool = True) -> tuple[Array, Any]:
         """p_KS of a part, and what its gradient needs."""
-        p_KS, *after = part.module.values(self._plan, part.taken(theta_KP), self._like, self._num_states)
+        p_KS, *after = part.module.values(self._plan, part.taken(theta_KP), self._num_states, self._dtype)
         return p_KS[: part.end - part.first], after if keeps else None
 
     def _gradients(self, part: Part, after: Any, v_KS: Array) -> Array:
-        gradient_KP: Array = part.module.gradients(self._plan, *after, part.taken(v_KS), self._like)
+        gradient_KP: Array = part.module.gradients(self._plan, *after, part.taken(v_KS))
         return gradient_KP[: part.end - part.first]
 
     def _parts(self, num: int) -> list[Part]:
@@ -125,13 +125,13 @@ class StateVector:
     def _interleaves(self, num: int) -> bool:
         """Whether to run eight at a time; code for that is compiled when enough circuits came in batches."""
         self._came += num if num > 1 else 0
-        size = 2 * LANES * self._numbers * self._like.itemsize
-        if num < FEWEST or size > CACHE or len(self._plan.pass_I) > 1:
+        size = 2 * LANES * self._numbers * self._dtype.itemsize
+        if num < FEWEST or size > CACHE or not whole(self._plan):
             return False
-        name = _name(interleaved, self._plan.components, self._precision)
+        name = _name(interleaved, self._plan.components, self._dtype.name)
         if self._came < PATIENCE and not compiled.ready(name):
             return False
-        _compile(interleaved, self._plan.components, self._precision)
+        _compile(interleaved, self._plan.components, self._dtype.name)
         return True
 
     def _each(self, function: Callable[..., Any], parts: list[Part], *others: Sequence[Any]) -> list[Any]:
@@ -153,11 +153,6 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "circuits")
 
 
-def _like(components: int, precision: str) -> Any:
-    """What tells the kernels whether states are complex, and their precision: nothing, in one or two axes."""
-    return np.empty((0,) * components, precision)
-
-
 def _name(module: ModuleType, components: int, precision: str) -> str:
     return f"{module.__name__.rpartition('.')[2]}-{('real', 'complex')[components - 1]}-{precision}"
 
@@ -176,9 +171,8 @@ def _compile(module: ModuleType, components: int, precision: str) -> None:
     smallest = plan(program(1, [Gate("ry" if components == 1 else "u3", 0)]))
 
     def first_call() -> None:
-        theta_KP, like = np.zeros((LANES, smallest.num_angles)), _like(components, precision)
-        p_KS, *after = module.values(smallest, theta_KP, like, 2)
-        module.gradients(smallest, *after, p_KS, like)
+        p_KS, *after = module.values(smallest, np.zeros((LANES, smallest.num_angles)), 2, np.dtype(precision))
+        module.gradients(smallest, *after, p_KS)
 
     try:
         compiled.once(_name(module, components, precision), first_call)

@@ -13,22 +13,24 @@ A state of real gates is real and takes half the memory. Here a call runs its ci
 ``interleaved`` runs eight at a time, to the same bits.
 """
 
+import math
 from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from distqtrl.circuit import compiled, kernels
 from distqtrl.circuit.gates import Array, Floats, coefficient, collect, matrices, trigonometry
-from distqtrl.circuit.plan import Plan
-from distqtrl.circuit.simd import BITS, LANES
+from distqtrl.circuit.plan import Plan, whole
+from distqtrl.circuit.simd import BITS, LANES, splat
 
 LINE = 64  # bytes of a cache line
 ROW = 2 * LANES  # of the sums
 
 
 @numba.njit()
-def _coefficients(p: Plan, w: Array, inverse: bool, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     """Fill (J, 2, 64): the steps' matrices, or their inverses, for control 0 and 1 as the kernels take them.
 
     A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
@@ -37,17 +39,18 @@ def _coefficients(p: Plan, w: Array, inverse: bool, coef_J: Floats) -> None:  # 
         target, control = p.step_J[j].target, p.step_J[j].control
         among = 0 <= control < BITS
         for value in range(0 if control >= BITS and not p.step_J[j].idle else 1, 2):
-            coef, i = coef_J[j, value], 16 * j + 8 * value
-            for slot in range(0, 8):
+            coef, first = coef_J[j, value], 16 * j + 8 * value
+            for slot in range(4 if p.step_J[j].real else 8):
                 if target >= BITS and not among:
-                    coef[slot] = coefficient(w, i, slot, inverse)
+                    splat(coef, slot * LANES, coefficient(w, first, slot, inverse))
                     continue
                 for lane in range(LANES):
                     which = slot
                     if target < BITS:
                         row = (lane >> target) & 1  # slots 0, 1: d, o
                         which = slot & 4 | row << 1 | row ^ (slot & 1)
-                    first = 16 * j + 8 * ((lane >> control) & 1) if among else i
+                    if among:
+                        first = 16 * j + 8 * ((lane >> control) & 1)
                     coef[slot * LANES + lane] = coefficient(w, first, which, inverse)
 
 
@@ -83,18 +86,6 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
 
 
 @numba.njit()
-def aligned(num: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """Empty states that start on a cache line, where NumPy's start 16 bytes after one: (num, size), or of complex
-    numbers (num, 2, size), as ``like`` has one axis or two."""
-    numbers = num * size * like.ndim
-    raw = np.empty(numbers + LINE // like.itemsize, dtype=like.dtype)
-    start = (-raw.ctypes.data % LINE) // like.itemsize
-    if like.ndim == 1:
-        return raw[start : start + numbers].reshape((num, size))
-    return raw[start : start + numbers].reshape((num, 2, size))
-
-
-@numba.njit()
 def _subset(size: int, target: int, control: int, value: int) -> tuple[int, int]:  # pragma: no cover (compiled)
     """Mask of the index bits that run freely, and the bits that are set in all indices."""
     mask, fixed = size - LANES, 0
@@ -109,13 +100,12 @@ def _subset(size: int, target: int, control: int, value: int) -> tuple[int, int]
 @numba.njit()
 def _apply_real(x: Floats, size: int, step: Any, value: int, coef: Floats) -> None:  # pragma: no cover (compiled)
     mask, fixed = _subset(size, step.target, step.control, value)
-    vectors = 0 <= step.control < BITS
     if step.target < BITS:
         kernels.apply_lanes(x, mask, fixed, step.target, coef)
-    elif step.swap and not vectors:
+    elif step.swap and not 0 <= step.control < BITS:
         kernels.swap(x, mask, fixed, step.target)
     else:
-        kernels.apply_pairs(x, mask, fixed, step.target, vectors, coef)
+        kernels.apply_pairs(x, mask, fixed, step.target, coef)
 
 
 @numba.njit()
@@ -132,8 +122,7 @@ def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: 
             if step.target < BITS:
                 kernels.apply_lanes_complex(x[0], x[1], mask, fixed, step.target, coef)
             else:
-                vectors = 0 <= step.control < BITS
-                kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target, vectors, coef)
+                kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target, coef)
 
 
 @numba.njit()
@@ -144,8 +133,7 @@ def _sweep_real(
     if step.target < BITS:
         kernels.sweep_lanes(x, y, mask, fixed, step.target, coef, sums, ROW)
     else:
-        vectors = 0 <= step.control < BITS
-        kernels.sweep_pairs(x, y, mask, fixed, step.target, vectors, coef, sums, ROW, 0, LANES)
+        kernels.sweep_pairs(x, y, mask, fixed, step.target, coef, sums, ROW, 0, LANES)
 
 
 @numba.njit()
@@ -164,32 +152,13 @@ def _sweep(
             if step.target < BITS:
                 kernels.sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, step.target, coef, sums, ROW)
             else:
-                vectors = 0 <= step.control < BITS
-                kernels.sweep_pairs_complex(
-                    x[0], x[1], y[0], y[1], mask, fixed, step.target, vectors, coef, sums, ROW, 0, LANES
-                )
+                kernels.sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, step.target, coef, sums, ROW, 0, LANES)
 
 
 @numba.njit()
-def _forward(p: Plan, x: Floats, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    """Run all steps on x."""
-    out, back = np.int64(1), np.int64(0)
-    for i in range(len(p.pass_I)):
-        local = p.pass_I[i].local
-        size, others = _size(local), ((1 << p.num_bits) - 1) & ~local
-        if others == 0:
-            for j in range(p.pass_I[i].first, p.pass_I[i].end):
-                _apply(x, size, p.step_J[j], coef_J[j])
-            continue
-        block, fixed = aligned(1, size, x)[0], np.int64(0)
-        while True:
-            _move(x, block, local, fixed, out)
-            for j in range(p.pass_I[i].first, p.pass_I[i].end):
-                _apply(block, size, p.step_J[j], coef_J[j])
-            _move(x, block, local, fixed, back)
-            fixed = (fixed - others) & others
-            if fixed == 0:
-                break
+def _apply_all(p: Plan, i: int, x: Floats, size: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    for j in range(p.pass_I[i].first, p.pass_I[i].end):
+        _apply(x, size, p.step_J[j], coef_J[j])
 
 
 @numba.njit()
@@ -206,55 +175,47 @@ def _sweep_all(
 
 
 @numba.njit()
-def _backward(p: Plan, x: Floats, y: Floats, coef_J: Floats, sums_J: Floats) -> None:  # pragma: no cover (compiled)
-    """Un-compute psi (x) and lambda (y), and fill the sums."""
-    out, back = np.int64(1), np.int64(0)
-    sums_J[:] = 0
-    for i in range(len(p.pass_I) - 1, -1, -1):
-        local = p.pass_I[i].local
-        size, others = _size(local), ((1 << p.num_bits) - 1) & ~local
-        if others == 0:
-            _sweep_all(p, i, x, y, size, coef_J, sums_J)
-            continue
-        blocks, fixed = aligned(2, size, x), np.int64(0)
-        while True:
-            _move(x, blocks[0], local, fixed, out)
-            _move(y, blocks[1], local, fixed, out)
-            _sweep_all(p, i, blocks[0], blocks[1], size, coef_J, sums_J)
-            _move(x, blocks[0], local, fixed, back)
-            _move(y, blocks[1], local, fixed, back)
-            fixed = (fixed - others) & others
-            if fixed == 0:
-                break
-
-
-@numba.njit()
-def square(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
-    if x.ndim == 1:
-        for i in range(len(p_S)):
-            p_S[i] = x[i] * x[i]
+def _forward(p: Plan, x: Floats, blocks: Floats | None, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    """Run all steps on x, in ``blocks`` (room for two) or all at once."""
+    if blocks is None:
+        _apply_all(p, 0, x, 1 << p.num_bits, coef_J)
     else:
-        for i in range(len(p_S)):
-            p_S[i] = x[0, i] * x[0, i]
-        for i in range(len(p_S)):
-            p_S[i] += x[1, i] * x[1, i]
+        for i in range(len(p.pass_I)):
+            local, fixed = p.pass_I[i].local, np.int64(0)
+            size, others = _size(local), ((1 << p.num_bits) - 1) & ~local
+            while True:
+                _move(x, blocks[0], local, fixed, np.int64(1))
+                _apply_all(p, i, blocks[0], size, coef_J)
+                _move(x, blocks[0], local, fixed, np.int64(0))
+                fixed = (fixed - others) & others
+                if fixed == 0:
+                    break
 
 
 @numba.njit()
-def weigh(x: Floats, v_S: Array, y: Floats) -> None:  # pragma: no cover (compiled)
-    """y = diag(v) x."""
-    y[:] = 0
-    if x.ndim == 1:
-        for i in range(len(v_S)):
-            y[i] = x[i] * v_S[i]
+def _backward(
+    p: Plan, x: Floats, y: Floats, blocks: Floats | None, coef_J: Floats, sums_J: Floats
+) -> None:  # pragma: no cover (compiled)
+    """Un-compute psi (x) and lambda (y), and add up the sums."""
+    if blocks is None:
+        _sweep_all(p, 0, x, y, 1 << p.num_bits, coef_J, sums_J)
     else:
-        for component in range(2):
-            for i in range(len(v_S)):
-                y[component, i] = x[component, i] * v_S[i]
+        for i in range(len(p.pass_I) - 1, -1, -1):
+            local, fixed = p.pass_I[i].local, np.int64(0)
+            size, others = _size(local), ((1 << p.num_bits) - 1) & ~local
+            while True:
+                _move(x, blocks[0], local, fixed, np.int64(1))
+                _move(y, blocks[1], local, fixed, np.int64(1))
+                _sweep_all(p, i, blocks[0], blocks[1], size, coef_J, sums_J)
+                _move(x, blocks[0], local, fixed, np.int64(0))
+                _move(y, blocks[1], local, fixed, np.int64(0))
+                fixed = (fixed - others) & others
+                if fixed == 0:
+                    break
 
 
 @numba.njit()
-def start(x: Floats) -> None:  # pragma: no cover (compiled)
+def _start(x: Floats) -> None:  # pragma: no cover (compiled)
     """x = |0...0>."""
     x[:] = 0
     if x.ndim == 1:
@@ -263,37 +224,104 @@ def start(x: Floats) -> None:  # pragma: no cover (compiled)
         x[0, 0] = 1
 
 
+@numba.njit()
+def _square(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
+    for i in range(len(p_S)):
+        if x.ndim == 1:
+            p_S[i] = x[i] * x[i]
+        else:
+            p_S[i] = x[0, i] * x[0, i]
+            p_S[i] += x[1, i] * x[1, i]
+
+
+@numba.njit()
+def _weigh(psi: Floats, v_S: Array, x: Floats, y: Floats) -> None:  # pragma: no cover (compiled)
+    """x = psi, y = diag(v) psi."""
+    y[:] = 0
+    kernels.copy(psi, 0, x, 0, psi.size)
+    for i in range(len(v_S)):
+        if psi.ndim == 1:
+            y[i] = psi[i] * v_S[i]
+        else:
+            y[0, i] = psi[0, i] * v_S[i]
+            y[1, i] = psi[1, i] * v_S[i]
+
+
 @compiled.kept
-def values(p: Plan, theta_KP: Array, like: Floats, num_states: int) -> tuple:  # pragma: no cover (compiled)
+def _values(
+    p: Plan, theta_KP: Array, x_K: Floats, p_KS: Array, trig_K: Array, w: Array, u: Array, coef_J: Floats, blocks: Any
+) -> None:  # pragma: no cover (compiled)
+    inverse = np.int64(0)
+    for k in range(len(theta_KP)):
+        x = x_K[k]
+        trigonometry(p, theta_KP[k], trig_K[k])
+        matrices(x, p, trig_K[k], u, w)
+        _coefficients(p, w, inverse, coef_J)
+        _start(x)
+        _forward(p, x, blocks, coef_J)
+        _square(x, p_KS[k])
+
+
+@compiled.kept
+def _gradients(
+    p: Plan,
+    x_K: Floats,
+    trig_K: Array,
+    v_KS: Array,
+    both: Floats,
+    w: Array,
+    scratch: Array,
+    coef_J: Floats,
+    sums_J: Floats,
+    blocks: Any,
+    gradient_KP: Array,
+) -> None:  # pragma: no cover (compiled)
+    inverse = np.int64(1)
+    x, y = both[0], both[1]
+    for k in range(len(v_KS)):
+        matrices(x, p, trig_K[k], scratch, w)
+        _coefficients(p, w, inverse, coef_J)
+        _weigh(x_K[k], v_KS[k], x, y)
+        sums_J[:] = 0
+        _backward(p, x, y, blocks, coef_J, sums_J)
+        collect(x, p, trig_K[k], sums_J, scratch, gradient_KP[k])
+
+
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats:
+    """An empty array that starts on a cache line; NumPy's start 16 bytes after one."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.__array_interface__["data"][0] % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _blocks(p: Plan, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats | None:
+    """Room for two blocks of states of this shape; None for states that are one block."""
+    if whole(p):
+        return None
+    bits = max((int(local).bit_count() for local in p.pass_I["local"]), default=0)
+    return aligned((2, *shape[:-1], 1 << bits), dtype)
+
+
+def values(p: Plan, theta_KP: Array, num_states: int, dtype: npt.DTypeLike) -> tuple[Array, Floats, Array]:
     """p_KS, the states after all gates on |0...0>, and trig of every circuit."""
     num, steps = len(theta_KP), len(p.step_J)
-    p_KS = np.empty((num, num_states))
-    x_K = aligned(num, 1 << p.num_bits, like)
-    trig_K, w, u = np.zeros((num, 2 * p.num_angles + 2)), np.empty(16 * steps), np.empty(8)
-    coef_J = np.empty((steps, 2, 8 * LANES), dtype=like.dtype)
-    for k in range(num):
-        trigonometry(p, theta_KP[k], trig_K[k])
-        matrices(p, trig_K[k], u, w)
-        _coefficients(p, w, False, coef_J)
-        start(x_K[k])
-        _forward(p, x_K[k], coef_J)
-        square(x_K[k], p_KS[k])
+    shape = (1 << p.num_bits,) if p.components == 1 else (2, 1 << p.num_bits)
+    x_K, p_KS, trig_K = (
+        aligned((num, *shape), dtype),
+        np.empty((num, num_states)),
+        np.zeros((num, 2 * p.num_angles + 2)),
+    )
+    coef_J = aligned((steps, 2, 8 * LANES), dtype)
+    _values(p, theta_KP, x_K, p_KS, trig_K, np.empty(16 * steps), np.empty(8), coef_J, _blocks(p, shape, dtype))
     return p_KS, x_K, trig_K
 
 
-@compiled.kept
-def gradients(p: Plan, x_K: Floats, trig_K: Array, v_KS: Array, like: Floats) -> Array:  # pragma: no cover (compiled)
+def gradients(p: Plan, x_K: Floats, trig_K: Array, v_KS: Array) -> Array:
     """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
-    num, steps = len(v_KS), len(p.step_J)
-    gradient_KP, w, scratch = np.empty((num, p.num_angles)), np.empty(16 * steps), np.empty(24)
-    coef_J = np.empty((steps, 2, 8 * LANES), dtype=like.dtype)
-    sums_J = np.empty((steps, 2, 6 * LANES), dtype=like.dtype)
-    both = aligned(2, 1 << p.num_bits, like)
-    for k in range(num):
-        matrices(p, trig_K[k], scratch, w)
-        _coefficients(p, w, True, coef_J)
-        both[0] = x_K[k]
-        weigh(both[0], v_KS[k], both[1])
-        _backward(p, both[0], both[1], coef_J, sums_J)
-        collect(p, trig_K[k], sums_J, scratch, gradient_KP[k])
+    steps, shape, dtype = len(p.step_J), x_K.shape[1:], x_K.dtype
+    both, coef_J = aligned((2, *shape), dtype), aligned((steps, 2, 8 * LANES), dtype)
+    sums_J, gradient_KP = aligned((steps, 2, 6 * LANES), dtype), np.empty((len(v_KS), p.num_angles))
+    w, scratch = np.empty(16 * steps), np.empty(24)
+    _gradients(p, x_K, trig_K, v_KS, both, w, scratch, coef_J, sums_J, _blocks(p, shape, dtype), gradient_KP)
     return gradient_KP
