@@ -78,6 +78,12 @@ def _writable(folder: Path) -> Path:
 FOLDER, TEMPORARY = _place()
 
 
+def inner(function: Callable[..., Any]) -> Any:
+    """numba.njit for what only compiled functions call: without what Python needs to call it, it compiles faster."""
+    njit: Any = numba.njit  # its declaration lacks these
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 def kept(function: Callable[..., Any]) -> Any:
     """numba.njit, with the code kept in FOLDER. For what Python calls: functions that these call are a part of it."""
     before = CONFIG.CACHE_DIR

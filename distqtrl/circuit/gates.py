@@ -11,11 +11,11 @@ numbers are pairs of them. Memory is the caller's:
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from distqtrl.circuit.ansatz import CODES, KINDS
+from distqtrl.circuit.compiled import inner
 from distqtrl.circuit.plan import Plan
 from distqtrl.circuit.simd import BITS, LANES, at, constant, put
 
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.floating[Any]]
 U3, RX, RY, RZ, PHASE, H, X, Y = (CODES[kind] for kind in KINDS if kind != "z")  # in this order
 
 
-@numba.njit()
+@inner
 def _turn(theta: Array, k: int, factor: float, trig: Array) -> None:  # pragma: no cover (compiled)
     """cos and sin of angle k times a factor."""
     if theta.ndim == 1:
@@ -36,7 +36,7 @@ def _turn(theta: Array, k: int, factor: float, trig: Array) -> None:  # pragma: 
             trig[2 * k, lane], trig[2 * k + 1, lane] = np.cos(turned), np.sin(turned)
 
 
-@numba.njit()
+@inner
 def trigonometry(p: Plan, theta: Array, trig: Array) -> None:  # pragma: no cover (compiled)
     """Fill trig but for its last two entries, which gates without angles may read."""
     for g in range(len(p.gate_G)):
@@ -49,7 +49,7 @@ def trigonometry(p: Plan, theta: Array, trig: Array) -> None:  # pragma: no cove
             _turn(theta, first + 2, 1.0, trig)
 
 
-@numba.njit()
+@inner
 def _real_matrix(code: int, trig: Array, k: int, u: Array) -> None:  # pragma: no cover (compiled)
     """Fill u but for its imaginary parts."""
     c, s, none, one = at(trig, 2 * k), at(trig, 2 * k + 1), constant(u, 0.0), constant(u, 1.0)
@@ -67,7 +67,7 @@ def _real_matrix(code: int, trig: Array, k: int, u: Array) -> None:  # pragma: n
     put(u, 3, d)
 
 
-@numba.njit()
+@inner
 def matrix(x: Floats, code: int, trig: Array, k: int, u: Array) -> None:  # pragma: no cover (compiled)
     """Fill the matrix u of a gate whose first angle is k; of states like x, which may be real."""
     _real_matrix(code, trig, k, u)
@@ -101,7 +101,7 @@ def matrix(x: Floats, code: int, trig: Array, k: int, u: Array) -> None:  # prag
         put(u, 7, h)
 
 
-@numba.njit()
+@inner
 def generators(code: int, trig: Array, k: int, a: Array) -> int:  # pragma: no cover (compiled)
     """Fill 4 entries Im A_00, Im A_11, Re A_01, Im A_01 of each angle's A = dU U^dagger; return their number."""
     none, one, half = constant(a, 0.0), constant(a, 1.0), constant(a, 0.5)
@@ -129,7 +129,7 @@ def generators(code: int, trig: Array, k: int, a: Array) -> int:  # pragma: no c
     return 1 if code <= PHASE else 0
 
 
-@numba.njit()
+@inner
 def matrices(x: Floats, p: Plan, trig: Array, u: Array, w: Array) -> None:  # pragma: no cover (compiled)
     """Fill w for states like x; u is scratch."""
     none, one = constant(w, 0.0), constant(w, 1.0)
@@ -143,7 +143,7 @@ def matrices(x: Floats, p: Plan, trig: Array, u: Array, w: Array) -> None:  # pr
                 multiply(x, u, w, 16 * j + 8 * value)
 
 
-@numba.njit()
+@inner
 def multiply(x: Floats, u: Array, w: Array, i: int) -> None:  # pragma: no cover (compiled)
     """w = u w of the matrix that starts at entry i of w."""
     a, b, c, d = at(u, 0), at(u, 1), at(u, 2), at(u, 3)
@@ -161,7 +161,7 @@ def multiply(x: Floats, u: Array, w: Array, i: int) -> None:  # pragma: no cover
             put(w, k + 6, c * above + g * top + d * below + h * bottom)
 
 
-@numba.njit()
+@inner
 def coefficient(w: Array, i: int, slot: int, inverse: Any) -> float:  # pragma: no cover (compiled)
     """Entry ``slot`` of the matrix that starts at entry i of w, or of its inverse."""
     if not inverse:
@@ -170,7 +170,7 @@ def coefficient(w: Array, i: int, slot: int, inverse: Any) -> float:  # pragma: 
     return -value if slot & 4 else value
 
 
-@numba.njit()
+@inner
 def moments(x: Floats, step: Any, value: int, sums: Floats, k: Array) -> None:  # pragma: no cover (compiled)
     """k = Im k_00, Im k_11, k_01 of the entries (lanes of a state's vectors) where the control has the value.
 
@@ -198,7 +198,7 @@ def moments(x: Floats, step: Any, value: int, sums: Floats, k: Array) -> None:  
     put(k, 3, turn * half)
 
 
-@numba.njit()
+@inner
 def before(x: Floats, u: Array, k: Array) -> None:  # pragma: no cover (compiled)
     """k = u^T k conj(u) of an anti-Hermitian k, given as Im k_00, Im k_11, Re k_01, Im k_01."""
     a, b, c, d = at(u, 0), at(u, 1), at(u, 2), at(u, 3)
@@ -219,7 +219,7 @@ def before(x: Floats, u: Array, k: Array) -> None:  # pragma: no cover (compiled
         put(k, 3, top_i * b - top * f + bottom_i * d - bottom * h)
 
 
-@numba.njit()
+@inner
 def collect(
     x: Floats, p: Plan, trig: Array, sums_J: Floats, scratch: Array, gradient: Array
 ) -> None:  # pragma: no cover (compiled)

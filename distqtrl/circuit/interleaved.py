@@ -9,20 +9,19 @@ of a step are one per value of the state's three lowest bits, as they are there,
 
 from typing import Any
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
-from distqtrl.circuit import compiled, kernels
+from distqtrl.circuit import kernels
+from distqtrl.circuit.compiled import inner, kept
 from distqtrl.circuit.gates import Array, Floats, coefficient, collect, matrices, trigonometry
 from distqtrl.circuit.plan import Plan
 from distqtrl.circuit.simd import BITS, LANES, put
-from distqtrl.circuit.sweep import aligned
+from distqtrl.circuit.sweep import room, states
 
 ROW = 2 * LANES * LANES  # numbers of a row of the sums
 
 
-@numba.njit()
+@inner
 def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     """Fill (J, 16, LANES): the steps' matrices, or their inverses, for control 0 and 1."""
     for j in range(len(p.step_J)):
@@ -31,7 +30,7 @@ def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # p
                 put(coef_J[j], 8 * value + slot, coefficient(w, 16 * j + 8 * value, slot, inverse))
 
 
-@numba.njit()
+@inner
 def _subset(size: int, step: Any, value: int) -> tuple[int, int]:  # pragma: no cover (compiled)
     """Mask of the index bits that run freely, and the bits that are set in all indices."""
     mask, fixed = size - LANES & ~(1 << step.target + BITS), 0
@@ -41,7 +40,7 @@ def _subset(size: int, step: Any, value: int) -> tuple[int, int]:  # pragma: no 
     return mask, fixed
 
 
-@numba.njit()
+@inner
 def _apply_real(x: Floats, mask: int, fixed: int, step: Any, coef: Floats) -> None:  # pragma: no cover (compiled)
     if step.swap:
         kernels.swap(x, mask, fixed, step.target + BITS)
@@ -49,7 +48,7 @@ def _apply_real(x: Floats, mask: int, fixed: int, step: Any, coef: Floats) -> No
         kernels.apply_pairs(x, mask, fixed, step.target + BITS, coef)
 
 
-@numba.njit()
+@inner
 def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: no cover (compiled)
     for value in range(1 if step.control < 0 or step.idle else 0, 2):
         mask, fixed = _subset(size, step, value)
@@ -63,7 +62,7 @@ def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: 
             kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target + BITS, coef)
 
 
-@numba.njit()
+@inner
 def _sweep(
     x: Floats, y: Floats, size: int, step: Any, coef_2: Floats, sums_2: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -73,7 +72,7 @@ def _sweep(
         mask, fixed = _subset(size, step, value)
         mask &= ~((LANES - 1) << BITS)
         coef, sums = coef_2[8 * value :], sums_2[1 if control < BITS else value]
-        for low in range(min(LANES, size // LANES)):
+        for low in range(LANES if size > LANES * LANES else size // LANES):
             if (target < BITS and (low >> target) & 1) or (0 <= control < BITS and (low >> control) & 1 != value):
                 continue
             high = low | 1 << target if target < BITS else low + LANES
@@ -91,7 +90,7 @@ def _sweep(
                 )
 
 
-@numba.njit()
+@inner
 def _start(x: Floats) -> None:  # pragma: no cover (compiled)
     """x = |0...0> of every circuit."""
     x[:] = 0
@@ -101,7 +100,7 @@ def _start(x: Floats) -> None:  # pragma: no cover (compiled)
         x[0, :LANES] = 1
 
 
-@numba.njit()
+@inner
 def _square(x: Floats, p_KS: Array) -> None:  # pragma: no cover (compiled)
     for i in range(p_KS.shape[1]):
         for k in range(LANES):
@@ -112,7 +111,7 @@ def _square(x: Floats, p_KS: Array) -> None:  # pragma: no cover (compiled)
                 p_KS[k, i] += x[1, LANES * i + k] * x[1, LANES * i + k]
 
 
-@numba.njit()
+@inner
 def _weigh(psi: Floats, v_KS: Array, x: Floats, y: Floats) -> None:  # pragma: no cover (compiled)
     """x = psi, y = diag(v) psi."""
     kernels.copy(psi, 0, x, 0, psi.size)
@@ -125,87 +124,66 @@ def _weigh(psi: Floats, v_KS: Array, x: Floats, y: Floats) -> None:  # pragma: n
                 y[1, LANES * i + k] = psi[1, LANES * i + k] * v_KS[k, i]
 
 
-@compiled.kept
-def _values(
-    p: Plan,
-    theta_KP: Array,
-    states: Floats,
-    p_KS: Array,
-    trigs: Array,
-    theta: Array,
-    w: Array,
-    u: Array,
-    coef_J: Floats,
-) -> None:  # pragma: no cover (compiled)
-    inverse = np.int64(0)
-    for n in range(len(states)):
-        x, first = states[n], n * LANES
+@inner
+def _vectors(num: int) -> Any:  # pragma: no cover (compiled)
+    return np.empty(num * LANES).reshape((num, LANES))
+
+
+@kept
+def values(
+    p: Plan, theta_KP: Array, num_states: int, like: Floats, blocks: Any
+) -> tuple[Array, Floats, Array]:  # pragma: no cover (compiled)
+    """As of ``sweep``; K is a multiple of LANES, states and trig are those of groups of LANES circuits."""
+    num, steps, inverse, angles = len(theta_KP), len(p.step_J), np.int64(0), p.num_angles
+    groups, size = num // LANES, num_states * LANES
+    p_KS = np.empty(num * num_states).reshape((num, num_states))
+    psi, trigs = states(groups, size, like), _vectors(groups * (2 * angles + 2))
+    theta, w, u = _vectors(angles), _vectors(16 * steps), _vectors(8)
+    coef_J = room(steps * 16 * LANES, like).reshape((steps, 16, LANES))
+    for n in range(groups):
+        x, first = psi[n], n * LANES
+        trig = trigs[n * (2 * angles + 2) : (n + 1) * (2 * angles + 2)]
+        trig[2 * angles :] = 0
         for k in range(LANES):
-            for i in range(len(theta)):
+            for i in range(angles):
                 theta[i, k] = theta_KP[first + k, i]
-        trigonometry(p, theta, trigs[n])
-        matrices(x, p, trigs[n], u, w)
+        trigonometry(p, theta, trig)
+        matrices(x, p, trig, u, w)
         _coefficients(p, w, inverse, coef_J)
         _start(x)
-        for j in range(len(p.step_J)):
-            _apply(x, p_KS.shape[1] * LANES, p.step_J[j], coef_J[j])
+        for j in range(steps):
+            _apply(x, size, p.step_J[j], coef_J[j])
         _square(x, p_KS[first : first + LANES])
+    return p_KS, psi, trigs
 
 
-@compiled.kept
-def _gradients(
-    p: Plan,
-    states: Floats,
-    trigs: Array,
-    v_KS: Array,
-    both: Floats,
-    w: Array,
-    scratch: Array,
-    coef_J: Floats,
-    sums_J: Floats,
-    gradient: Array,
-    gradient_KP: Array,
-) -> None:  # pragma: no cover (compiled)
-    inverse, size = np.int64(1), v_KS.shape[1] * LANES
+@kept
+def gradients(
+    p: Plan, psi: Floats, trigs: Array, v_KS: Array, like: Floats, blocks: Any
+) -> Array:  # pragma: no cover (compiled)
+    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
+    num, steps, inverse, angles = len(v_KS), len(p.step_J), np.int64(1), p.num_angles
+    size = v_KS.shape[1] * LANES
+    two: Any = np.int64(2)
+    gradient_KP, both = np.empty(num * angles).reshape((num, angles)), states(two, size, like)
+    coef_J = room(steps * 16 * LANES, like).reshape((steps, 16, LANES))
+    sums_J = room(steps * 12 * LANES * LANES, like).reshape((steps, 2, 6 * LANES, LANES))
+    w, scratch, gradient = _vectors(16 * steps), _vectors(24), _vectors(angles)
     x, y = both[0], both[1]
-    for n in range(len(states)):
-        first = n * LANES
-        matrices(x, p, trigs[n], scratch, w)
+    for n in range(num // LANES):
+        first, trig = n * LANES, trigs[n * (2 * angles + 2) : (n + 1) * (2 * angles + 2)]
+        matrices(x, p, trig, scratch, w)
         _coefficients(p, w, inverse, coef_J)
-        _weigh(states[n], v_KS[first : first + LANES], x, y)
+        _weigh(psi[n], v_KS[first : first + LANES], x, y)
         sums_J[:] = 0
-        for j in range(len(p.step_J) - 1, -1, -1):
+        for j in range(steps - 1, -1, -1):
             if p.step_J[j].turns:
                 _sweep(x, y, size, p.step_J[j], coef_J[j], sums_J[j])
             else:
                 _apply(x, size, p.step_J[j], coef_J[j])
                 _apply(y, size, p.step_J[j], coef_J[j])
-        collect(x, p, trigs[n], sums_J, scratch, gradient)
+        collect(x, p, trig, sums_J, scratch, gradient)
         for k in range(LANES):
-            for i in range(p.num_angles):
+            for i in range(angles):
                 gradient_KP[first + k, i] = gradient[i, k]
-
-
-def values(p: Plan, theta_KP: Array, num_states: int, dtype: npt.DTypeLike) -> tuple[Array, Floats, Array]:
-    """p_KS of K parameter sets, K a multiple of LANES, and the states and trig of every group of LANES circuits."""
-    steps, groups, size = len(p.step_J), len(theta_KP) // LANES, num_states * LANES
-    states = aligned((groups, size) if p.components == 1 else (groups, 2, size), dtype)
-    p_KS, trigs = np.empty((len(theta_KP), num_states)), _lanes(groups, 2 * p.num_angles + 2)
-    trigs[:, -2:] = 0
-    coef_J = aligned((steps, 16, LANES), dtype)
-    _values(p, theta_KP, states, p_KS, trigs, _lanes(p.num_angles), _lanes(16 * steps), _lanes(8), coef_J)
-    return p_KS, states, trigs
-
-
-def gradients(p: Plan, states: Floats, trigs: Array, v_KS: Array) -> Array:
-    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
-    steps, dtype, gradient_KP = len(p.step_J), states.dtype, np.empty((len(v_KS), p.num_angles))
-    both, coef_J = aligned((2, *states.shape[1:]), dtype), aligned((steps, 16, LANES), dtype)
-    w, scratch, sums_J = _lanes(16 * steps), _lanes(24), aligned((steps, 2, 6 * LANES, LANES), dtype)
-    _gradients(p, states, trigs, v_KS, both, w, scratch, coef_J, sums_J, _lanes(p.num_angles), gradient_KP)
     return gradient_KP
-
-
-def _lanes(*count: int) -> Any:
-    """Room for vectors of numbers."""
-    return aligned((*count, LANES), np.float64)

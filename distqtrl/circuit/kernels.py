@@ -17,12 +17,11 @@ Which products are added in which order is the same in a lane as in a pair.
 
 # mypy: disable-error-code="no-untyped-def"
 
-import numba
-
+from distqtrl.circuit.compiled import inner
 from distqtrl.circuit.simd import LANES, add, exchanged, fused, imaginary_part, load, real_part, reduced, store, zero
 
 
-@numba.njit()
+@inner
 def swap(x, mask, fixed, target):
     stride, free = 1 << target, 0
     while True:
@@ -35,7 +34,7 @@ def swap(x, mask, fixed, target):
             break
 
 
-@numba.njit()
+@inner
 def apply_pairs(x, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
@@ -54,7 +53,7 @@ def apply_pairs(x, mask, fixed, target, coef):
             break
 
 
-@numba.njit()
+@inner
 def apply_lanes(x, mask, fixed, target, coef):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
@@ -67,7 +66,7 @@ def apply_lanes(x, mask, fixed, target, coef):
             break
 
 
-@numba.njit()
+@inner
 def apply_pairs_complex(x, z, mask, fixed, target, coef):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
@@ -95,7 +94,7 @@ def apply_pairs_complex(x, z, mask, fixed, target, coef):
             break
 
 
-@numba.njit()
+@inner
 def apply_lanes_complex(x, z, mask, fixed, target, coef):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
@@ -110,7 +109,7 @@ def apply_lanes_complex(x, z, mask, fixed, target, coef):
             break
 
 
-@numba.njit()
+@inner
 def sweep_pairs(x, y, mask, fixed, target, coef, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
@@ -135,7 +134,7 @@ def sweep_pairs(x, y, mask, fixed, target, coef, sums, row, low, high):
     add(sums, row + high, lower)
 
 
-@numba.njit()
+@inner
 def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
     free = 0
     d, o = load(coef, 0), load(coef, LANES)
@@ -153,7 +152,7 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
     add(sums, row, total)
 
 
-@numba.njit()
+@inner
 def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
@@ -199,7 +198,7 @@ def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, h
     add(sums, 2 * row + high, turn1)
 
 
-@numba.njit()
+@inner
 def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums, row):
     free = 0
     d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
@@ -223,7 +222,7 @@ def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums, row):
     add(sums, 2 * row, turn)
 
 
-@numba.njit()
+@inner
 def copy(source, first, target, to, length):
     """target[to : to + length] = source[first : first + length]; length is a multiple of LANES."""
     for i in range(0, length, LANES):

@@ -20,7 +20,7 @@ import torch
 
 from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
-from distqtrl.circuit.gates import Array
+from distqtrl.circuit.gates import Array, Floats
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.plan import plan, whole
 from distqtrl.circuit.simd import LANES
@@ -62,9 +62,10 @@ class StateVector:
         self.program, self.shots = circuit, settings.shots
         self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
         self._plan, self._came = plan(circuit), 0
-        self._dtype, self._num_states = np.dtype(settings.precision), 1 << circuit.num_qubits
+        self._like, self._num_states = _like(self._plan.components, settings.precision), 1 << circuit.num_qubits
+        self._blocked = not whole(self._plan)
         self._numbers = self._plan.components * self._num_states
-        needed = settings.replicas * STATES * float(self._numbers * self._dtype.itemsize)
+        needed = settings.replicas * STATES * float(self._numbers * self._like.itemsize)
         refuse_memory(circuit, needed, "qpu.backend statevector", machine_memory())
         _compile(sweep, self._plan.components, settings.precision)
 
@@ -100,23 +101,26 @@ class StateVector:
 
     def _values(self, part: Part, theta_KP: Array, keeps: bool = True) -> tuple[Array, Any]:
         """p_KS of a part, and what its gradient needs."""
-        p_KS, *after = part.module.values(self._plan, part.taken(theta_KP), self._num_states, self._dtype)
+        p_KS, *after = part.module.values(self._plan, part.taken(theta_KP), self._num_states, *self._room())
         return p_KS[: part.end - part.first], after if keeps else None
 
     def _gradients(self, part: Part, after: Any, v_KS: Array) -> Array:
-        gradient_KP: Array = part.module.gradients(self._plan, *after, part.taken(v_KS))
+        gradient_KP: Array = part.module.gradients(self._plan, *after, part.taken(v_KS), *self._room())
         return gradient_KP[: part.end - part.first]
+
+    def _room(self) -> tuple[Floats, Floats | None]:
+        return self._like, sweep.blocks(self._plan, self._like) if self._blocked else None
 
     def _parts(self, num: int) -> list[Part]:
         """A batch in parts: of a bounded size, and one for every thread."""
         needed = num * 3 * 8.0 * self._num_states  # p, v and a copy on the way
         refuse_memory(self.program, needed, f"a batch of {num:,} circuits", machine_memory())
         abreast = num - (num % LANES if num % LANES < FEWEST else 0) if self._interleaves(num) else 0
-        threads = _threads() if num * self._numbers * len(self._plan.step_J) >= WORK else 1
+        most = self._threads(num)
         parts = []
         for module, first, end, unit in ((interleaved, 0, abreast, LANES), (sweep, abreast, num, 1)):
             units = -(-(end - first) // unit)
-            pieces = max(min(units, threads), units * unit * self._numbers // PART)
+            pieces = max(min(units, most), units * unit * self._numbers // PART)
             for piece in range(pieces):
                 cut = [first + unit * (units * i // pieces) for i in (piece, piece + 1)]
                 parts.append(Part(module, cut[0], min(cut[1], end)))
@@ -125,23 +129,27 @@ class StateVector:
     def _interleaves(self, num: int) -> bool:
         """Whether to run eight at a time; code for that is compiled when enough circuits came in batches."""
         self._came += num if num > 1 else 0
-        size = 2 * LANES * self._numbers * self._dtype.itemsize
-        if num < FEWEST or size > CACHE or not whole(self._plan):
+        size = 2 * LANES * self._numbers * self._like.itemsize
+        if num < FEWEST or size > CACHE or self._blocked:
             return False
-        name = _name(interleaved, self._plan.components, self._dtype.name)
+        name = _name(interleaved, self._plan.components, self._like.dtype.name)
         if self._came < PATIENCE and not compiled.ready(name):
             return False
-        _compile(interleaved, self._plan.components, self._dtype.name)
+        _compile(interleaved, self._plan.components, self._like.dtype.name)
         return True
+
+    def _threads(self, num: int) -> int:
+        return threads() if num * self._numbers * len(self._plan.step_J) >= WORK else 1
 
     def _each(self, function: Callable[..., Any], parts: list[Part], *others: Sequence[Any]) -> list[Any]:
         """function of every part, on threads where there are several; kernels do not hold the interpreter."""
-        if len(parts) == 1 or _threads() == 1:
+        most = self._threads(parts[-1].end)
+        if len(parts) == 1 or most == 1:
             return [function(*items) for items in zip(parts, *others, strict=True)]
-        return list(_pool(os.getpid(), _threads()).map(function, parts, *others))
+        return list(_pool(os.getpid(), most).map(function, parts, *others))
 
 
-def _threads() -> int:
+def threads() -> int:
     """How many threads run circuits: as many as torch has, where this process may use as many cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(torch.get_num_threads(), cores)
@@ -151,6 +159,11 @@ def _threads() -> int:
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """A process's threads; a fork has none of its parent's."""
     return ThreadPoolExecutor(threads, "circuits")
+
+
+def _like(components: int, precision: str) -> Floats:
+    """What tells the kernels the precision of states, and by its axes whether they are complex."""
+    return np.empty((0,) * components, precision)
 
 
 def _name(module: ModuleType, components: int, precision: str) -> str:
@@ -171,8 +184,9 @@ def _compile(module: ModuleType, components: int, precision: str) -> None:
     smallest = plan(program(1, [Gate("ry" if components == 1 else "u3", 0)]))
 
     def first_call() -> None:
-        p_KS, *after = module.values(smallest, np.zeros((LANES, smallest.num_angles)), 2, np.dtype(precision))
-        module.gradients(smallest, *after, p_KS)
+        like = _like(components, precision)
+        p_KS, *after = module.values(smallest, np.zeros((LANES, smallest.num_angles)), 2, like, None)
+        module.gradients(smallest, *after, p_KS, like, None)
 
     try:
         compiled.once(_name(module, components, precision), first_call)

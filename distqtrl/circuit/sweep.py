@@ -13,14 +13,12 @@ A state of real gates is real and takes half the memory. Here a call runs its ci
 ``interleaved`` runs eight at a time, to the same bits.
 """
 
-import math
 from typing import Any
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
-from distqtrl.circuit import compiled, kernels
+from distqtrl.circuit import kernels
+from distqtrl.circuit.compiled import inner, kept
 from distqtrl.circuit.gates import Array, Floats, coefficient, collect, matrices, trigonometry
 from distqtrl.circuit.plan import Plan, whole
 from distqtrl.circuit.simd import BITS, LANES, splat
@@ -29,7 +27,7 @@ LINE = 64  # bytes of a cache line
 ROW = 2 * LANES  # of the sums
 
 
-@numba.njit()
+@inner
 def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     """Fill (J, 2, 64): the steps' matrices, or their inverses, for control 0 and 1 as the kernels take them.
 
@@ -54,7 +52,7 @@ def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # p
                     coef[slot * LANES + lane] = coefficient(w, first, which, inverse)
 
 
-@numba.njit()
+@inner
 def _move(x: Floats, block: Floats, local: int, fixed: np.int64, out: np.int64) -> None:  # pragma: no cover (compiled)
     """Copy the block with these local bits, whose other bits are ``fixed``, out of the state or back into it."""
     run = 1
@@ -75,7 +73,7 @@ def _move(x: Floats, block: Floats, local: int, fixed: np.int64, out: np.int64) 
                 break
 
 
-@numba.njit()
+@inner
 def _size(local: int) -> int:  # pragma: no cover (compiled)
     """How many numbers a block with these local bits has."""
     size = 1
@@ -85,7 +83,7 @@ def _size(local: int) -> int:  # pragma: no cover (compiled)
     return size
 
 
-@numba.njit()
+@inner
 def _subset(size: int, target: int, control: int, value: int) -> tuple[int, int]:  # pragma: no cover (compiled)
     """Mask of the index bits that run freely, and the bits that are set in all indices."""
     mask, fixed = size - LANES, 0
@@ -97,7 +95,7 @@ def _subset(size: int, target: int, control: int, value: int) -> tuple[int, int]
     return mask, fixed
 
 
-@numba.njit()
+@inner
 def _apply_real(x: Floats, size: int, step: Any, value: int, coef: Floats) -> None:  # pragma: no cover (compiled)
     mask, fixed = _subset(size, step.target, step.control, value)
     if step.target < BITS:
@@ -108,7 +106,7 @@ def _apply_real(x: Floats, size: int, step: Any, value: int, coef: Floats) -> No
         kernels.apply_pairs(x, mask, fixed, step.target, coef)
 
 
-@numba.njit()
+@inner
 def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: no cover (compiled)
     for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
         coef = coef_2[value]
@@ -125,7 +123,7 @@ def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: 
                 kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target, coef)
 
 
-@numba.njit()
+@inner
 def _sweep_real(
     x: Floats, y: Floats, size: int, step: Any, value: int, coef: Floats, sums: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -136,7 +134,7 @@ def _sweep_real(
         kernels.sweep_pairs(x, y, mask, fixed, step.target, coef, sums, ROW, 0, LANES)
 
 
-@numba.njit()
+@inner
 def _sweep(
     x: Floats, y: Floats, size: int, step: Any, coef_2: Floats, sums_2: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -155,13 +153,13 @@ def _sweep(
                 kernels.sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, step.target, coef, sums, ROW, 0, LANES)
 
 
-@numba.njit()
+@inner
 def _apply_all(p: Plan, i: int, x: Floats, size: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     for j in range(p.pass_I[i].first, p.pass_I[i].end):
         _apply(x, size, p.step_J[j], coef_J[j])
 
 
-@numba.njit()
+@inner
 def _sweep_all(
     p: Plan, i: int, x: Floats, y: Floats, size: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -174,7 +172,7 @@ def _sweep_all(
             _apply(y, size, step, coef_J[j])
 
 
-@numba.njit()
+@inner
 def _forward(p: Plan, x: Floats, blocks: Floats | None, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     """Run all steps on x, in ``blocks`` (room for two) or all at once."""
     if blocks is None:
@@ -192,7 +190,7 @@ def _forward(p: Plan, x: Floats, blocks: Floats | None, coef_J: Floats) -> None:
                     break
 
 
-@numba.njit()
+@inner
 def _backward(
     p: Plan, x: Floats, y: Floats, blocks: Floats | None, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
@@ -214,7 +212,7 @@ def _backward(
                     break
 
 
-@numba.njit()
+@inner
 def _start(x: Floats) -> None:  # pragma: no cover (compiled)
     """x = |0...0>."""
     x[:] = 0
@@ -224,7 +222,7 @@ def _start(x: Floats) -> None:  # pragma: no cover (compiled)
         x[0, 0] = 1
 
 
-@numba.njit()
+@inner
 def _square(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
     for i in range(len(p_S)):
         if x.ndim == 1:
@@ -234,7 +232,7 @@ def _square(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
             p_S[i] += x[1, i] * x[1, i]
 
 
-@numba.njit()
+@inner
 def _weigh(psi: Floats, v_S: Array, x: Floats, y: Floats) -> None:  # pragma: no cover (compiled)
     """x = psi, y = diag(v) psi."""
     y[:] = 0
@@ -247,81 +245,76 @@ def _weigh(psi: Floats, v_S: Array, x: Floats, y: Floats) -> None:  # pragma: no
             y[1, i] = psi[1, i] * v_S[i]
 
 
-@compiled.kept
-def _values(
-    p: Plan, theta_KP: Array, x_K: Floats, p_KS: Array, trig_K: Array, w: Array, u: Array, coef_J: Floats, blocks: Any
-) -> None:  # pragma: no cover (compiled)
-    inverse = np.int64(0)
-    for k in range(len(theta_KP)):
-        x = x_K[k]
-        trigonometry(p, theta_KP[k], trig_K[k])
-        matrices(x, p, trig_K[k], u, w)
+@inner
+def room(num: int, like: Floats) -> Any:  # pragma: no cover (compiled)
+    """Empty, and starts on a cache line; NumPy's arrays start 16 bytes after one."""
+    raw = np.empty(num + LINE // like.itemsize, like.dtype)
+    start = (-raw.ctypes.data % LINE) // like.itemsize
+    return raw[start : start + num]
+
+
+@inner
+def states(num: int, size: int, like: Floats) -> Any:  # pragma: no cover (compiled)
+    """Room for states (num, size) or, of complex numbers, (num, 2, size): like has one axis or two."""
+    if like.ndim == 1:
+        return room(num * size, like).reshape((num, size))
+    else:
+        return room(num * 2 * size, like).reshape((num, 2, size))
+
+
+@kept
+def values(
+    p: Plan, theta_KP: Array, num_states: int, like: Floats, blocks: Any
+) -> tuple[Array, Floats, Array]:  # pragma: no cover (compiled)
+    """p_KS, the states after all gates on |0...0>, and trig of every circuit.
+
+    ``like`` is empty, of the states' dtype; it has two axes where they are complex. ``blocks`` is as of that function.
+    """
+    num, steps, inverse = len(theta_KP), len(p.step_J), np.int64(0)
+    p_KS = np.empty(num * num_states).reshape((num, num_states))
+    trig_K = np.empty(num * (2 * p.num_angles + 2)).reshape((num, 2 * p.num_angles + 2))
+    x_K, coef_J = states(num, 1 << p.num_bits, like), room(steps * 16 * LANES, like).reshape((steps, 2, 8 * LANES))
+    w, u = np.empty(16 * steps), np.empty(8)
+    for k in range(num):
+        x, trig = x_K[k], trig_K[k]
+        trig[2 * p.num_angles :] = 0
+        trigonometry(p, theta_KP[k], trig)
+        matrices(x, p, trig, u, w)
         _coefficients(p, w, inverse, coef_J)
         _start(x)
         _forward(p, x, blocks, coef_J)
         _square(x, p_KS[k])
+    return p_KS, x_K, trig_K
 
 
-@compiled.kept
-def _gradients(
-    p: Plan,
-    x_K: Floats,
-    trig_K: Array,
-    v_KS: Array,
-    both: Floats,
-    w: Array,
-    scratch: Array,
-    coef_J: Floats,
-    sums_J: Floats,
-    blocks: Any,
-    gradient_KP: Array,
-) -> None:  # pragma: no cover (compiled)
-    inverse = np.int64(1)
+@kept
+def gradients(
+    p: Plan, x_K: Floats, trig_K: Array, v_KS: Array, like: Floats, blocks: Any
+) -> Array:  # pragma: no cover (compiled)
+    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
+    num, steps, inverse = len(v_KS), len(p.step_J), np.int64(1)
+    two: Any = np.int64(2)
+    gradient_KP = np.empty(num * p.num_angles).reshape((num, p.num_angles))
+    both, coef_J = (
+        states(two, 1 << p.num_bits, like),
+        room(steps * 16 * LANES, like).reshape((steps, 2, 8 * LANES)),
+    )
+    sums_J = room(steps * 12 * LANES, like).reshape((steps, 2, 6 * LANES))
+    w, scratch = np.empty(16 * steps), np.empty(24)
     x, y = both[0], both[1]
-    for k in range(len(v_KS)):
+    for k in range(num):
         matrices(x, p, trig_K[k], scratch, w)
         _coefficients(p, w, inverse, coef_J)
         _weigh(x_K[k], v_KS[k], x, y)
         sums_J[:] = 0
         _backward(p, x, y, blocks, coef_J, sums_J)
         collect(x, p, trig_K[k], sums_J, scratch, gradient_KP[k])
+    return gradient_KP
 
 
-def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats:
-    """An empty array that starts on a cache line; NumPy's start 16 bytes after one."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + LINE, np.uint8)
-    start = -raw.__array_interface__["data"][0] % LINE
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _blocks(p: Plan, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats | None:
-    """Room for two blocks of states of this shape; None for states that are one block."""
+def blocks(p: Plan, like: Floats) -> Floats | None:
+    """Room for two blocks; None for a state that is one block."""
     if whole(p):
         return None
     bits = max((int(local).bit_count() for local in p.pass_I["local"]), default=0)
-    return aligned((2, *shape[:-1], 1 << bits), dtype)
-
-
-def values(p: Plan, theta_KP: Array, num_states: int, dtype: npt.DTypeLike) -> tuple[Array, Floats, Array]:
-    """p_KS, the states after all gates on |0...0>, and trig of every circuit."""
-    num, steps = len(theta_KP), len(p.step_J)
-    shape = (1 << p.num_bits,) if p.components == 1 else (2, 1 << p.num_bits)
-    x_K, p_KS, trig_K = (
-        aligned((num, *shape), dtype),
-        np.empty((num, num_states)),
-        np.zeros((num, 2 * p.num_angles + 2)),
-    )
-    coef_J = aligned((steps, 2, 8 * LANES), dtype)
-    _values(p, theta_KP, x_K, p_KS, trig_K, np.empty(16 * steps), np.empty(8), coef_J, _blocks(p, shape, dtype))
-    return p_KS, x_K, trig_K
-
-
-def gradients(p: Plan, x_K: Floats, trig_K: Array, v_KS: Array) -> Array:
-    """d(v.p)/d theta_KP for cotangents v_KS, given what ``values`` returned (left as it is)."""
-    steps, shape, dtype = len(p.step_J), x_K.shape[1:], x_K.dtype
-    both, coef_J = aligned((2, *shape), dtype), aligned((steps, 2, 8 * LANES), dtype)
-    sums_J, gradient_KP = aligned((steps, 2, 6 * LANES), dtype), np.empty((len(v_KS), p.num_angles))
-    w, scratch = np.empty(16 * steps), np.empty(24)
-    _gradients(p, x_K, trig_K, v_KS, both, w, scratch, coef_J, sums_J, _blocks(p, shape, dtype), gradient_KP)
-    return gradient_KP
+    return np.empty((2, 2, 1 << bits) if like.ndim == 2 else (2, 1 << bits), like.dtype)

@@ -99,7 +99,7 @@ def test_neither_do_threads_nor_parts(num, monkeypatch):
     expected = alone(device, theta_KP, v_KS)
     monkeypatch.setattr(statevector, "WORK", 0)
     for threads, part in ((3, 1 << 16), (3, 256), (1, 256)):
-        monkeypatch.setattr(statevector, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(statevector, "threads", lambda threads=threads: threads)
         monkeypatch.setattr(statevector, "PART", part)
         assert_same(batch(device, theta_KP, v_KS), expected)
     monkeypatch.setattr(shift, "BATCH", 0)  # states are made again for the gradient
@@ -110,7 +110,7 @@ def test_threads_are_those_of_torch_and_of_the_cores(monkeypatch):
     monkeypatch.setattr(statevector, "torch", SimpleNamespace(get_num_threads=lambda: 4))
     for cores, expected in ((1, 1), (2, 2), (8, 4)):
         monkeypatch.setattr(statevector.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        assert statevector._threads() == expected
+        assert statevector.threads() == expected
 
 
 @settings(deadline=None, max_examples=10)
