@@ -133,7 +133,7 @@ def _vectors(num: int) -> Any:  # pragma: no cover (compiled)
 def values(
     p: Plan, theta_KP: Array, num_states: int, like: Floats, blocks: Any
 ) -> tuple[Array, Floats, Array]:  # pragma: no cover (compiled)
-    """As of ``sweep``; K is a multiple of LANES, states and trig are those of groups of LANES circuits."""
+    """What ``sweep.values`` returns; K is a multiple of LANES, states and trig are those of groups of LANES circuits."""
     num, steps, inverse, angles = len(theta_KP), len(p.step_J), np.int64(0), p.num_angles
     groups, size = num // LANES, num_states * LANES
     p_KS = np.empty(num * num_states).reshape((num, num_states))
