@@ -171,10 +171,10 @@ def coefficient(w: Array, i: int, slot: int, inverse: Any) -> float:  # pragma: 
 
 
 @inner
-def moments(x: Floats, step: Any, value: int, sums: Floats, k: Array) -> None:  # pragma: no cover (compiled)
+def moments(x: Floats, step: Any, value: int, sums: Floats, s: int, k: Array) -> None:  # pragma: no cover (compiled)
     """k = Im k_00, Im k_11, k_01 of the entries (lanes of a state's vectors) where the control has the value.
 
-    ``sums`` has the rows that kernels.py says, each of 2 LANES entries. Of real states k_01 is all there is.
+    From entry s on, ``sums`` has the rows that kernels.py says, each of 2 LANES entries. Real states have k_01 alone.
     """
     among = 0 <= step.control < BITS
     half, low = constant(k, 0.5), constant(k, 0.0)
@@ -183,15 +183,15 @@ def moments(x: Floats, step: Any, value: int, sums: Floats, k: Array) -> None:  
         if among and (lane >> step.control) & 1 != value:
             continue
         second = step.target < BITS and (lane >> step.target) & 1
-        cross = cross - at(sums, 2 * LANES + lane) if second else cross + at(sums, 2 * LANES + lane)
+        cross = cross - at(sums, s + 2 * LANES + lane) if second else cross + at(sums, s + 2 * LANES + lane)
         if step.target >= BITS:
-            cross = cross - at(sums, 3 * LANES + lane)
+            cross = cross - at(sums, s + 3 * LANES + lane)
         if x.ndim == 2:
-            low, high = (low, high + at(sums, lane)) if second else (low + at(sums, lane), high)
-            turn = turn + at(sums, 4 * LANES + lane)
+            low, high = (low, high + at(sums, s + lane)) if second else (low + at(sums, s + lane), high)
+            turn = turn + at(sums, s + 4 * LANES + lane)
             if step.target >= BITS:
-                high = high + at(sums, LANES + lane)
-                turn = turn + at(sums, 5 * LANES + lane)
+                high = high + at(sums, s + LANES + lane)
+                turn = turn + at(sums, s + 5 * LANES + lane)
     put(k, 0, low)
     put(k, 1, high)
     put(k, 2, cross * half)
@@ -223,7 +223,7 @@ def before(x: Floats, u: Array, k: Array) -> None:  # pragma: no cover (compiled
 def collect(
     x: Floats, p: Plan, trig: Array, sums_J: Floats, scratch: Array, gradient: Array
 ) -> None:  # pragma: no cover (compiled)
-    """Fill the gradient, P entries, from the sums (J, 2, 6 LANES) of all steps; scratch has 24 entries.
+    """Fill the gradient, P entries, from all steps' sums, 12 J LANES entries; scratch has 24 entries.
 
     Of M only k = (M - M^dagger) / 2 matters. It belongs to the state after the step; G^T k conj(G) belongs to the
     state before the step's last gate G, where the gate before it needs it. A real gate's only angle is ry's.
@@ -236,7 +236,8 @@ def collect(
         if not step.turns:
             continue
         for value in range(1 if step.control < 0 or step.idle else 0, 2):
-            moments(x, step, value, sums_J[j, 1 if step.control < BITS else value], k)
+            s = 6 * LANES * (2 * j + (1 if step.control < BITS else value))
+            moments(x, step, value, sums_J, s, k)
             for g in range(step.end - 1, step.first - 1, -1):
                 code, first = p.gate_G[g].code, p.gate_G[g].angle
                 if p.gate_G[g].controlled and value == 0:

@@ -23,11 +23,11 @@ ROW = 2 * LANES * LANES  # numbers of a row of the sums
 
 @inner
 def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    """Fill (J, 16, LANES): the steps' matrices, or their inverses, for control 0 and 1."""
+    """Fill 16 J entries: the steps' matrices, or their inverses, for control 0 and 1."""
     for j in range(len(p.step_J)):
         for value in range(1 if p.step_J[j].control < 0 or p.step_J[j].idle else 0, 2):
             for slot in range(4 if p.step_J[j].real else 8):
-                put(coef_J[j], 8 * value + slot, coefficient(w, 16 * j + 8 * value, slot, inverse))
+                put(coef_J, 16 * j + 8 * value + slot, coefficient(w, 16 * j + 8 * value, slot, inverse))
 
 
 @inner
@@ -41,52 +41,44 @@ def _subset(size: int, step: Any, value: int) -> tuple[int, int]:  # pragma: no 
 
 
 @inner
-def _apply_real(x: Floats, mask: int, fixed: int, step: Any, coef: Floats) -> None:  # pragma: no cover (compiled)
-    if step.swap:
-        kernels.swap(x, mask, fixed, step.target + BITS)
-    else:
-        kernels.apply_pairs(x, mask, fixed, step.target + BITS, coef)
-
-
-@inner
-def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: no cover (compiled)
+def _apply(x: Floats, size: int, p: Plan, j: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    step, target = p.step_J[j], p.step_J[j].target + BITS
     for value in range(1 if step.control < 0 or step.idle else 0, 2):
         mask, fixed = _subset(size, step, value)
-        coef = coef_2[8 * value :]
-        if x.ndim == 1:
-            _apply_real(x, mask, fixed, step, coef)
-        elif step.real:
-            for component in range(2):
-                _apply_real(x[component], mask, fixed, step, coef)
+        c = LANES * (16 * j + 8 * value)
+        if x.ndim == 1 or step.real:
+            for component in range(x.ndim):
+                if step.swap:
+                    kernels.swap(x, mask, fixed | size * component, target)
+                else:
+                    kernels.apply_pairs(x, mask, fixed | size * component, target, coef_J, c)
         else:
-            kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target + BITS, coef)
+            kernels.apply_pairs_complex(x, size, mask, fixed, target, coef_J, c)
 
 
 @inner
 def _sweep(
-    x: Floats, y: Floats, size: int, step: Any, coef_2: Floats, sums_2: Floats
+    x: Floats, y: Floats, size: int, p: Plan, j: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
     """Once for every value that the state's bits below BITS have; a target among them makes pairs of values."""
-    target, control = step.target, step.control
+    step, target, control = p.step_J[j], p.step_J[j].target, p.step_J[j].control
     for value in range(1 if control < 0 or step.idle else 0, 2):
         mask, fixed = _subset(size, step, value)
         mask &= ~((LANES - 1) << BITS)
-        coef, sums = coef_2[8 * value :], sums_2[1 if control < BITS else value]
+        c, sums = LANES * (16 * j + 8 * value), 3 * ROW * (2 * j + (1 if control < BITS else value))
         for low in range(LANES if size > LANES * LANES else size // LANES):
             if (target < BITS and (low >> target) & 1) or (0 <= control < BITS and (low >> control) & 1 != value):
                 continue
             high = low | 1 << target if target < BITS else low + LANES
-            first, place, other = fixed | low << BITS, LANES * low, LANES * high
-            if x.ndim == 1:
-                kernels.sweep_pairs(x, y, mask, first, target + BITS, coef, sums, ROW, place, other)
-            elif step.real:
-                for component in range(2):
+            first, place, other = fixed | low << BITS, sums + LANES * low, sums + LANES * high
+            if x.ndim == 1 or step.real:
+                for component in range(x.ndim):
                     kernels.sweep_pairs(
-                        x[component], y[component], mask, first, target + BITS, coef, sums, ROW, place, other
+                        x, y, mask, first | size * component, target + BITS, coef_J, c, sums_J, ROW, place, other
                     )
             else:
                 kernels.sweep_pairs_complex(
-                    x[0], x[1], y[0], y[1], mask, first, target + BITS, coef, sums, ROW, place, other
+                    x, y, size, mask, first, target + BITS, coef_J, c, sums_J, ROW, place, other
                 )
 
 
@@ -133,13 +125,13 @@ def _vectors(num: int) -> Any:  # pragma: no cover (compiled)
 def values(
     p: Plan, theta_KP: Array, num_states: int, like: Floats, blocks: Any
 ) -> tuple[Array, Floats, Array]:  # pragma: no cover (compiled)
-    """What ``sweep.values`` returns; K is a multiple of LANES, states and trig are those of groups of LANES circuits."""
+    """What ``sweep.values`` returns of a multiple of LANES circuits: states and trig are those of groups of LANES."""
     num, steps, inverse, angles = len(theta_KP), len(p.step_J), np.int64(0), p.num_angles
     groups, size = num // LANES, num_states * LANES
     p_KS = np.empty(num * num_states).reshape((num, num_states))
     psi, trigs = states(groups, size, like), _vectors(groups * (2 * angles + 2))
     theta, w, u = _vectors(angles), _vectors(16 * steps), _vectors(8)
-    coef_J = room(steps * 16 * LANES, like).reshape((steps, 16, LANES))
+    coef_J = room(steps * 16 * LANES, like).reshape((steps * 16, LANES))
     for n in range(groups):
         x, first = psi[n], n * LANES
         trig = trigs[n * (2 * angles + 2) : (n + 1) * (2 * angles + 2)]
@@ -152,7 +144,7 @@ def values(
         _coefficients(p, w, inverse, coef_J)
         _start(x)
         for j in range(steps):
-            _apply(x, size, p.step_J[j], coef_J[j])
+            _apply(x, size, p, j, coef_J)
         _square(x, p_KS[first : first + LANES])
     return p_KS, psi, trigs
 
@@ -166,8 +158,8 @@ def gradients(
     size = v_KS.shape[1] * LANES
     two: Any = np.int64(2)
     gradient_KP, both = np.empty(num * angles).reshape((num, angles)), states(two, size, like)
-    coef_J = room(steps * 16 * LANES, like).reshape((steps, 16, LANES))
-    sums_J = room(steps * 12 * LANES * LANES, like).reshape((steps, 2, 6 * LANES, LANES))
+    coef_J = room(steps * 16 * LANES, like).reshape((steps * 16, LANES))
+    sums_J = room(steps * 12 * LANES * LANES, like).reshape((steps * 12 * LANES, LANES))
     w, scratch, gradient = _vectors(16 * steps), _vectors(24), _vectors(angles)
     x, y = both[0], both[1]
     for n in range(num // LANES):
@@ -178,10 +170,10 @@ def gradients(
         sums_J[:] = 0
         for j in range(steps - 1, -1, -1):
             if p.step_J[j].turns:
-                _sweep(x, y, size, p.step_J[j], coef_J[j], sums_J[j])
+                _sweep(x, y, size, p, j, coef_J, sums_J)
             else:
-                _apply(x, size, p.step_J[j], coef_J[j])
-                _apply(y, size, p.step_J[j], coef_J[j])
+                _apply(x, size, p, j, coef_J)
+                _apply(y, size, p, j, coef_J)
         collect(x, p, trig, sums_J, scratch, gradient)
         for k in range(LANES):
             for i in range(angles):

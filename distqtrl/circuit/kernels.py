@@ -1,8 +1,9 @@
 """Compiled kernels: apply a step to a block, or un-compute it and collect what its gradient needs.
 
-A block is an array (2^b,) of real numbers, or one (2, 2^b) of real and imaginary parts. Its three lowest index bits
-are the lanes of a vector. A step's matrix comes as eight vectors of coefficients, real parts and then imaginary ones:
-lanes differ where the target, the control or the circuit's number is among them. A control above them selects vectors.
+A block is an array (2^b,) of real numbers, or one (2, 2^b) of real and imaginary parts, these ``half`` of it on. The
+three lowest index bits are the lanes of a vector. A step's matrix is eight vectors of coefficients, from number c of
+coef on, real parts and then imaginary ones: lanes differ where the target, the control or the circuit's number is among
+them. A control above them selects vectors.
 
     target above the lanes: pairs (a, b) of vectors     a' = u00 a + u01 b,  b' = u10 a + u11 b
     target among the lanes: d a + o exchanged(a)        d = u00 or u11, o = u01 or u10, by the lane's target bit
@@ -35,13 +36,13 @@ def swap(x, mask, fixed, target):
 
 
 @inner
-def apply_pairs(x, mask, fixed, target, coef):
+def apply_pairs(x, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        load(coef, 0),
-        load(coef, LANES),
-        load(coef, 2 * LANES),
-        load(coef, 3 * LANES),
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
     )
     while True:
         i = free | fixed
@@ -54,9 +55,9 @@ def apply_pairs(x, mask, fixed, target, coef):
 
 
 @inner
-def apply_lanes(x, mask, fixed, target, coef):
+def apply_lanes(x, mask, fixed, target, coef, c):
     free = 0
-    d, o = load(coef, 0), load(coef, LANES)
+    d, o = load(coef, c), load(coef, c + LANES)
     while True:
         i = free | fixed
         a = load(x, i)
@@ -67,56 +68,56 @@ def apply_lanes(x, mask, fixed, target, coef):
 
 
 @inner
-def apply_pairs_complex(x, z, mask, fixed, target, coef):
+def apply_pairs_complex(x, half, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        load(coef, 0),
-        load(coef, LANES),
-        load(coef, 2 * LANES),
-        load(coef, 3 * LANES),
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
     )
     v00, v01, v10, v11 = (
-        load(coef, 4 * LANES),
-        load(coef, 5 * LANES),
-        load(coef, 6 * LANES),
-        load(coef, 7 * LANES),
+        load(coef, c + 4 * LANES),
+        load(coef, c + 5 * LANES),
+        load(coef, c + 6 * LANES),
+        load(coef, c + 7 * LANES),
     )
     while True:
         i = free | fixed
         j = i + stride
-        a, b, c, d = load(x, i), load(x, j), load(z, i), load(z, j)
+        a, b, c, d = load(x, i), load(x, j), load(x, half + i), load(x, half + j)
         store(x, i, real_part(u00, a, u01, b, v00, c, v01, d))
         store(x, j, real_part(u11, b, u10, a, v11, d, v10, c))
-        store(z, i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
-        store(z, j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
+        store(x, half + i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, half + j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
 @inner
-def apply_lanes_complex(x, z, mask, fixed, target, coef):
+def apply_lanes_complex(x, half, mask, fixed, target, coef, c):
     free = 0
-    d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
+    d, o, e, q = load(coef, c), load(coef, c + LANES), load(coef, c + 4 * LANES), load(coef, c + 5 * LANES)
     while True:
         i = free | fixed
-        a, c = load(x, i), load(z, i)
+        a, c = load(x, i), load(x, half + i)
         b, f = exchanged(a, target), exchanged(c, target)
         store(x, i, real_part(d, a, o, b, e, c, q, f))
-        store(z, i, imaginary_part(d, a, o, b, e, c, q, f))
+        store(x, half + i, imaginary_part(d, a, o, b, e, c, q, f))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
 @inner
-def sweep_pairs(x, y, mask, fixed, target, coef, sums, row, low, high):
+def sweep_pairs(x, y, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        load(coef, 0),
-        load(coef, LANES),
-        load(coef, 2 * LANES),
-        load(coef, 3 * LANES),
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
     )
     upper, lower = zero(x), zero(x)
     while True:
@@ -135,9 +136,9 @@ def sweep_pairs(x, y, mask, fixed, target, coef, sums, row, low, high):
 
 
 @inner
-def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
+def sweep_lanes(x, y, mask, fixed, target, coef, c, sums, row, low):
     free = 0
-    d, o = load(coef, 0), load(coef, LANES)
+    d, o = load(coef, c), load(coef, c + LANES)
     total = zero(x)
     while True:
         i = free | fixed
@@ -149,30 +150,30 @@ def sweep_lanes(x, y, mask, fixed, target, coef, sums, row):
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, row, total)
+    add(sums, row + low, total)
 
 
 @inner
-def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, high):
+def sweep_pairs_complex(x, y, half, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
     u00, u01, u10, u11 = (
-        load(coef, 0),
-        load(coef, LANES),
-        load(coef, 2 * LANES),
-        load(coef, 3 * LANES),
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
     )
     v00, v01, v10, v11 = (
-        load(coef, 4 * LANES),
-        load(coef, 5 * LANES),
-        load(coef, 6 * LANES),
-        load(coef, 7 * LANES),
+        load(coef, c + 4 * LANES),
+        load(coef, c + 5 * LANES),
+        load(coef, c + 6 * LANES),
+        load(coef, c + 7 * LANES),
     )
     diagonal0, diagonal1, cross0, cross1, turn0, turn1 = zero(x), zero(x), zero(x), zero(x), zero(x), zero(x)
     while True:
         i = free | fixed
         j = i + stride
-        a, b, c, d = load(x, i), load(x, j), load(z, i), load(z, j)
-        g, h, p, q = load(y, i), load(y, j), load(w, i), load(w, j)
+        a, b, c, d = load(x, i), load(x, j), load(x, half + i), load(x, half + j)
+        g, h, p, q = load(y, i), load(y, j), load(y, half + i), load(y, half + j)
         diagonal0 = reduced(p, a, fused(g, c, diagonal0))
         diagonal1 = reduced(q, b, fused(h, d, diagonal1))
         cross0 = fused(p, d, fused(g, b, cross0))
@@ -181,12 +182,12 @@ def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, h
         turn1 = reduced(q, a, fused(h, c, turn1))
         store(x, i, real_part(u00, a, u01, b, v00, c, v01, d))
         store(x, j, real_part(u11, b, u10, a, v11, d, v10, c))
-        store(z, i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
-        store(z, j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
+        store(x, half + i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, half + j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
         store(y, i, real_part(u00, g, u01, h, v00, p, v01, q))
         store(y, j, real_part(u11, h, u10, g, v11, q, v10, p))
-        store(w, i, imaginary_part(u00, g, u01, h, v00, p, v01, q))
-        store(w, j, imaginary_part(u11, h, u10, g, v11, q, v10, p))
+        store(y, half + i, imaginary_part(u00, g, u01, h, v00, p, v01, q))
+        store(y, half + j, imaginary_part(u11, h, u10, g, v11, q, v10, p))
         free = (free - mask) & mask
         if free == 0:
             break
@@ -199,27 +200,27 @@ def sweep_pairs_complex(x, z, y, w, mask, fixed, target, coef, sums, row, low, h
 
 
 @inner
-def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums, row):
+def sweep_lanes_complex(x, y, half, mask, fixed, target, coef, c, sums, row, low):
     free = 0
-    d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
+    d, o, e, q = load(coef, c), load(coef, c + LANES), load(coef, c + 4 * LANES), load(coef, c + 5 * LANES)
     diagonal, cross, turn = zero(x), zero(x), zero(x)
     while True:
         i = free | fixed
-        a, c, g, p = load(x, i), load(z, i), load(y, i), load(w, i)
+        a, c, g, p = load(x, i), load(x, half + i), load(y, i), load(y, half + i)
         b, f, h, r = exchanged(a, target), exchanged(c, target), exchanged(g, target), exchanged(p, target)
         diagonal = reduced(p, a, fused(g, c, diagonal))
         cross = fused(p, f, fused(g, b, cross))
         turn = reduced(p, b, fused(g, f, turn))
         store(x, i, real_part(d, a, o, b, e, c, q, f))
-        store(z, i, imaginary_part(d, a, o, b, e, c, q, f))
+        store(x, half + i, imaginary_part(d, a, o, b, e, c, q, f))
         store(y, i, real_part(d, g, o, h, e, p, q, r))
-        store(w, i, imaginary_part(d, g, o, h, e, p, q, r))
+        store(y, half + i, imaginary_part(d, g, o, h, e, p, q, r))
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, 0, diagonal)
-    add(sums, row, cross)
-    add(sums, 2 * row, turn)
+    add(sums, low, diagonal)
+    add(sums, row + low, cross)
+    add(sums, 2 * row + low, turn)
 
 
 @inner

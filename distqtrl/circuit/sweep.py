@@ -29,7 +29,7 @@ ROW = 2 * LANES  # of the sums
 
 @inner
 def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    """Fill (J, 2, 64): the steps' matrices, or their inverses, for control 0 and 1 as the kernels take them.
+    """Fill 128 J numbers: the steps' matrices, or their inverses, for control 0 and 1 as the kernels take them.
 
     A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
     """
@@ -37,10 +37,10 @@ def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # p
         target, control = p.step_J[j].target, p.step_J[j].control
         among = 0 <= control < BITS
         for value in range(0 if control >= BITS and not p.step_J[j].idle else 1, 2):
-            coef, first = coef_J[j, value], 16 * j + 8 * value
+            c, first = 8 * LANES * (2 * j + value), 16 * j + 8 * value
             for slot in range(4 if p.step_J[j].real else 8):
                 if target >= BITS and not among:
-                    splat(coef, slot * LANES, coefficient(w, first, slot, inverse))
+                    splat(coef_J, c + slot * LANES, coefficient(w, first, slot, inverse))
                     continue
                 for lane in range(LANES):
                     which = slot
@@ -49,7 +49,7 @@ def _coefficients(p: Plan, w: Array, inverse: Any, coef_J: Floats) -> None:  # p
                         which = slot & 4 | row << 1 | row ^ (slot & 1)
                     if among:
                         first = 16 * j + 8 * ((lane >> control) & 1)
-                    coef[slot * LANES + lane] = coefficient(w, first, which, inverse)
+                    coef_J[c + slot * LANES + lane] = coefficient(w, first, which, inverse)
 
 
 @inner
@@ -96,67 +96,53 @@ def _subset(size: int, target: int, control: int, value: int) -> tuple[int, int]
 
 
 @inner
-def _apply_real(x: Floats, size: int, step: Any, value: int, coef: Floats) -> None:  # pragma: no cover (compiled)
-    mask, fixed = _subset(size, step.target, step.control, value)
-    if step.target < BITS:
-        kernels.apply_lanes(x, mask, fixed, step.target, coef)
-    elif step.swap and not 0 <= step.control < BITS:
-        kernels.swap(x, mask, fixed, step.target)
-    else:
-        kernels.apply_pairs(x, mask, fixed, step.target, coef)
-
-
-@inner
-def _apply(x: Floats, size: int, step: Any, coef_2: Floats) -> None:  # pragma: no cover (compiled)
+def _apply(x: Floats, size: int, p: Plan, j: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    step, half = p.step_J[j], x.size // x.ndim
+    target = step.target
     for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
-        coef = coef_2[value]
-        if x.ndim == 1:
-            _apply_real(x, size, step, value, coef)
-        elif step.real:
-            for component in range(2):
-                _apply_real(x[component], size, step, value, coef)
+        mask, fixed = _subset(size, target, step.control, value)
+        c = 8 * LANES * (2 * j + value)
+        if x.ndim == 1 or step.real:
+            for component in range(x.ndim):
+                first = fixed | half * component
+                if target < BITS:
+                    kernels.apply_lanes(x, mask, first, target, coef_J, c)
+                elif step.swap and not 0 <= step.control < BITS:
+                    kernels.swap(x, mask, first, target)
+                else:
+                    kernels.apply_pairs(x, mask, first, target, coef_J, c)
+        elif target < BITS:
+            kernels.apply_lanes_complex(x, half, mask, fixed, target, coef_J, c)
         else:
-            mask, fixed = _subset(size, step.target, step.control, value)
-            if step.target < BITS:
-                kernels.apply_lanes_complex(x[0], x[1], mask, fixed, step.target, coef)
-            else:
-                kernels.apply_pairs_complex(x[0], x[1], mask, fixed, step.target, coef)
-
-
-@inner
-def _sweep_real(
-    x: Floats, y: Floats, size: int, step: Any, value: int, coef: Floats, sums: Floats
-) -> None:  # pragma: no cover (compiled)
-    mask, fixed = _subset(size, step.target, step.control, value)
-    if step.target < BITS:
-        kernels.sweep_lanes(x, y, mask, fixed, step.target, coef, sums, ROW)
-    else:
-        kernels.sweep_pairs(x, y, mask, fixed, step.target, coef, sums, ROW, 0, LANES)
+            kernels.apply_pairs_complex(x, half, mask, fixed, target, coef_J, c)
 
 
 @inner
 def _sweep(
-    x: Floats, y: Floats, size: int, step: Any, coef_2: Floats, sums_2: Floats
+    x: Floats, y: Floats, size: int, p: Plan, j: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
+    step, half = p.step_J[j], x.size // x.ndim
+    target = step.target
     for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
-        coef, sums = coef_2[value], sums_2[value]
-        if x.ndim == 1:
-            _sweep_real(x, y, size, step, value, coef, sums)
-        elif step.real:
-            for component in range(2):
-                _sweep_real(x[component], y[component], size, step, value, coef, sums)
+        mask, fixed = _subset(size, target, step.control, value)
+        c, low = 8 * LANES * (2 * j + value), 3 * ROW * (2 * j + value)
+        if x.ndim == 1 or step.real:
+            for component in range(x.ndim):
+                first = fixed | half * component
+                if target < BITS:
+                    kernels.sweep_lanes(x, y, mask, first, target, coef_J, c, sums_J, ROW, low)
+                else:
+                    kernels.sweep_pairs(x, y, mask, first, target, coef_J, c, sums_J, ROW, low, low + LANES)
+        elif target < BITS:
+            kernels.sweep_lanes_complex(x, y, half, mask, fixed, target, coef_J, c, sums_J, ROW, low)
         else:
-            mask, fixed = _subset(size, step.target, step.control, value)
-            if step.target < BITS:
-                kernels.sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, step.target, coef, sums, ROW)
-            else:
-                kernels.sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, step.target, coef, sums, ROW, 0, LANES)
+            kernels.sweep_pairs_complex(x, y, half, mask, fixed, target, coef_J, c, sums_J, ROW, low, low + LANES)
 
 
 @inner
 def _apply_all(p: Plan, i: int, x: Floats, size: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
     for j in range(p.pass_I[i].first, p.pass_I[i].end):
-        _apply(x, size, p.step_J[j], coef_J[j])
+        _apply(x, size, p, j, coef_J)
 
 
 @inner
@@ -164,12 +150,11 @@ def _sweep_all(
     p: Plan, i: int, x: Floats, y: Floats, size: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
     for j in range(p.pass_I[i].end - 1, p.pass_I[i].first - 1, -1):
-        step = p.step_J[j]
-        if step.turns:
-            _sweep(x, y, size, step, coef_J[j], sums_J[j])
+        if p.step_J[j].turns:
+            _sweep(x, y, size, p, j, coef_J, sums_J)
         else:
-            _apply(x, size, step, coef_J[j])
-            _apply(y, size, step, coef_J[j])
+            _apply(x, size, p, j, coef_J)
+            _apply(y, size, p, j, coef_J)
 
 
 @inner
@@ -273,7 +258,7 @@ def values(
     num, steps, inverse = len(theta_KP), len(p.step_J), np.int64(0)
     p_KS = np.empty(num * num_states).reshape((num, num_states))
     trig_K = np.empty(num * (2 * p.num_angles + 2)).reshape((num, 2 * p.num_angles + 2))
-    x_K, coef_J = states(num, 1 << p.num_bits, like), room(steps * 16 * LANES, like).reshape((steps, 2, 8 * LANES))
+    x_K, coef_J = states(num, 1 << p.num_bits, like), room(steps * 16 * LANES, like)
     w, u = np.empty(16 * steps), np.empty(8)
     for k in range(num):
         x, trig = x_K[k], trig_K[k]
@@ -297,9 +282,9 @@ def gradients(
     gradient_KP = np.empty(num * p.num_angles).reshape((num, p.num_angles))
     both, coef_J = (
         states(two, 1 << p.num_bits, like),
-        room(steps * 16 * LANES, like).reshape((steps, 2, 8 * LANES)),
+        room(steps * 16 * LANES, like),
     )
-    sums_J = room(steps * 12 * LANES, like).reshape((steps, 2, 6 * LANES))
+    sums_J = room(steps * 12 * LANES, like)
     w, scratch = np.empty(16 * steps), np.empty(24)
     x, y = both[0], both[1]
     for k in range(num):
