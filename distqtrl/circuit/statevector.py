@@ -29,7 +29,9 @@ from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
 Gradient = Callable[[Array], Array]
-CACHE = 1 << 16  # bytes of psi and lambda of LANES circuits: with more, one after another is faster
+SMALL = (
+    1 << 8
+)  # basis states; psi and lambda of LANES larger circuits leave the first cache, one after another is faster
 FEWEST = 3  # circuits that are faster interleaved, with the other lanes idle, than one after another
 PATIENCE = 2048  # circuits that come in batches before code for batches is compiled
 PART = 1 << 16  # numbers of the states of a part
@@ -129,8 +131,7 @@ class StateVector:
     def _interleaves(self, num: int) -> bool:
         """Whether to run eight at a time; code for that is compiled when enough circuits came in batches."""
         self._came += num if num > 1 else 0
-        size = 2 * LANES * self._numbers * self._like.itemsize
-        if num < FEWEST or size > CACHE or self._blocked:
+        if num < FEWEST or self._num_states > SMALL or self._blocked:
             return False
         name = _name(interleaved, self._plan.components, self._like.dtype.name)
         if self._came < PATIENCE and not compiled.ready(name):
