@@ -164,6 +164,18 @@ def test_training_cost(quick):
     assert "(scaled)" in written("training_cost/training_cost.md")
 
 
+def test_throughput(quick):
+    pytest.importorskip("stable_baselines3")
+    written = quick("throughput", "--cases", "cartpole", "qtrl-cartpole")
+    results = json.loads(written("throughput/throughput.json"))
+    (turn,) = results["cases"]["cartpole"]["turns"]
+    assert results["cases"]["cartpole"]["ours / bare"] == turn["ours"] / turn["bare"]
+    assert results["cases"]["cartpole"]["ours / peer"] == turn["ours"] / turn["peer"]
+    assert "peer" not in results["cases"]["qtrl-cartpole"]["turns"][0]
+    assert results["starts"]["cartpole"]["core_s"] > 0
+    assert "(50%)" in written("throughput/throughput.md")
+
+
 @pytest.mark.parametrize(("preset", "seeds"), [("cartpole", 10), ("acrobot", 3), ("frozenlake", 3), ("pendulum", 3)])
 def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
     results = json.loads((ROOT / "benchmarks" / "results" / "solve" / f"{preset}.json").read_text())

@@ -49,9 +49,10 @@ class Replay:
 
     def sample(self, uniform_B: list[np.ndarray]) -> Transitions:
         """The transitions chosen by numbers in [0, 1), as many of every environment as it has numbers."""
-        b_N = np.repeat(np.arange(len(uniform_B)), [len(u) for u in uniform_B])
-        i_N = (np.concatenate(uniform_B) * self.filled).astype(np.int64)
-        return Transitions(*(ring[b_N, i_N] for ring in self._rings().values()))
+        begin_N = np.repeat(np.arange(len(uniform_B)) * self.capacity, [len(u) for u in uniform_B])
+        row_N = begin_N + (np.concatenate(uniform_B) * self.filled).astype(np.int64)
+        rings = (ring.reshape(-1, *ring.shape[2:]) for ring in self._rings().values())
+        return Transitions(*(rows.take(row_N, axis=0) for rows in rings))
 
     def last(self, steps: int) -> Floats:
         """Observations of the last ``steps`` steps of every environment, (steps * num, O)."""

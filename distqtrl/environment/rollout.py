@@ -64,24 +64,25 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
 
     act(obs_BO, noise_B) gives the policy's actions and the environment's; noise(k) gives k steps of noise, (k, B, ...).
     """
-    if num_steps is None:
+    whole = num_steps is None
+    if whole:
         environments.restart()
     obs, actions, steps, valid, states = [], [], [], [], []
     running_E = np.ones(environments.num, dtype=np.bool_)
-    block = noise(BLOCK)
     t = 0
-    while t < num_steps if num_steps is not None else running_E.any():
-        if t and t % BLOCK == 0:
+    while running_E.any() if num_steps is None else t < num_steps:
+        if t % BLOCK == 0:
             block = noise(BLOCK)
         obs.append(environments.obs_BO)
         states.append(environments.states_ES)
-        valid.append(environments.acts_B & np.repeat(running_E, environments.num_agents))
+        acts_B = environments.acts_B
+        valid.append(acts_B & np.repeat(running_E, environments.num_agents) if whole else acts_B)
         chosen, scaled = act(environments.obs_BO, block[t % BLOCK])
-        episode_E = environments.episode_B.copy()
-        step = environments.step(scaled, None if num_steps is not None else running_E)
+        episode_E = environments.episode_B.copy() if whole else None
+        step = environments.step(scaled, running_E if whole else None)
         actions.append(chosen)
         steps.append(step)
-        if num_steps is None:
+        if whole:
             running_E = running_E & (environments.episode_B == episode_E)
         t += 1
     rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])

@@ -1,5 +1,6 @@
 """A Gymnasium environment: one agent, which acts in every step."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -33,14 +34,16 @@ class Single:
         return self._port.observation(given), True
 
     def step(self, actions_G: np.ndarray) -> tuple[Floats, float, bool, bool, bool]:
-        name = self._name
-        given = self.env.step(self._port.action(actions_G))
-        seen, reward, terminated, truncated, _ = border.parts(given, STEP, "step()", name)
+        name, given = self._name, self.env.step(self._port.action(actions_G))
+        if type(given) is not tuple or len(given) != len(STEP):
+            given = border.parts(given, STEP, "step()", name)
+        seen, reward, terminated, truncated, _ = given
         if terminated is not True and terminated is not False:
             terminated = border.flag(terminated, name, "terminated")
         if truncated is not True and truncated is not False:
             truncated = border.flag(truncated, name, "truncated")
-        reward = border.number(reward, name, "the reward")
+        if type(reward) is not float or not math.isfinite(reward):
+            reward = border.number(reward, name, "the reward")
         return self._port.observation(seen), reward, terminated, truncated, not (terminated or truncated)
 
     def state(self) -> None:

@@ -12,6 +12,7 @@ whose replay does not give the saved observation bit for bit (it draws from a so
 restarts with its next episode, and the caller is told which ones did.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -270,7 +271,8 @@ class Environments:
 
     def _check_finite(self, obs_BO: Floats) -> None:
         """Raise UserError for the first observation that is not finite."""
-        if np.isfinite(obs_BO).all():
+        x = obs_BO.reshape(-1)
+        if math.isfinite(x.dot(x)) or np.isfinite(x).all():  # the former is fast, and may overflow
             return
         row = int(np.argwhere(~np.isfinite(obs_BO))[0, 0])
         b, g = divmod(row, self.num_agents)

@@ -50,9 +50,11 @@ class Categorical:
 
     def sample(self, logits_BA: Array, noise_B: Array, std: Array) -> npt.NDArray[np.int64]:
         """Inverse of the cumulative distribution at the noise."""
-        cumulative_BA = np.exp(logits_BA - logits_BA.max(-1, keepdims=True)).cumsum(-1)
+        x_BA = logits_BA - np.maximum.reduce(logits_BA, axis=-1, keepdims=True)
+        cumulative_BA = np.exp(x_BA, out=x_BA).cumsum(-1)
         below_BA = cumulative_BA[..., :-1] < noise_B[..., np.newaxis] * cumulative_BA[..., -1:]
-        return below_BA.sum(-1)
+        chosen_B: npt.NDArray[np.int64] = np.add.reduce(below_BA, axis=-1, dtype=np.int64)
+        return chosen_B
 
     def log_prob(self, logits_BA: Tensor, actions_B: Tensor, log_std: Tensor) -> Tensor:
         """Log probabilities, or densities, of actions (B,)."""
@@ -172,8 +174,13 @@ class Bounded:
 
     def to_environment(self, actions_BA: np.ndarray) -> np.ndarray:
         """Saturate to [-1, 1], then scale to [low, high]."""
+        low, width = self._range
+        return (low + (np.minimum(np.maximum(actions_BA, -1), 1) + 1) / 2 * width).astype(np.float32)
+
+    @cached_property
+    def _range(self) -> tuple[Array, Array]:
         low, high = np.asarray(self.low), np.asarray(self.high)
-        return (low + (np.clip(actions_BA, -1, 1) + 1) / 2 * (high - low)).astype(np.float32)
+        return low, high - low
 
 
 @dataclass(frozen=True)

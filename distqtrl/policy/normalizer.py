@@ -3,7 +3,7 @@
 Merging follows Chan, Golub & LeVeque (1979); normalised observations are clamped to [-10, 10].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,20 @@ class Normalizer:
 
     def apply(self, obs: np.ndarray) -> np.ndarray:
         """Normalised observations, same shape, float32."""
+        return self.applied()(obs)
+
+    def applied(self) -> Callable[[np.ndarray], np.ndarray]:
+        """``apply`` as it is now, at less cost per call."""
         if self.count == 0:
-            return obs
-        return np.clip((obs - self.mean_O) * self.scale_O, -CLAMP, CLAMP).astype(np.float32)
+            return lambda obs: obs
+        mean_O, scale_O = self.mean_O, self.scale_O
+
+        def normalised(obs: np.ndarray) -> np.ndarray:
+            x = (obs - mean_O) * scale_O
+            np.minimum(np.maximum(x, -CLAMP, out=x), CLAMP, out=x)
+            return x.astype(np.float32)
+
+        return normalised
 
     @staticmethod
     def sums(obs_BO: np.ndarray) -> Array:

@@ -53,3 +53,16 @@ def test_at_ratio_one_both_have_the_same_gradient():
 )
 def test_ppo_gradient_stops_outside_the_clip_range(ratio, adv, expected):
     assert gradient(ppo.loss, [np.log(ratio)], [0.0], [adv]).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [ppo, reinforce])
+@pytest.mark.parametrize("clip", [0.05, 0.2])
+def test_slopes_are_the_gradients_of_the_losses(loss, clip):
+    new, old, adv = samples(3)
+    new[:3], adv[3:6] = old[:3], 0.0  # a ratio of 1, and no advantage
+    leaf = torch.tensor(new, requires_grad=True)
+    expected = loss.loss(leaf, torch.tensor(old), torch.tensor(adv), clip)
+    expected.backward()
+    value, slope_N = loss.slope(new, old, adv, clip)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    np.testing.assert_allclose(slope_N, leaf.grad, rtol=1e-12)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.summary import Writer
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from distqtrl.record import recorder as recording
 from distqtrl.record.history import keep_events, keep_updates, rows
@@ -126,8 +126,8 @@ def test_events_hold_every_number(tmp_path):
         recorder.write(metrics(2), 0.2)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["tensors"]) == {"loss", "return_mean", "steps_per_s", "wall_s", "profile_s/rollout"}
-    assert [event.step for event in events.Tensors("loss")] == [20]
+    assert set(events.Tags()["scalars"]) == {"loss", "return_mean", "steps_per_s", "wall_s", "profile_s/rollout"}
+    assert [event.step for event in events.Scalars("loss")] == [20]
 
 
 def raw_steps(folder):
@@ -159,7 +159,7 @@ def test_events_of_a_run_that_was_killed_do_not_repeat(tmp_path, monkeypatch):
     assert raw_steps(folder) == [10, 20, 30, 40, 50, 60]
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Tensors("loss")] == [10, 20, 30, 40, 50, 60]
+    assert [event.step for event in events.Scalars("loss")] == [10, 20, 30, 40, 50, 60]
     with closing(Recorder(tmp_path, 0)) as recorder:  # begun again
         recorder.write(metrics(1), 0.2)
     assert raw_steps(folder) == [10]
@@ -178,13 +178,13 @@ def test_a_full_disk_names_tensorboards_folder(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     recorder = Recorder(tmp_path, 0)
-    monkeypatch.setattr(recorder._events, "add_scalar", full)
+    monkeypatch.setattr(recorder._events, "add_event", full)
     with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
         recorder.write(metrics(0), 0.2)
     with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
         recorder.close()
     Recorder(tmp_path, 0).close()  # it has left the directory
-    monkeypatch.setattr(Writer, "__init__", full)
+    monkeypatch.setattr(EventFileWriter, "__init__", full)
     with pytest.raises(OSError, match=r"No space left on device: .*tensorboard'"):
         Recorder(tmp_path, 0)
 

@@ -302,7 +302,7 @@ def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
     if what == "events":
         monkeypatch.setattr(Recorder, "end", fails)
     elif what == "several":
-        monkeypatch.setattr("distqtrl.training.evaluation.greedy_episodes", fails)
+        monkeypatch.setattr("distqtrl.training.evaluation.evaluation", fails)
     else:
         monkeypatch.setattr(Endless, "broken", True)
         monkeypatch.setattr(Endless, "step", lambda self, action: (np.zeros(2, np.float32), 0.0, False, False, {}))

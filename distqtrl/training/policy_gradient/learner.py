@@ -1,8 +1,9 @@
 """PPO and REINFORCE: a learner with a value network, and one optimizer step on samples of a rollout."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from distqtrl.algorithm import ppo, reinforce
 from distqtrl.config.run import Config
 from distqtrl.config.stages import Algorithm
 from distqtrl.environment.spaces import Spaces
-from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head
+from distqtrl.policy import slopes
+from distqtrl.policy.distribution import Array, Categorical, Factored, Gaussian, Head, allowed, masks
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.training import demand
 from distqtrl.training.demand import Need
-from distqtrl.training.gradient import Array
 from distqtrl.training.learner import Setup
 from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec
@@ -40,9 +41,11 @@ class Samples:
     returns_N: Tensor
     entropy_N: Tensor  # of the policy that acted
 
-    def at(self, index: Tensor) -> "Samples":
-        """The samples with these numbers."""
-        return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
+    def dealt(self, parts: Sequence[Tensor]) -> list["Samples"]:
+        """The samples with the numbers of every part."""
+        index, sizes = torch.cat([*parts]), [len(part) for part in parts]
+        columns = [getattr(self, f.name)[index].split(sizes) for f in fields(self)]
+        return [Samples(*each) for each in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -148,44 +151,98 @@ class PolicyGradient(NetworkLearner):
             return rows if steps else 0, self.num_environments
         return steps, global_steps
 
+    @classmethod
+    def slope(cls, log_prob_N: Array, old_log_prob_N: Array, adv_N: Array, clip: float) -> tuple[float, Array]:
+        """``objective``, and its derivative by log_prob_N."""
+        leaf_N, old_N, weights_N = (torch.from_numpy(x) for x in (log_prob_N, old_log_prob_N, adv_N))
+        loss = cls.objective(leaf_N.requires_grad_(), old_N, weights_N, clip)
+        (by_N,) = torch.autograd.grad(loss, leaf_N)
+        return loss.item(), by_N.numpy()
+
     def loss(self, samples: Samples, divisor: float, count: float) -> Loss:
         """The loss, sum/divisor, of this rank's samples; its sums are the statistics' over count samples."""
         w_M, a = self.weights(), self.config.algorithm
-        with self.profile("loss"):
+        with self.profile("loss"), np.errstate(over="ignore", invalid="ignore"):  # sums over ranks are asked
             leaf_M = w_M.detach().requires_grad_()
-            outputs = self.outputs(leaf_M, samples.raw_NO, samples.obs_NO, collect=True)
-            log_prob_N = self.head.log_prob(outputs, samples.actions, self.log_std)
-            policy_loss = self.objective(log_prob_N, samples.old_log_prob_N, samples.adv_N, a.clip)
-            entropy = self.head.entropy(outputs, self.log_std).sum()
-            loss, value_loss = policy_loss - a.entropy * entropy, torch.zeros(())
-            if self.value is not None:
-                value_loss = 0.5 * ((self.values(samples.critic_NO) - samples.returns_N) ** 2).sum()
-                loss = loss + a.value_weight * value_loss
-            with torch.no_grad():
-                log_ratio_N = log_prob_N - samples.old_log_prob_N
-                kl = (log_ratio_N.exp() - 1 - log_ratio_N).sum()  # http://joschu.net/blog/kl-approx.html
-                clipped = ((log_ratio_N.exp() - 1).abs() > a.clip).sum()
-            sums = torch.stack([policy_loss, value_loss, entropy, kl, clipped]).detach().double().numpy()
+            outputs, pull = self._outputs(leaf_M, samples)
+            found = slopes.scores(self.head, outputs, samples.actions.numpy(), self.log_std.detach().numpy())
+            old_N, adv_N = samples.old_log_prob_N.numpy(), samples.adv_N.numpy()
+            policy_loss, by_log_prob_N = self.slope(found.log_prob_B, old_N, adv_N, a.clip)
+            by_outputs, by_log_std = found.pull(by_log_prob_N / divisor, -a.entropy / divisor)
+            by_M, *by_scales = pull(by_outputs)
+            value_loss, by_values = self._value_loss(samples, divisor)
+            entropy, log_ratio_N = float(found.entropy_B.sum()), found.log_prob_B - old_N
+            change_N = np.exp(log_ratio_N) - 1
+            kl = float((change_N - log_ratio_N).sum())  # http://joschu.net/blog/kl-approx.html
+            clipped = float(np.count_nonzero(np.abs(change_N) > a.clip))
+            gradients = [by_M, torch.from_numpy(by_log_std), *by_scales, *by_values]
+            loss = (policy_loss - a.entropy * entropy + a.value_weight * value_loss) / divisor
+            value = _Known.apply(loss, gradients, leaf_M, *self.direct)
         return Loss(
-            value=loss / divisor,
+            value=value,
             leaf_M=leaf_M,
             direct=self.direct,
             moves=range(len(self.parameters)),
-            sums=sums / divisor * (divisor / count),
-            share=len(samples.adv_N) / count,
+            sums=np.array([policy_loss, value_loss, entropy, kl, clipped]) / count,
+            share=len(adv_N) / count,
         )
+
+    def _outputs(self, leaf_M: Tensor, samples: Samples) -> tuple[Array, Callable[[Array], list[Tensor]]]:
+        """The policy's outputs (N, A), and what sends dL/d of them to the weights and a quantizer's scales."""
+        if self.quantizer is not None:
+            outputs = self.outputs(leaf_M, samples.raw_NO, samples.obs_NO, collect=True)
+            leaves = [leaf_M, *self.scales]
+            return outputs.detach().numpy(), lambda by_NA: list(
+                torch.autograd.grad(outputs, leaves, torch.from_numpy(by_NA), materialize_grads=True)
+            )
+        layers, kind = slopes.cut(self.architecture.shapes, leaf_M.detach().numpy()), self.architecture.activation
+        seen = slopes.forward(layers, kind, samples.obs_NO.numpy())
+        mask = masks(self.head, samples.raw_NO.numpy()) if self.head.masked else None
+
+        def pull(by_NA: Array) -> list[Tensor]:
+            by_NA = by_NA if mask is None else np.where(mask, by_NA, 0)
+            return [torch.from_numpy(slopes.backward(layers, kind, seen, by_NA))]
+
+        return seen[-1] if mask is None else allowed(seen[-1], mask), pull
+
+    def _value_loss(self, samples: Samples, divisor: float) -> tuple[float, list[Tensor]]:
+        """Half the sum of squared errors, and its part of the loss's gradient by the value network's parameters."""
+        if self.value is None:
+            return 0.0, []
+        own = [p.detach().numpy() for p in self.value.parameters()]
+        layers = list(zip(own[::2], own[1::2], strict=True))
+        seen = slopes.forward(layers, "tanh", samples.critic_NO.numpy())
+        error_N1 = seen[-1] - samples.returns_N.numpy()[:, np.newaxis]
+        slope_N1 = error_N1 * (self.config.algorithm.value_weight / divisor)
+        found = slopes.cut([weight.shape for weight, _ in layers], slopes.backward(layers, "tanh", seen, slope_N1))
+        return 0.5 * float((error_N1 * error_N1).sum()), [torch.from_numpy(x) for layer in found for x in layer]
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients by the leaves are known: what it hands back for a cotangent of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: float, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return gradients[0].new_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.gradients
 
 
 class PPO(PolicyGradient):
     """Proximal policy optimization with the clipped surrogate."""
 
     objective = staticmethod(ppo.loss)
+    slope = staticmethod(ppo.slope)
 
 
 class Reinforce(PolicyGradient):
     """REINFORCE: one step on all samples, returns (lambda = 1), and a value network where a baseline is wanted."""
 
     objective = staticmethod(reinforce.loss)
+    slope = staticmethod(reinforce.slope)
 
     @classmethod
     def recipe_of(cls, a: Algorithm) -> Recipe:

@@ -26,9 +26,7 @@ def rollout(config: Config, environments: Environments, update: int, players: Se
     ]
 
     def noise(steps: int) -> Any:
-        drawn = [
-            np.stack([p.head.noise(s, steps) for s in own], axis=1) for p, own in zip(players, streams, strict=True)
-        ]
+        drawn = [p.noise(own, steps) for p, own in zip(players, streams, strict=True)]
         return drawn[0] if len(drawn) == 1 else list(zip(*drawn, strict=True))
 
     steps = a.rollout_steps if a.rollout == "steps" else None

@@ -1,7 +1,7 @@
 """An update of PPO or REINFORCE: a rollout, what all ranks sum of it, and the optimizer steps on its samples."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -92,10 +92,10 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
         normalise(batch, float(policy.counts.sum()), policy.advantages, a)
     counts = np.array([policy.counts for policy in totals]).T
     sums_K, num_steps, norms = np.zeros((len(learners), len(STATISTICS))), 0, [0.0] * len(learners)
-    for epoch, part in [(epoch, part) for epoch in zip(*dealt, strict=True) for part in range(len(counts))]:
+    chosen_K = _minibatches(batches, dealt)
+    for part, chosen in ((part, chosen) for epoch in chosen_K for part, chosen in enumerate(epoch)):
         if not counts[part].any():
             continue  # episodes were too short for so many minibatches
-        chosen = [b if len(parts) == 1 else b.at(parts[part]) for b, parts in zip(batches, epoch, strict=True)]
         where = f"update {number}, optimizer step {num_steps}"
         rows = None if num_steps else [len(environments.numbers(role)) for role in policies.local_roles]
         statistics_K, norms = step(learners, chosen, counts[part].tolist(), where, rows)
@@ -108,6 +108,15 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
         _merge(learner, policy)
     means_K = np.column_stack([sums_K / max(num_steps, 1), norms, [learner.noise_scale.take() for learner in learners]])
     return total.rollout, _metrics(policies, total.policies, means_K)
+
+
+def _minibatches(
+    batches: Sequence[Samples], dealt: Sequence[list[list[torch.Tensor]]]
+) -> Iterator[list[list[Samples]]]:
+    """For every epoch and minibatch the samples of all policies, put in this order once per epoch."""
+    for epoch in zip(*dealt, strict=True):
+        of_each = [[b] if len(parts) == 1 else b.dealt(parts) for b, parts in zip(batches, epoch, strict=True)]
+        yield [list(chosen) for chosen in zip(*of_each, strict=True)]
 
 
 def _nothing(learner: PolicyGradient, spec: Spec) -> PolicySums:
