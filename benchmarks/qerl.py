@@ -34,7 +34,7 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 QUESTIONS, SAMPLES = 500, 8  # of the sampled accuracy
 QUIET = {"rollout.noise": "none"}
 CIRCUIT = QUIET | {"generator.source": "circuit"}
-ALONE = {"mapping.trained": "false", "mapping.kind": "gnn_expansion", "generator.whiten": "start"}
+ALONE = {"mapping.trained": "false", "mapping.kind": "gnn_expansion", "mapping.gain": "16", "generator.whiten": "start"}
 ARMS = {
     "float32": QUIET | {"adapter.precision": "none"},
     "nvfp4": QUIET,

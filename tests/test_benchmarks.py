@@ -98,6 +98,15 @@ def test_circuit(quick):
     assert "## Memory traffic" in written("circuit/circuit.md")
 
 
+def test_circuit_batches(quick):
+    pytest.importorskip("pennylane")
+    written = quick("circuit", "--batched")
+    rows = json.loads(written("circuit/batches.json"))["rows"]
+    assert [row["circuits"] for row in rows] == [1, 9]
+    assert all("median_s" in cell for row in rows for cell in row["cells"].values())
+    assert "| one by one |" in written("circuit/batches.md")
+
+
 def test_devices(quick, ranks, tmp_path):
     pytest.importorskip("qiskit_aer")
     written = quick("devices")

@@ -1,6 +1,6 @@
 """The page of benchmarks/circuit.py."""
 
-from lib import setting
+from lib import circuit_batches, setting
 from lib.circuit_versions import COPIED, NAMED, PEERS
 
 
@@ -68,6 +68,53 @@ def table(results):
     ]
     for name, seconds in results.get("first_use_s", {}).items():
         lines += ["", f"First answer in a new process, {name} of compiled code: {seconds:.1f} s."]
+    return "\n".join(lines)
+
+
+def batches(results):
+    """The results of many circuits at once as Markdown."""
+    titles = (*circuit_batches.OURS, *circuit_batches.PEERS)
+    lines = [
+        "# Many different circuits at once, value + gradient",
+        "",
+        setting.line(results),
+        "",
+        "K parameter sets and cotangents of one layout, float64; medians of all calls, microseconds per circuit. Peers",
+        "may use 2 threads. Compilation is apart (below), answers were compared with ours before they were timed; a",
+        f"cell that would take more than {results['call_s']} s a call is left out. `ry_cnot_ring` n=8 L=16 is the",
+        "circuit of the preset `cartpole`.",
+        "",
+        f"| circuit | K | {' | '.join(titles)} |",
+        "|---|--:|" + "--:|" * len(titles),
+    ]
+    for row in results["rows"]:
+        cells = [row["cells"].get(title, {"problem": "not asked"}) for title in titles]
+        shown = [cell.get("problem") or f"{1e6 * cell['median_s'] / row['circuits']:,.3g}" for cell in cells]
+        lines.append(f"| {row['circuit']} | {row['circuits']:,} | {' | '.join(shown)} |")
+    lines += [
+        "",
+        "| at the most circuits up to 256, 2 threads | faster than | times | goal | reached |",
+        "|---|---|--:|--:|---|",
+    ]
+    for goal in results["goals"]:
+        row = [r for r in results["rows"] if r["circuit"] == goal["circuit"] and r["circuits"] <= 256][-1]
+        median = {title: cell["median_s"] for title, cell in row["cells"].items() if "median_s" in cell}
+        peers = {title: seconds for title, seconds in median.items() if title in circuit_batches.PEERS}
+        others = ["one by one"] + ([min(peers, key=peers.__getitem__)] if peers else [])
+        for other, least in zip(others, goal["goals"], strict=False):
+            times = median[other] / median["batch, 2 threads"]
+            reached = "yes" if times >= least else "**no**"
+            lines.append(f"| {row['circuit']}, K = {row['circuits']} | {other} | {times:,.3g} | {least} | {reached} |")
+    lines += [
+        "",
+        "Seconds until the first answer in a new process: imports, compilation, one call. Ours found its code on disk.",
+        "",
+    ]
+    lines += [f"| circuit | K | {' | '.join(titles)} |", "|---|--:|" + "--:|" * len(titles)]
+    for row in results["rows"]:
+        firsts = [row["cells"].get(title, {}).get("first_s") for title in titles]
+        shown = ["" if first is None else f"{first:,.3g}" for first in firsts]
+        lines.append(f"| {row['circuit']} | {row['circuits']:,} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

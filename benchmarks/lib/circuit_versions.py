@@ -129,12 +129,13 @@ def by_device(name, row):
     return call
 
 
-def lightning_private(row):
+def lightning_private(row, values=None):
+    """``values``: angles and cotangent in the place of the row's."""
     import pennylane as qml
     from pennylane_lightning.lightning_qubit._adjoint_jacobian import LightningAdjointJacobian
     from pennylane_lightning.lightning_qubit._state_vector import LightningStateVector
 
-    tape, ordered = diagonal(qml, row)
+    tape, ordered = diagonal(qml, row, values)
 
     def call():
         script = tape()
@@ -146,11 +147,12 @@ def lightning_private(row):
     return call
 
 
-def diagonal(qml, row):
+def diagonal(qml, row, values=None):
     """A maker of tapes that measure diag(v) (new in every call, as in training), and the way back to theta's order."""
     from scipy.sparse import csr_matrix
 
     gates, theta_P, v_S = case(row)
+    theta_P, v_S = values or (theta_P, v_S)
     wires, rows = range(row[1]), np.arange(len(v_S) + 1)
     order = []
     for kind, _, _ in gates:

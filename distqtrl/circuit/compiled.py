@@ -21,7 +21,7 @@ import numba
 
 CONFIG: Any = numba.config  # its settings are attributes made at run time
 HERE = Path(__file__).parent
-SOURCES = ("simd", "kernels", "plan", "statevector")
+SOURCES = ("simd", "kernels", "plan", "ansatz", "gates", "sweep", "interleaved")
 WAIT_S = 120.0  # for another process that compiles; then it hangs, and we compile as well
 
 seconds: list[float] = []  # how long this process compiled, or waited for one that did
@@ -78,12 +78,18 @@ def _writable(folder: Path) -> Path:
 FOLDER, TEMPORARY = _place()
 
 
+def inner(function: Callable[..., Any]) -> Any:
+    """numba.njit for what only compiled functions call: without what Python needs to call it, it compiles faster."""
+    njit: Any = numba.njit  # its declaration lacks these
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 def kept(function: Callable[..., Any]) -> Any:
     """numba.njit, with the code kept in FOLDER. For what Python calls: functions that these call are a part of it."""
     before = CONFIG.CACHE_DIR
     try:
         CONFIG.CACHE_DIR = "" if FOLDER is None else str(FOLDER)
-        return numba.njit(cache=FOLDER is not None)(function)
+        return numba.njit(cache=FOLDER is not None, nogil=True)(function)
     finally:
         CONFIG.CACHE_DIR = before
 

@@ -1,75 +1,28 @@
 """Compiled kernels: apply a step to a block, or un-compute it and collect what its gradient needs.
 
-A block has one row of 2^b real numbers, or a second one with imaginary parts. The three lowest bits are the lanes of
-a vector. A step's matrix comes as eight coefficients, real parts and then imaginary ones. When target or control is
-among the lanes, they are eight vectors, because the lanes differ; a control above the lanes selects vectors.
+A block is an array (2^b,) of real numbers, or one (2, 2^b) of real and imaginary parts, these ``half`` of it on. The
+three lowest index bits are the lanes of a vector. A step's matrix is eight vectors of coefficients, from number c of
+coef on, real parts and then imaginary ones: lanes differ where the target, the control or the circuit's number is among
+them. A control above them selects vectors.
 
     target above the lanes: pairs (a, b) of vectors     a' = u00 a + u01 b,  b' = u10 a + u11 b
     target among the lanes: d a + o exchanged(a)        d = u00 or u11, o = u01 or u10, by the lane's target bit
 
-Sums for the gradient, with M_ab = sum of conj(lambda_a) psi_b over the pairs (see statevector.py):
+Sums for the gradient, with M_ab = sum of conj(lambda_a) psi_b over the pairs (see statevector.py): three rows of them,
+one entry for the pairs' first numbers (at ``low``) and one for the second (``high``); a lane gate's are both at low.
 
-    0: Im M_00 (all diagonal lanes of a lane gate)   1: Im M_11   2: Re(M_01 - M_10)   3: Im(M_01 + M_10)
+    0: Im M_00 and Im M_11      1: Re M_01 and Re M_10      2: Im M_01 and Im M_10
+
+Which products are added in which order is the same in a lane as in a pair.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
-import numba
-
-from distqtrl.circuit.simd import BITS, LANES, exchanged, load, splat, store, zero
-
-
-@numba.njit()
-def subset(size, target, control, value):
-    """Mask of the index bits that run freely, and the bits that are set in all indices."""
-    mask, fixed = size - LANES, 0
-    if target >= BITS:
-        mask &= ~(1 << target)
-    if control >= BITS:
-        fixed = value << control
-        mask &= ~(1 << control)
-    return mask, fixed
+from distqtrl.circuit.compiled import inner
+from distqtrl.circuit.simd import LANES, add, exchanged, fused, imaginary_part, load, real_part, reduced, store, zero
 
 
-@numba.njit(inline="always")
-def partner(a, target):
-    """The vector's lanes exchanged along a target bit among the lanes."""
-    if target == 0:
-        return exchanged(a, 1)
-    if target == 1:
-        return exchanged(a, 2)
-    return exchanged(a, 4)
-
-
-@numba.njit(inline="always")
-def entry(coef, slot, lanes):
-    """A coefficient of a target above the lanes; ``lanes``: the control is among them."""
-    if lanes:
-        return load(coef, slot * LANES)
-    return splat(coef, slot)
-
-
-@numba.njit()
-def apply(x, size, swaps, real, target, control, value, coef):
-    """Apply a step in place to a block x of ``size`` numbers per component; a control acts where it has the value."""
-    mask, fixed = subset(size, target, control, value)
-    lanes = 0 <= control < BITS
-    if swaps and target >= BITS and (control < 0 or control >= BITS):
-        for component in range(len(x)):
-            swap(x[component], mask, fixed, target)
-    elif real:
-        for component in range(len(x)):
-            if target >= BITS:
-                apply_pairs(x[component], mask, fixed, target, lanes, coef)
-            else:
-                apply_lanes(x[component], mask, fixed, target, coef)
-    elif target >= BITS:
-        apply_pairs_complex(x[0], x[1], mask, fixed, target, lanes, coef)
-    else:
-        apply_lanes_complex(x[0], x[1], mask, fixed, target, coef)
-
-
-@numba.njit()
+@inner
 def swap(x, mask, fixed, target):
     stride, free = 1 << target, 0
     while True:
@@ -82,182 +35,195 @@ def swap(x, mask, fixed, target):
             break
 
 
-@numba.njit()
-def apply_pairs(x, mask, fixed, target, lanes, coef):
+@inner
+def apply_pairs(x, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
+    u00, u01, u10, u11 = (
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
+    )
     while True:
         i = free | fixed
         a, b = load(x, i), load(x, i + stride)
-        store(x, i, u00 * a + u01 * b)
-        store(x, i + stride, u10 * a + u11 * b)
+        store(x, i, fused(u00, a, u01 * b))
+        store(x, i + stride, fused(u11, b, u10 * a))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
-@numba.njit()
-def apply_lanes(x, mask, fixed, target, coef):
+@inner
+def apply_lanes(x, mask, fixed, target, coef, c):
     free = 0
-    d, o = load(coef, 0), load(coef, LANES)
+    d, o = load(coef, c), load(coef, c + LANES)
     while True:
         i = free | fixed
         a = load(x, i)
-        store(x, i, d * a + o * partner(a, target))
+        store(x, i, fused(d, a, o * exchanged(a, target)))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
-@numba.njit()
-def apply_pairs_complex(x, z, mask, fixed, target, lanes, coef):
+@inner
+def apply_pairs_complex(x, half, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
-    v00, v01, v10, v11 = entry(coef, 4, lanes), entry(coef, 5, lanes), entry(coef, 6, lanes), entry(coef, 7, lanes)
+    u00, u01, u10, u11 = (
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
+    )
+    v00, v01, v10, v11 = (
+        load(coef, c + 4 * LANES),
+        load(coef, c + 5 * LANES),
+        load(coef, c + 6 * LANES),
+        load(coef, c + 7 * LANES),
+    )
     while True:
         i = free | fixed
-        a, b, c, d = load(x, i), load(x, i + stride), load(z, i), load(z, i + stride)
-        store(x, i, u00 * a + u01 * b - v00 * c - v01 * d)
-        store(x, i + stride, u10 * a + u11 * b - v10 * c - v11 * d)
-        store(z, i, u00 * c + u01 * d + v00 * a + v01 * b)
-        store(z, i + stride, u10 * c + u11 * d + v10 * a + v11 * b)
+        j = i + stride
+        a, b, c, d = load(x, i), load(x, j), load(x, half + i), load(x, half + j)
+        store(x, i, real_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, j, real_part(u11, b, u10, a, v11, d, v10, c))
+        store(x, half + i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, half + j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
-@numba.njit()
-def apply_lanes_complex(x, z, mask, fixed, target, coef):
+@inner
+def apply_lanes_complex(x, half, mask, fixed, target, coef, c):
     free = 0
-    d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
+    d, o, e, q = load(coef, c), load(coef, c + LANES), load(coef, c + 4 * LANES), load(coef, c + 5 * LANES)
     while True:
         i = free | fixed
-        a, c = load(x, i), load(z, i)
-        b, f = partner(a, target), partner(c, target)
-        store(x, i, d * a + o * b - e * c - q * f)
-        store(z, i, d * c + o * f + e * a + q * b)
+        a, c = load(x, i), load(x, half + i)
+        b, f = exchanged(a, target), exchanged(c, target)
+        store(x, i, real_part(d, a, o, b, e, c, q, f))
+        store(x, half + i, imaginary_part(d, a, o, b, e, c, q, f))
         free = (free - mask) & mask
         if free == 0:
             break
 
 
-@numba.njit()
-def sweep(x, y, size, real, target, control, value, coef, sums):
-    """Apply a step's inverse to psi (x) and lambda (y) in place, after adding the step's sums."""
-    mask, fixed = subset(size, target, control, value)
-    lanes = 0 <= control < BITS
-    if real:
-        for component in range(len(x)):
-            if target >= BITS:
-                sweep_pairs(x[component], y[component], mask, fixed, target, lanes, coef, sums)
-            else:
-                sweep_lanes(x[component], y[component], mask, fixed, target, coef, sums)
-    elif target >= BITS:
-        sweep_pairs_complex(x[0], x[1], y[0], y[1], mask, fixed, target, lanes, coef, sums)
-    else:
-        sweep_lanes_complex(x[0], x[1], y[0], y[1], mask, fixed, target, coef, sums)
-
-
-@numba.njit(inline="always")
-def add(sums, row, vector):
-    """Add a vector to a row of the sums."""
-    store(sums, row * LANES, load(sums, row * LANES) + vector)
-
-
-@numba.njit()
-def sweep_pairs(x, y, mask, fixed, target, lanes, coef, sums):
+@inner
+def sweep_pairs(x, y, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
-    total = zero(x)
+    u00, u01, u10, u11 = (
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
+    )
+    upper, lower = zero(x), zero(x)
     while True:
         i = free | fixed
         a, b, g, h = load(x, i), load(x, i + stride), load(y, i), load(y, i + stride)
-        total = total + g * b - h * a
-        store(x, i, u00 * a + u01 * b)
-        store(x, i + stride, u10 * a + u11 * b)
-        store(y, i, u00 * g + u01 * h)
-        store(y, i + stride, u10 * g + u11 * h)
+        upper, lower = fused(g, b, upper), fused(h, a, lower)
+        store(x, i, fused(u00, a, u01 * b))
+        store(x, i + stride, fused(u11, b, u10 * a))
+        store(y, i, fused(u00, g, u01 * h))
+        store(y, i + stride, fused(u11, h, u10 * g))
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, 2, total)
+    add(sums, row + low, upper)
+    add(sums, row + high, lower)
 
 
-@numba.njit()
-def sweep_lanes(x, y, mask, fixed, target, coef, sums):
+@inner
+def sweep_lanes(x, y, mask, fixed, target, coef, c, sums, row, low):
     free = 0
-    d, o = load(coef, 0), load(coef, LANES)
+    d, o = load(coef, c), load(coef, c + LANES)
     total = zero(x)
     while True:
         i = free | fixed
         a, g = load(x, i), load(y, i)
-        b = partner(a, target)
-        total = total + g * b
-        store(x, i, d * a + o * b)
-        store(y, i, d * g + o * partner(g, target))
+        b = exchanged(a, target)
+        total = fused(g, b, total)
+        store(x, i, fused(d, a, o * b))
+        store(y, i, fused(d, g, o * exchanged(g, target)))
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, 2, total)
+    add(sums, row + low, total)
 
 
-@numba.njit()
-def sweep_pairs_complex(x, z, y, w, mask, fixed, target, lanes, coef, sums):
+@inner
+def sweep_pairs_complex(x, y, half, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = entry(coef, 0, lanes), entry(coef, 1, lanes), entry(coef, 2, lanes), entry(coef, 3, lanes)
-    v00, v01, v10, v11 = entry(coef, 4, lanes), entry(coef, 5, lanes), entry(coef, 6, lanes), entry(coef, 7, lanes)
-    low, high, cross, turn = zero(x), zero(x), zero(x), zero(x)
+    u00, u01, u10, u11 = (
+        load(coef, c),
+        load(coef, c + LANES),
+        load(coef, c + 2 * LANES),
+        load(coef, c + 3 * LANES),
+    )
+    v00, v01, v10, v11 = (
+        load(coef, c + 4 * LANES),
+        load(coef, c + 5 * LANES),
+        load(coef, c + 6 * LANES),
+        load(coef, c + 7 * LANES),
+    )
+    diagonal0, diagonal1, cross0, cross1, turn0, turn1 = zero(x), zero(x), zero(x), zero(x), zero(x), zero(x)
     while True:
         i = free | fixed
         j = i + stride
-        a, b, c, d = load(x, i), load(x, j), load(z, i), load(z, j)
-        g, h, p, q = load(y, i), load(y, j), load(w, i), load(w, j)
-        low = low + g * c - p * a
-        high = high + h * d - q * b
-        cross = cross + g * b + p * d - h * a - q * c
-        turn = turn + g * d - p * b + h * c - q * a
-        store(x, i, u00 * a + u01 * b - v00 * c - v01 * d)
-        store(x, j, u10 * a + u11 * b - v10 * c - v11 * d)
-        store(z, i, u00 * c + u01 * d + v00 * a + v01 * b)
-        store(z, j, u10 * c + u11 * d + v10 * a + v11 * b)
-        store(y, i, u00 * g + u01 * h - v00 * p - v01 * q)
-        store(y, j, u10 * g + u11 * h - v10 * p - v11 * q)
-        store(w, i, u00 * p + u01 * q + v00 * g + v01 * h)
-        store(w, j, u10 * p + u11 * q + v10 * g + v11 * h)
+        a, b, c, d = load(x, i), load(x, j), load(x, half + i), load(x, half + j)
+        g, h, p, q = load(y, i), load(y, j), load(y, half + i), load(y, half + j)
+        diagonal0 = reduced(p, a, fused(g, c, diagonal0))
+        diagonal1 = reduced(q, b, fused(h, d, diagonal1))
+        cross0 = fused(p, d, fused(g, b, cross0))
+        cross1 = fused(q, c, fused(h, a, cross1))
+        turn0 = reduced(p, b, fused(g, d, turn0))
+        turn1 = reduced(q, a, fused(h, c, turn1))
+        store(x, i, real_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, j, real_part(u11, b, u10, a, v11, d, v10, c))
+        store(x, half + i, imaginary_part(u00, a, u01, b, v00, c, v01, d))
+        store(x, half + j, imaginary_part(u11, b, u10, a, v11, d, v10, c))
+        store(y, i, real_part(u00, g, u01, h, v00, p, v01, q))
+        store(y, j, real_part(u11, h, u10, g, v11, q, v10, p))
+        store(y, half + i, imaginary_part(u00, g, u01, h, v00, p, v01, q))
+        store(y, half + j, imaginary_part(u11, h, u10, g, v11, q, v10, p))
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, 0, low)
-    add(sums, 1, high)
-    add(sums, 2, cross)
-    add(sums, 3, turn)
+    add(sums, low, diagonal0)
+    add(sums, high, diagonal1)
+    add(sums, row + low, cross0)
+    add(sums, row + high, cross1)
+    add(sums, 2 * row + low, turn0)
+    add(sums, 2 * row + high, turn1)
 
 
-@numba.njit()
-def sweep_lanes_complex(x, z, y, w, mask, fixed, target, coef, sums):
+@inner
+def sweep_lanes_complex(x, y, half, mask, fixed, target, coef, c, sums, row, low):
     free = 0
-    d, o, e, q = load(coef, 0), load(coef, LANES), load(coef, 4 * LANES), load(coef, 5 * LANES)
+    d, o, e, q = load(coef, c), load(coef, c + LANES), load(coef, c + 4 * LANES), load(coef, c + 5 * LANES)
     diagonal, cross, turn = zero(x), zero(x), zero(x)
     while True:
         i = free | fixed
-        a, c, g, p = load(x, i), load(z, i), load(y, i), load(w, i)
-        b, f, h, r = partner(a, target), partner(c, target), partner(g, target), partner(p, target)
-        diagonal = diagonal + g * c - p * a
-        cross = cross + g * b + p * f
-        turn = turn + g * f - p * b
-        store(x, i, d * a + o * b - e * c - q * f)
-        store(z, i, d * c + o * f + e * a + q * b)
-        store(y, i, d * g + o * h - e * p - q * r)
-        store(w, i, d * p + o * r + e * g + q * h)
+        a, c, g, p = load(x, i), load(x, half + i), load(y, i), load(y, half + i)
+        b, f, h, r = exchanged(a, target), exchanged(c, target), exchanged(g, target), exchanged(p, target)
+        diagonal = reduced(p, a, fused(g, c, diagonal))
+        cross = fused(p, f, fused(g, b, cross))
+        turn = reduced(p, b, fused(g, f, turn))
+        store(x, i, real_part(d, a, o, b, e, c, q, f))
+        store(x, half + i, imaginary_part(d, a, o, b, e, c, q, f))
+        store(y, i, real_part(d, g, o, h, e, p, q, r))
+        store(y, half + i, imaginary_part(d, g, o, h, e, p, q, r))
         free = (free - mask) & mask
         if free == 0:
             break
-    add(sums, 0, diagonal)
-    add(sums, 2, cross)
-    add(sums, 3, turn)
+    add(sums, low, diagonal)
+    add(sums, row + low, cross)
+    add(sums, 2 * row + low, turn)
 
 
-@numba.njit()
+@inner
 def copy(source, first, target, to, length):
     """target[to : to + length] = source[first : first + length]; length is a multiple of LANES."""
     for i in range(0, length, LANES):

@@ -108,6 +108,11 @@ def plan(program: Program) -> Plan:
     )
 
 
+def whole(p: Plan) -> bool:
+    """Whether all steps act on the state as one block; bits are those of its index then."""
+    return p.pass_I["local"].tolist() == [(1 << p.num_bits) - 1]
+
+
 def _records(kind: np.dtype[np.void], **columns: npt.ArrayLike) -> npt.NDArray[np.void]:
     records = np.zeros(len(np.asarray(columns["first" if "first" in columns else "code"])), dtype=kind)
     for name, column in columns.items():

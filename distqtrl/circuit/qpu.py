@@ -255,6 +255,8 @@ class QPU:
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
+        except UserError:  # what it refuses
+            raise
         except Exception as error:
             raise DeviceFailure(f"{self._name} failed: {type(error).__name__}: {error}") from error
 

@@ -1,331 +1,202 @@
-"""Exact simulation: p_S and, for any cotangent v_S on it, the gradient by one adjoint sweep.
+"""Our exact device, for one circuit and for batches: compiled kernels, and what runs where.
 
-    psi = U_G ... U_1 |0>,   p_i = |psi_i|^2
-    d(v.p)/d theta = 2 Re <lambda_g| dU_g/d theta |psi_{g-1}>,   lambda_G = diag(v) psi      (v.p = <diag(v)>)
+Circuits of a batch run eight at a time while their states fit a cache (``interleaved``), else one after another
+(``sweep``), and in parts on as many threads as this process has for torch (train.threads) and cores. A circuit's bits
+are the same in all these ways: they depend on no neighbour, no size of a batch and no number of threads.
 
-The sweep runs the gates backwards and un-computes the state (Jones & Gacon, arXiv 2009.02823), so memory does not
-grow with depth; cost O(G 2^n). With psi and lambda as they are after gate g, and M_ab = sum of conj(lambda_a) psi_b
-over the pairs that the gate mixes, the derivative is 2 Re sum_ab A_ab M_ab, where A = dU_g/d theta U_g^dagger is
-anti-Hermitian and known in closed form (``generators``): one pass yields all angles of a gate, and of all gates
-that plan.py fuses with it.
-
-A state of real gates is real and takes half the memory. Kernels run on one thread and are compiled once: the code
-is cached on disk.
+Machine code is made for what a circuit uses, real or complex, when it is first used, and kept on disk.
 """
 
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from distqtrl.circuit import compiled, kernels
+from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
-from distqtrl.circuit.gates import Array, Complexes, generators, inverses, matrices, matrix, trigonometry
-from distqtrl.circuit.plan import Plan, plan
-from distqtrl.circuit.simd import BITS, LANES
+from distqtrl.circuit.gates import Array, Floats
+from distqtrl.circuit.memory import machine_memory, refuse_memory
+from distqtrl.circuit.plan import plan, whole
+from distqtrl.circuit.simd import LANES
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
-Floats = npt.NDArray[np.floating]
-LINE = 64  # bytes of a cache line
+Gradient = Callable[[Array], Array]
+SMALL = (
+    1 << 8
+)  # basis states; psi and lambda of LANES larger circuits leave the first cache, one after another is faster
+FEWEST = 3  # circuits that are faster interleaved, with the other lanes idle, than one after another
+PATIENCE = 2048  # circuits that come in batches before code for batches is compiled
+PART = 1 << 16  # numbers of the states of a part
+WORK = 1 << 17  # numbers times steps that are worth a second thread
+STATES = 4  # of one circuit: psi, a copy and lambda that are un-computed, and p and v
 
 
-@numba.njit()
-def _coefficients(p: Plan, w_J: Complexes, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """The steps' matrices for control 0 and 1 as the kernels take them: (J, 2, 64).
+class Part(NamedTuple):
+    """Circuits ``first`` to ``end`` of a batch, which run in one call of ``module``."""
 
-    A control among the lanes needs one set only, the last: lanes take the matrix of their control bit.
+    module: ModuleType
+    first: int
+    end: int
+
+    def taken(self, rows_K: Array) -> Array:
+        """This part's rows; the last once more for every lane that would have none."""
+        rows = np.ascontiguousarray(rows_K[self.first : self.end])
+        idle = -len(rows) % LANES if self.module is interleaved else 0
+        return np.concatenate([rows, np.repeat(rows[-1:], idle, axis=0)]) if idle else rows
+
+
+class StateVector:
+    """Our exact device; shots are drawn from the exact distribution.
+
+    Raises UserError for a state that does not fit the machine's memory.
     """
-    coef_J = np.empty((len(p.step_J), 2, 8 * LANES), dtype=like.dtype)
-    for j in range(len(p.step_J)):
-        target, control = p.step_J[j].target, p.step_J[j].control
-        among = 0 <= control < BITS
-        for value in range(0 if control >= BITS and not p.step_J[j].idle else 1, 2):
-            for slot in range(4):
-                row, column = slot >> 1, slot & 1
-                if target >= BITS and not among:
-                    coef_J[j, value, slot] = w_J[j, value, row, column].real
-                    coef_J[j, value, slot + 4] = w_J[j, value, row, column].imag
-                    continue
-                for lane in range(LANES):
-                    which = (lane >> control) & 1 if among else value
-                    if target < BITS:
-                        row = (lane >> target) & 1
-                        column = row ^ (slot & 1)  # slots 0, 1: d, o
-                    coef_J[j, value, slot * LANES + lane] = w_J[j, which, row, column].real
-                    coef_J[j, value, (slot + 4) * LANES + lane] = w_J[j, which, row, column].imag
-    return coef_J
+
+    def __init__(self, circuit: Program, settings: Qpu) -> None:
+        refuse(settings, "statevector", ("device", "options", "noise"))
+        self.program, self.shots = circuit, settings.shots
+        self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
+        self._plan, self._came = plan(circuit), 0
+        self._like, self._num_states = _like(self._plan.components, settings.precision), 1 << circuit.num_qubits
+        self._blocked = not whole(self._plan)
+        self._numbers = self._plan.components * self._num_states
+        needed = settings.replicas * STATES * float(self._numbers * self._like.itemsize)
+        refuse_memory(circuit, needed, "qpu.backend statevector", machine_memory())
+        _compile(sweep, self._plan.components, settings.precision)
+
+    def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
+        """p_KS of K parameter sets; with shots, relative frequencies drawn from seeds_K."""
+        parts = self._parts(len(theta_KP))
+        p_KS = np.concatenate(self._each(lambda part: self._values(part, theta_KP)[0], parts))
+        return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
+
+    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Gradient]:
+        """p_S, and the function v_S -> d(v.p)/d theta_P; there is one method."""
+        part = Part(sweep, 0, 1)
+        p_KS, after = self._values(part, theta_P[None])
+        return p_KS[0], lambda v_S: self._gradients(part, after, v_S[None])[0]
+
+    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Gradient]:
+        """p_KS of K parameter sets, and the function v_KS -> d(v.p)/d theta_KP.
+
+        States are kept for the gradient while they are few numbers (shift.BATCH), else they are made once more.
+        Raises UserError when the batch does not fit the machine's memory.
+        """
+        parts, theta_KP = self._parts(len(theta_KP)), theta_KP.copy()
+        keeps = len(theta_KP) * self._numbers <= shift.BATCH
+        p_N, after_N = zip(*self._each(lambda part: self._values(part, theta_KP, keeps), parts), strict=True)
+
+        def gradient(v_KS: Array) -> Array:
+            def of(part: Part, after: Any) -> Array:
+                return self._gradients(part, after or self._values(part, theta_KP)[1], v_KS)
+
+            return np.concatenate(self._each(of, parts, after_N))
+
+        return np.concatenate(p_N), gradient
+
+    def _values(self, part: Part, theta_KP: Array, keeps: bool = True) -> tuple[Array, Any]:
+        """p_KS of a part, and what its gradient needs."""
+        p_KS, *after = part.module.values(self._plan, part.taken(theta_KP), self._num_states, *self._room())
+        return p_KS[: part.end - part.first], after if keeps else None
+
+    def _gradients(self, part: Part, after: Any, v_KS: Array) -> Array:
+        gradient_KP: Array = part.module.gradients(self._plan, *after, part.taken(v_KS), *self._room())
+        return gradient_KP[: part.end - part.first]
+
+    def _room(self) -> tuple[Floats, Floats | None]:
+        return self._like, sweep.blocks(self._plan, self._like) if self._blocked else None
+
+    def _parts(self, num: int) -> list[Part]:
+        """A batch in parts: of a bounded size, and one for every thread."""
+        needed = num * 3 * 8.0 * self._num_states  # p, v and a copy on the way
+        refuse_memory(self.program, needed, f"a batch of {num:,} circuits", machine_memory())
+        abreast = num - (num % LANES if num % LANES < FEWEST else 0) if self._interleaves(num) else 0
+        most = self._threads(num)
+        parts = []
+        for module, first, end, unit in ((interleaved, 0, abreast, LANES), (sweep, abreast, num, 1)):
+            units = -(-(end - first) // unit)
+            pieces = max(min(units, most), units * unit * self._numbers // PART)
+            for piece in range(pieces):
+                cut = [first + unit * (units * i // pieces) for i in (piece, piece + 1)]
+                parts.append(Part(module, cut[0], min(cut[1], end)))
+        return parts
+
+    def _interleaves(self, num: int) -> bool:
+        """Whether to run eight at a time; code for that is compiled when enough circuits came in batches."""
+        self._came += num if num > 1 else 0
+        if num < FEWEST or self._num_states > SMALL or self._blocked:
+            return False
+        name = _name(interleaved, self._plan.components, self._like.dtype.name)
+        if self._came < PATIENCE and not compiled.ready(name):
+            return False
+        _compile(interleaved, self._plan.components, self._like.dtype.name)
+        return True
+
+    def _threads(self, num: int) -> int:
+        return threads() if num * self._numbers * len(self._plan.step_J) >= WORK else 1
+
+    def _each(self, function: Callable[..., Any], parts: list[Part], *others: Sequence[Any]) -> list[Any]:
+        """function of every part, on threads where there are several; kernels do not hold the interpreter."""
+        most = self._threads(parts[-1].end)
+        if len(parts) == 1 or most == 1:
+            return [function(*items) for items in zip(parts, *others, strict=True)]
+        return list(_pool(os.getpid(), most).map(function, parts, *others))
 
 
-@numba.njit()
-def _move(x: Floats, block: Floats, local: int, fixed: np.int64, out: np.int64) -> None:  # pragma: no cover (compiled)
-    """Copy the block with these local bits, whose other bits are ``fixed``, out of the state or back into it."""
-    run = 1
-    while local & run:
-        run <<= 1
-    mask = local & ~(run - 1)
-    for component in range(len(x)):
-        source, target = x[component], block[component]
-        free, at = np.int64(0), np.int64(0)
-        while True:
-            if out:
-                kernels.copy(source, fixed | free, target, at, run)
-            else:
-                kernels.copy(target, at, source, fixed | free, run)
-            at += run
-            free = (free - mask) & mask
-            if free == 0:
-                break
-
-
-@numba.njit()
-def _size(local: int) -> int:  # pragma: no cover (compiled)
-    """How many numbers a block with these local bits has."""
-    size = 1
-    while local:
-        local &= local - 1
-        size <<= 1
-    return size
-
-
-@compiled.kept
-def _aligned(rows: int, size: int, like: Floats) -> Floats:  # pragma: no cover (compiled)
-    """An empty array of the dtype of ``like`` that starts on a cache line; NumPy's start 16 bytes after one."""
-    raw = np.empty(rows * size + LINE // like.itemsize, dtype=like.dtype)
-    start = (-raw.ctypes.data % LINE) // like.itemsize
-    return raw[start : start + rows * size].reshape((rows, size))
-
-
-@numba.njit()
-def _apply(x: Floats, size: int, p: Plan, j: int, coef: Floats) -> None:  # pragma: no cover (compiled)
-    step = p.step_J[j]
-    for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
-        kernels.apply(x, size, step.swap, step.real, step.target, step.control, value, coef[value])
-
-
-@numba.njit()
-def _apply_all(x: Floats, size: int, p: Plan, i: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    for j in range(p.pass_I[i].first, p.pass_I[i].end):
-        _apply(x, size, p, j, coef_J[j])
-
-
-@numba.njit()
-def _sweep_all(
-    x: Floats, y: Floats, size: int, p: Plan, i: int, coef_J: Floats, sums_J: Floats
-) -> None:  # pragma: no cover (compiled)
-    for j in range(p.pass_I[i].end - 1, p.pass_I[i].first - 1, -1):
-        step = p.step_J[j]
-        if not step.turns:
-            _apply(x, size, p, j, coef_J[j])
-            _apply(y, size, p, j, coef_J[j])
-            continue
-        for value in range(0 if step.control >= BITS and not step.idle else 1, 2):
-            coef, sums = coef_J[j, value], sums_J[j, value]
-            kernels.sweep(x, y, size, step.real, step.target, step.control, value, coef, sums)
-
-
-@compiled.kept
-def _forward(p: Plan, theta_P: Array, x: Floats) -> tuple:  # pragma: no cover (compiled)
-    """Run all gates on x; returns trig_G and w_J."""
-    out, back = np.int64(1), np.int64(0)
-    trig_G = trigonometry(p, theta_P)
-    w_J = matrices(p, trig_G)
-    coef_J = _coefficients(p, w_J, x)
-    for i in range(len(p.pass_I)):
-        size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
-        if others == 0:
-            _apply_all(x, size, p, i, coef_J)
-            continue
-        block, fixed = _aligned(len(x), size, x[0]), np.int64(0)
-        while True:
-            _move(x, block, p.pass_I[i].local, fixed, out)
-            _apply_all(block, size, p, i, coef_J)
-            _move(x, block, p.pass_I[i].local, fixed, back)
-            fixed = (fixed - others) & others
-            if fixed == 0:
-                break
-    return trig_G, w_J
-
-
-@compiled.kept
-def _backward(p: Plan, trig_G: Array, w_J: Complexes, x: Floats, y: Floats) -> Array:  # pragma: no cover (compiled)
-    """The gradient, from psi (x) and lambda (y), both of which are un-computed."""
-    out, back = np.int64(1), np.int64(0)
-    coef_J = _coefficients(p, inverses(w_J), x)
-    sums_J = np.zeros((len(p.step_J), 2, 4 * LANES), dtype=x.dtype)
-    for i in range(len(p.pass_I) - 1, -1, -1):
-        size, others = _size(p.pass_I[i].local), ((1 << p.num_bits) - 1) & ~p.pass_I[i].local
-        if others == 0:
-            _sweep_all(x, y, size, p, i, coef_J, sums_J)
-            continue
-        blocks, fixed = _aligned(2 * len(x), size, x[0]), np.int64(0)
-        block_x, block_y = blocks[: len(x)], blocks[len(x) :]
-        while True:
-            _move(x, block_x, p.pass_I[i].local, fixed, out)
-            _move(y, block_y, p.pass_I[i].local, fixed, out)
-            _sweep_all(block_x, block_y, size, p, i, coef_J, sums_J)
-            _move(x, block_x, p.pass_I[i].local, fixed, back)
-            _move(y, block_y, p.pass_I[i].local, fixed, back)
-            fixed = (fixed - others) & others
-            if fixed == 0:
-                break
-    return _collected(p, trig_G, sums_J)
-
-
-@numba.njit()
-def _collected(p: Plan, trig_G: Array, sums_J: Floats) -> Array:  # pragma: no cover (compiled)
-    """The gradient from every step's sums, which are still one per lane.
-
-    Of M only k = (M - M^dagger) / 2 matters. It belongs to the state after the step; G^T k conj(G) belongs to the
-    state before the step's last gate G, where the gate before it needs it.
-    """
-    gradient_P, a, u = np.zeros(p.num_angles), np.empty((3, 4)), np.empty((2, 2), dtype=np.complex128)
-    for j in range(len(p.step_J)):
-        if not p.step_J[j].turns:
-            continue
-        for value in range(2):
-            if value == 0 and (p.step_J[j].control < 0 or p.step_J[j].idle):
-                continue
-            k00, k11, k01 = _moments(p.step_J[j].target, p.step_J[j].control, value, sums_J[j])
-            for g in range(p.step_J[j].end - 1, p.step_J[j].first - 1, -1):
-                if p.gate_G[g].controlled and value == 0:
-                    continue
-                num = generators(p.gate_G[g].code, trig_G[g], a)
-                for i in range(num):
-                    total = 2 * (a[i, 2] * k01.real - a[i, 3] * k01.imag) - a[i, 0] * k00 - a[i, 1] * k11
-                    gradient_P[p.gate_G[g].angle + i] += 2 * total
-                if g > p.step_J[j].first:
-                    matrix(p.gate_G[g].code, trig_G[g], u)
-                    k00, k11, k01 = _before(u, k00, k11, k01)
-    return gradient_P
-
-
-@numba.njit()
-def _moments(target: int, control: int, value: int, sums: Floats) -> tuple:  # pragma: no cover (compiled)
-    """Im k_00, Im k_11 and k_01 of the lanes (or vectors) where the control has the value."""
-    low, high, cross, turn = 0.0, 0.0, 0.0, 0.0
-    among = 0 <= control < BITS
-    part = sums[1 if among else value]
-    for lane in range(LANES):
-        if among and (lane >> control) & 1 != value:
-            continue
-        if target < BITS and (lane >> target) & 1:
-            high += part[lane]
-            cross -= part[2 * LANES + lane]
-        else:
-            low += part[lane]
-            cross += part[2 * LANES + lane]
-        high += part[LANES + lane]
-        turn += part[3 * LANES + lane]
-    return low, high, complex(cross / 2, turn / 2)
-
-
-@numba.njit()
-def _before(u: Complexes, k00: float, k11: float, k01: complex) -> tuple:  # pragma: no cover (compiled)
-    """u^T k conj(u) of an anti-Hermitian k, again as Im k_00, Im k_11, k_01."""
-    a, b, c, d = u[0, 0], u[0, 1], u[1, 0], u[1, 1]
-    k10 = -k01.conjugate()
-    top, bottom = a * 1j * k00 + c * k10, a * k01 + c * 1j * k11  # first row of u^T k
-    right, under = b * 1j * k00 + d * k10, b * k01 + d * 1j * k11
-    new00 = top * a.conjugate() + bottom * c.conjugate()
-    new01 = top * b.conjugate() + bottom * d.conjugate()
-    new11 = right * b.conjugate() + under * d.conjugate()
-    return new00.imag, new11.imag, new01
-
-
-@compiled.kept
-def _squared(x: Floats, p_S: Array) -> None:  # pragma: no cover (compiled)
-    for i in range(len(p_S)):
-        p_S[i] = x[0, i] * x[0, i]
-    if len(x) == 2:
-        for i in range(len(p_S)):
-            p_S[i] += x[1, i] * x[1, i]
-
-
-class State(NamedTuple):
-    """A state, one row of real parts and one of imaginary parts if there are any, and the circuit it came from."""
-
-    x: Floats
-    trig_G: Array
-    w_J: Complexes
-
-
-def state(p: Plan, theta_P: Array, dtype: npt.DTypeLike = np.float64) -> State:
-    """The state after all gates on |0...0>."""
-    x = _aligned(p.components, 1 << p.num_bits, np.empty(0, dtype))
-    x[:] = 0
-    x[0, 0] = 1
-    return State(x, *_forward(p, theta_P, x))
-
-
-def probabilities(x: Floats, num_qubits: int) -> Array:
-    """p_S = |psi_S|^2.
-
-    >>> from distqtrl.circuit.ansatz import Gate, program
-    >>> flip = plan(program(2, [Gate("x", 0)]))  # wire 0 is the most significant bit: |10> has index 2
-    >>> probabilities(state(flip, np.empty(0)).x, num_qubits=2).tolist()
-    [0.0, 0.0, 1.0, 0.0]
-    """
-    p_S = np.empty(1 << num_qubits)
-    _squared(x, p_S)
-    return p_S
-
-
-def gradient(p: Plan, after: State, v_S: Array) -> Array:
-    """d(v.p)/d theta_P for a cotangent v_S, given what ``state`` returned (left as it is)."""
-    both = _aligned(2 * p.components, 1 << p.num_bits, np.empty(0, after.x.dtype))
-    x, y = both[: p.components], both[p.components :]
-    x[:] = after.x
-    y[:, len(v_S) :] = 0
-    np.multiply(x[:, : len(v_S)], v_S, out=y[:, : len(v_S)], casting="same_kind")
-    return _backward(p, after.trig_G, after.w_J, x, y)
+def threads() -> int:
+    """How many threads run circuits: as many as torch has, where this process may use as many cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), cores)
 
 
 @cache
-def _compile(precision: str) -> None:
-    """Compile the kernels for a precision, which happens on their first call, by one on a single qubit.
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """A process's threads; a fork has none of its parent's."""
+    return ThreadPoolExecutor(threads, "circuits")
+
+
+def _like(components: int, precision: str) -> Floats:
+    """What tells the kernels the precision of states, and by its axes whether they are complex."""
+    return np.empty((0,) * components, precision)
+
+
+def _name(module: ModuleType, components: int, precision: str) -> str:
+    return f"{module.__name__.rpartition('.')[2]}-{('real', 'complex')[components - 1]}-{precision}"
+
+
+def ready(precision: str) -> bool:
+    """Whether nothing that one circuit may need is left to compile."""
+    return all(compiled.ready(_name(sweep, components, precision)) for components in (1, 2))
+
+
+@cache
+def _compile(module: ModuleType, components: int, precision: str) -> None:
+    """Compile kernels, which happens on their first call, by circuits of a single qubit.
 
     Raises UserError when the code cannot be kept.
     """
-    start = plan(program(1, [Gate("u3", 0)]))
+    smallest = plan(program(1, [Gate("ry" if components == 1 else "u3", 0)]))
 
     def first_call() -> None:
-        after = state(start, np.zeros(3), np.dtype(precision))
-        gradient(start, after, probabilities(after.x, 1))
+        like = _like(components, precision)
+        p_KS, *after = module.values(smallest, np.zeros((LANES, smallest.num_angles)), 2, like, None)
+        module.gradients(smallest, *after, p_KS, like, None)
 
     try:
-        compiled.once(precision, first_call)
+        compiled.once(_name(module, components, precision), first_call)
     except OSError as error:
         raise UserError(
             f"cannot keep compiled code on disk ({error}): set NUMBA_CACHE_DIR to a folder with room"
         ) from None
     except (EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"compiled code in {compiled.FOLDER} is damaged ({error}): remove that folder") from None
-
-
-class StateVector:
-    """Our exact device; shots are drawn from the exact distribution."""
-
-    def __init__(self, circuit: Program, settings: Qpu) -> None:
-        refuse(settings, "statevector", ("device", "options", "noise"))
-        self.program, self.shots = circuit, settings.shots
-        self.exact: tuple[str, ...] = () if settings.shots else ("adjoint",)
-        self._plan, self._dtype = plan(circuit), np.dtype(settings.precision)
-        _compile(settings.precision)
-
-    def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
-        p_KS = np.stack([self.differentiable(theta_P, "adjoint")[0] for theta_P in theta_KP])
-        return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
-
-    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Callable[[Array], Array]]:
-        after = state(self._plan, theta_P, self._dtype)
-        p_S = probabilities(after.x, self.program.num_qubits)
-        return p_S, lambda v_S: gradient(self._plan, after, v_S)
 
 
 def sampled(p_KS: Array, shots: int, seeds_K: list[int]) -> Array:

@@ -12,7 +12,7 @@ from distqtrl.allreduce import threads
 from distqtrl.allreduce.agreement import Refused, agreed
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.rendezvous import Rendezvous
-from distqtrl.circuit import compiled
+from distqtrl.circuit import compiled, statevector
 from distqtrl.circuit.qpu import QPU
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
@@ -136,7 +136,7 @@ def _trained(
 def _prepared(config: Config, comm: Communicator, members: Sequence[Communicator], resume: Path | None) -> list[Run]:
     """The runs of this process's replicas, once all ranks have made theirs and found the same environment."""
     limit_s = config.allreduce.timeout_s
-    if limit_s is not None and not compiled.ready(config.qpu.precision):
+    if limit_s is not None and not statevector.ready(config.qpu.precision):
         comm.limit(limit_s + compiled.WAIT_S)  # some may have nothing to compile, and wait for those that do
     runs = agreed(comm, lambda: [prepare(config, member, resume) for member in members])
     comm.limit(limit_s)

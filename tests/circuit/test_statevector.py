@@ -138,6 +138,12 @@ def test_blocks_of_the_real_size(name):
     np.testing.assert_allclose(gradient(v_S), expected(v_S), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("gates", [[], [Gate("u3", 0)], [Gate("ry", 3), Gate("x", 16, 0)]])
+def test_a_large_state_and_few_gates(gates):
+    """One pass or none, whose block is not the state."""
+    check_against_matrices(ansatz.program(17, gates), 0)
+
+
 def test_wire_0_is_the_most_significant_bit():
     flip = StateVector(ansatz.program(3, [Gate("x", 0), Gate("x", 1, control=0)]), Qpu())
     assert flip.differentiable(np.empty(0), "adjoint")[0].argmax() == 0b110
