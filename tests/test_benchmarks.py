@@ -70,6 +70,15 @@ def test_compression(quick, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_four_bits(quick):
+    written = quick("four_bits")
+    results = json.loads(written("four_bits/four_bits.json"))
+    assert (results["bits"] <= 4.6, results["differs"] < 1e-6) == (True, True)
+    assert [row["rows"] for row in results["products"]] == [1, 2, 4, 8, 16, 32]
+    assert results["rollouts"][0]["tokens"] == 8 * 16  # none has ended early
+    assert "| completions | ours | generate |" in written("four_bits/four_bits.md")
+
+
 def test_recipe(quick, tmp_path):
     kept = ("--runs", tmp_path / "runs")
     rows = json.loads(quick("recipe", "--task", "codes", "--seeds", "1", *kept)("recipe/codes.json"))["rows"]

@@ -6,6 +6,7 @@
 #define LANES 16 /* bytes at a time, and floats of a vector */
 #define MOST 8   /* rows of x at a time */
 
+#define AHEAD 1024 /* bytes of codes that are asked for before they are needed */
 #define PART 64  /* blocks whose scales are made at a time */
 
 /* The weights of so many blocks of `block` elements: what a byte's two elements are, pairs (256, 2), times what the
@@ -49,6 +50,7 @@ row(const uint8_t *codes, const uint8_t *scales, const float *x, int64_t stride,
 #pragma GCC unroll 4
         for (int64_t b = 0; b < num; b += 2) {
             int64_t i = (start + b) * (BLOCK / 2);
+            _mm_prefetch((const char *)(codes + i + AHEAD), _MM_HINT_T0);
             __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(codes + i)));
             __m512 both = _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale[b]), 0xFF00, _mm_load_ss(scale + b + 1));
             __m512 low = _mm512_permutexvar_ps(bytes, table); /* reads four bits of an index */
@@ -62,6 +64,7 @@ row(const uint8_t *codes, const uint8_t *scales, const float *x, int64_t stride,
             }
             low = _mm512_mul_ps(low, both);
             high = _mm512_mul_ps(high, both);
+#pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 const float *part = x + r * stride + 2 * i;
                 even[r] = _mm512_fmadd_ps(low, _mm512_loadu_ps(part), even[r]);

@@ -1,4 +1,4 @@
-"""The next token of every row, again and again: by the library's modules, or in a third of their operations.
+"""The next token of every row, again and again: by the library's modules, or in fewer operations.
 
 A small decoder's forward pass for one token is mostly the cost of starting operations. ``Few`` does what the library's
 three families do, with q, k and v in one product, gate and up in another, and a cache that is made once. It is for
