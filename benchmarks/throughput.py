@@ -5,12 +5,15 @@
 
 In every turn each of the environments is stepped bare, by uniformly random actions that were drawn before, then our
 preset trains, then the peer; all on the same core, one after the other. A ratio is of one turn, and the median over
-turns counts, so that a busy machine slows both sides of it alike. Training is everything after set-up: acting,
-learning, what is written. Bare steps hold what Gymnasium's own wrappers do, and resets. Of SAC every step after the
-first 100 is followed by a gradient step. The peer has our preset's settings (of SAC: we have its defaults).
+turns counts, so that a busy machine slows both sides of it alike. Rates are per second of the clock and per second of
+the core's own time, which counts neither what else the machine does meanwhile nor waits for the disk.
 
-What a start costs is the CPU time of a whole process that makes one update: nothing is loaded before, and machine code
-of kernels is in its cache.
+Training is everything after set-up: acting, learning, what is written. Bare steps hold what Gymnasium's own wrappers
+do, and resets. Of SAC every step after the first 100 is followed by a gradient step. The peer has our preset's
+settings (of SAC: we have its defaults).
+
+What a start costs is the CPU time of a process until its first update is written: nothing is loaded before, and machine
+code of kernels is in its cache.
 """
 
 import multiprocessing
@@ -26,16 +29,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import runs, setting
+from lib import processes, runs, setting
 
 from distqtrl.config.run import Config
 from distqtrl.config.sources import preset, with_flags
 
 PEER = "stable-baselines3"
+Rates = tuple[float, float]  # steps per second of the clock, and of a core
 SAC = {  # the peer's defaults as our flags
     **{"algorithm.value_learning_rate": "0.0003", "algorithm.policy_every": "1", "algorithm.adam_epsilon": "1e-8"},
     **{"policy.normalize_observations": "false", "algorithm.learning_starts": "100", "algorithm.rollout_steps": "100"},
 }
+MANY = {"environment.local_num": "64", "algorithm.batch_size": "1024"}  # a gradient step per step of all
 ONLY_TRAINING = ("--evaluate.every", "none", "--evaluate.target", "none", "--evaluate.episodes", "1")
 
 
@@ -69,6 +74,7 @@ CASES = {
     "simple-spread": Case("simple-spread", 8000),
     "qtrl-cartpole": Case("qtrl-cartpole", 300),
     "hopper-sac": Case("hopper-sac", 1000, _words(SAC), peer="SAC", peer_goal=1.4),
+    "hopper-sac, 64 environments": Case("hopper-sac", 12_800, _words(SAC | MANY)),
 }
 QUICK = {"cartpole": 480, "hopper": 2048, "qtrl-cartpole": 3, "hopper-sac": 200}
 STARTED = ("cartpole", "hopper")
@@ -99,14 +105,29 @@ def main() -> None:
 
 
 def turn(case: Case, budget: int, seed: int) -> dict[str, float]:
-    """Steps per second of each, and where our time went, in shares of it."""
-    found = {"bare": apart(bare, case.config, seed), **ours(case, budget, seed)}
+    """Steps per second of each, per second of a core, and where our time went, in shares of it."""
+    found = {**named("bare", apart(bare, case.config, seed)), **ours(case, budget, seed)}
     if case.peer:
-        found["peer"] = apart(PEERS[case.peer], case.config, budget, seed)
+        found |= named("peer", apart(PEERS[case.peer], case.config, budget, seed))
     return found
 
 
-def apart(action: Callable[..., float], *given: Any) -> float:
+def named(name: str, rates: Rates) -> dict[str, float]:
+    return {name: rates[0], f"{name}, core": rates[1]}
+
+
+class Watch:
+    """Seconds since it was made: of the clock, and of this process on a core."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter(), time.process_time()
+
+    def rates(self, steps: int) -> Rates:
+        """Steps per second of either."""
+        return steps / (time.perf_counter() - self.began[0]), steps / (time.process_time() - self.began[1])
+
+
+def apart(action: Callable[..., Rates], *given: Any) -> Rates:
     """action in a fork of this process, which has loaded everything."""
     import stable_baselines3  # noqa: F401 (once, and not in every fork)
 
@@ -114,17 +135,17 @@ def apart(action: Callable[..., float], *given: Any) -> float:
         return pool.submit(action, *given).result()
 
 
-def bare(config: Config, seed: int, seconds: float = 1.0) -> float:
+def bare(config: Config, seed: int, seconds: float = 1.0) -> Rates:
     """Steps per second of as many environments as the preset has on one rank, one after the other."""
     e = config.environment
     step = several(config, seed) if "/" in e.id else single(config, seed)
     step()
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    watch, steps = Watch(), 0
+    while time.perf_counter() - watch.began[0] < seconds:
         for _ in range(100):
             step()
         steps += 100 * e.local_num
-    return steps / (time.perf_counter() - began)
+    return watch.rates(steps)
 
 
 def single(config: Config, seed: int) -> Callable[[], None]:
@@ -177,10 +198,12 @@ def ours(case: Case, budget: int, seed: int) -> dict[str, float]:
         sys.exit(f"{job.name}: {run}")
     whole_s = run.result["train_s"]
     shares = {f"share of {phase}": seconds / whole_s for phase, seconds in run.profile_s.items() if seconds}
-    return {"ours": run.result["env_steps"] / whole_s, **shares}
+    core_s = run.result["cpu_s"] + run.profile_s.get("allreduce", 0.0)  # which leaves out communication
+    steps = run.result["env_steps"]
+    return {**named("ours", (steps / whole_s, steps / core_s)), **shares}
 
 
-def ppo(config: Config, budget: int, seed: int) -> float:
+def ppo(config: Config, budget: int, seed: int) -> Rates:
     """Steps per second of the peer's PPO, with the networks and settings of ours."""
     import torch
     from stable_baselines3 import PPO
@@ -206,12 +229,12 @@ def ppo(config: Config, budget: int, seed: int) -> float:
         seed=seed,
         device="cpu",
     )
-    began = time.perf_counter()
+    watch = Watch()
     model.learn(budget)
-    return model.num_timesteps / (time.perf_counter() - began)
+    return watch.rates(model.num_timesteps)
 
 
-def sac(config: Config, budget: int, seed: int) -> float:
+def sac(config: Config, budget: int, seed: int) -> Rates:
     """Steps per second of the peer's SAC with its defaults."""
     import gymnasium
     import torch
@@ -220,41 +243,51 @@ def sac(config: Config, budget: int, seed: int) -> float:
     torch.set_num_threads(1)
     starts = config.algorithm.learning_starts
     model = SAC("MlpPolicy", gymnasium.make(config.environment.id), learning_starts=starts, seed=seed, device="cpu")
-    began = time.perf_counter()
+    watch = Watch()
     model.learn(budget)
-    return budget / (time.perf_counter() - began)
+    return watch.rates(budget)
 
 
 PEERS = {"PPO": ppo, "SAC": sac}
 
 
 def started(name: str) -> dict[str, float]:
-    """Median seconds, of a core and of the clock, of a process that makes one update and ends."""
+    """Median seconds, of cores and of the clock, from the start of a process until it has written its first update."""
     found = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            words = ("train", name, "--train.updates", "1", "--train.steps", "none", "--train.directory", folder)
             began = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", "distqtrl", *words, *ONLY_TRAINING],
+                [sys.executable, "-m", "distqtrl", "train", name, "--train.directory", folder, *ONLY_TRAINING],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            _, status, used = os.wait4(process.pid, 0)
-            if status:
-                sys.exit(f"a start of {name} failed")
-            found.append((used.ru_utime + used.ru_stime, time.perf_counter() - began))
+            try:
+                if not processes.until(lambda: _written(process, folder), 300):  # noqa: B023
+                    sys.exit(f"a start of {name} failed")
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                core_s = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # in user and in kernel mode
+                found.append((core_s, time.perf_counter() - began))
+            finally:
+                process.kill()
+                process.wait()
     core_s, wall_s = (statistics.median(column) for column in zip(*found, strict=True))
     return {"core_s": core_s, "wall_s": wall_s}
+
+
+def _written(process: subprocess.Popen, folder: str) -> bool:
+    if process.poll() is not None:
+        sys.exit(f"a start in {folder} ended by itself")
+    return any(path.stat().st_size for path in Path(folder).glob("*/metrics.jsonl"))
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, float]:
     """Median rates, shares, and ratios turn by turn."""
     out = {f"median {name}": statistics.median(turn.get(name, 0.0) for turn in found) for name in found[0]}
-    for other in ("bare", "peer"):
+    for other, of in ((other, of) for other in ("bare", "peer") for of in ("", ", core")):
         if other in found[0]:
-            out[f"ours / {other}"] = statistics.median(turn["ours"] / turn[other] for turn in found)
+            out[f"ours / {other}{of}"] = statistics.median(turn[f"ours{of}"] / turn[f"{other}{of}"] for turn in found)
     return out
 
 
@@ -266,19 +299,20 @@ def table(results: dict) -> str:
         setting.line(results),
         f"One core; medians of {results['turns']} turns, ratios taken turn by turn.",
         "",
-        "Steps are environment steps, rates are steps per second.",
+        "Rates are environment steps per second of the clock; ratios are of these, and of the core's own time.",
         "",
-        f"| preset | bare | training | training / bare (goal) | {PEER} | ours / its (goal) |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| preset | bare | training | training / bare (goal) | core | {PEER} | ours / its (goal) | core |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, row in results["cases"].items():
         case = CASES[name]
-        theirs = ["", ""]
+        theirs = ["", "", ""]
         if case.peer:
             ratio = f"{row['ours / peer']:.2f}{_goal(case.peer_goal, '{:.1f}')}"
-            theirs = [f"{case.peer} {row['median peer']:,.0f}", ratio]
+            theirs = [f"{case.peer} {row['median peer']:,.0f}", ratio, f"{row['ours / peer, core']:.2f}"]
         share = f"{row['ours / bare']:.0%}{_goal(case.bare_goal, '{:.0%}')}"
-        cells = [name, f"{row['median bare']:,.0f}", f"{row['median ours']:,.0f}", share, *theirs]
+        core = f"{row['ours / bare, core']:.0%}"
+        cells = [name, f"{row['median bare']:,.0f}", f"{row['median ours']:,.0f}", share, core, *theirs]
         lines.append(f"| {' | '.join(cells)} |")
     phases = sorted({key for row in results["cases"].values() for key in row if key.startswith("median share of ")})
     names = [phase.removeprefix("median share of ") for phase in phases]
@@ -287,7 +321,7 @@ def table(results: dict) -> str:
     for name, row in results["cases"].items():
         shares = [row.get(phase, 0.0) for phase in phases]
         lines.append(f"| {name} | {' | '.join(f'{x:.0%}' for x in (*shares, max(0.0, 1 - sum(shares))))} |")
-    lines += ["", f"| start to the end of one update | seconds of a core (goal {START_GOAL_S}) | of the clock |"]
+    lines += ["", f"| from start to first update | seconds of a core (goal {START_GOAL_S}) | of the clock |"]
     lines.append("|---|--:|--:|")
     for name, row in results["starts"].items():
         lines.append(f"| {name} | {row['core_s']:.2f} | {row['wall_s']:.2f} |")
