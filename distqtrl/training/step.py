@@ -22,7 +22,7 @@ from distqtrl.training.learner import Learner
 class Loss:
     """One learner's loss, and what its step moves."""
 
-    value: Tensor
+    value: Tensor | None  # none: its gradients are known
     leaf_M: Tensor | None  # the generated weights that it is a function of; none = it concerns no policy
     direct: Sequence[Tensor]  # what else it depends on
     moves: range  # places of neighbouring parameters of the learner, so that their gradient is in one piece
@@ -30,6 +30,7 @@ class Loss:
     share: float = 1.0  # the part of the step's samples that is this rank's
     local_batch: float = 0.0  # units that this rank's gradient is of, and that of all ranks:
     global_batch: float = 0.0  # where the noise scale is measured (``algorithm.noise_scale``), else 0
+    known: Sequence[Tensor] = ()  # gradients by leaf_M and by direct
 
 
 @dataclass
@@ -54,8 +55,12 @@ def backward(learners: Sequence[Learner], losses: Sequence[Loss]) -> None:
     """Add the gradients of everything that the losses depend on."""
     for learner, loss in zip(learners, losses, strict=True):
         leaves = [*loss.direct] if loss.leaf_M is None else [loss.leaf_M, *loss.direct]
-        with learner.profile("loss"):
-            loss.value.backward(inputs=leaves)
+        with learner.profile("loss"), torch.no_grad():
+            if loss.value is not None:
+                loss.value.backward(inputs=leaves)
+                continue
+            for leaf, gradient in zip(leaves, loss.known, strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
     if losses[0].leaf_M is not None:
         pull_back(learners, [loss.leaf_M.grad for loss in losses])  # type: ignore[union-attr, misc]
 

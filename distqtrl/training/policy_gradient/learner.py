@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -175,13 +174,11 @@ class PolicyGradient(NetworkLearner):
             change_N = np.exp(log_ratio_N) - 1
             kl = float((change_N - log_ratio_N).sum())  # http://joschu.net/blog/kl-approx.html
             clipped = float(np.count_nonzero(np.abs(change_N) > a.clip))
-            gradients = [by_M, torch.from_numpy(by_log_std), *by_scales, *by_values]
-            loss = (policy_loss - a.entropy * entropy + a.value_weight * value_loss) / divisor
-            value = _Known.apply(loss, gradients, leaf_M, *self.direct)
         return Loss(
-            value=value,
+            value=None,
             leaf_M=leaf_M,
             direct=self.direct,
+            known=[by_M, torch.from_numpy(by_log_std), *by_scales, *by_values],
             moves=range(len(self.parameters)),
             sums=np.array([policy_loss, value_loss, entropy, kl, clipped]) / count,
             share=len(adv_N) / count,
@@ -216,19 +213,6 @@ class PolicyGradient(NetworkLearner):
         slope_N1 = error_N1 * (self.config.algorithm.value_weight / divisor)
         found = slopes.cut([weight.shape for weight, _ in layers], slopes.backward(layers, "tanh", seen, slope_N1))
         return 0.5 * float((error_N1 * error_N1).sum()), [torch.from_numpy(x) for layer in found for x in layer]
-
-
-class _Known(torch.autograd.Function):
-    """A loss whose gradients by the leaves are known: what it hands back for a cotangent of 1."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: float, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return gradients[0].new_tensor(loss)
-
-    @staticmethod
-    def backward(ctx: Any, one: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.gradients
 
 
 class PPO(PolicyGradient):
