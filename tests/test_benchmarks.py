@@ -323,3 +323,14 @@ def test_robustness(quick, tmp_path):
         "integers": (2, 6),
     }
     assert len(np.unique(results["cases"]["integers"])) > 6  # noise changes what happens
+
+
+def test_qerl(quick, tmp_path):
+    kept = ("--runs", tmp_path / "runs")
+    written = quick("qerl", *kept)
+    found = json.loads(written("qerl/qerl.json"))
+    assert [cell["arm"] for cell in found["cells"]] == ["nvfp4", "supervised"]
+    assert found["failed"] == []
+    lines = written("qerl/runs.jsonl").splitlines()
+    quick("qerl", *kept)
+    assert written("qerl/runs.jsonl").splitlines() == lines  # a second start runs nothing again
