@@ -3,6 +3,7 @@
     python benchmarks/compression.py                     CartPole-v1; writes benchmarks/results/compression/cartpole.*
     python benchmarks/compression.py --task hopper       or acrobot, pendulum, qtrl-cartpole, walker2d, halfcheetah
     python benchmarks/compression.py --task hopper --cores 1 --arms "random subspace" direct     a part of it
+    python benchmarks/compression.py --task hopper --rate 0.003 --arms "random subspace"     not at the tuned rate
     python benchmarks/compression.py --quick             2 arms, 2 seeds, 12 updates; writes only with -o
 
 The protocol is benchmarks/results/compression/protocol.md. A run that ends is a line of runs-TASK.jsonl there; a second
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--sizes", nargs="+", type=int, help="numbers that may be trained; default: the task's")
     parser.add_argument("--cores", type=int, help="runs at a time; default: one per core")
+    parser.add_argument("--rate", type=float, help="of all arms, in place of the tuned ones; results beside the others")
     args = parser.parse_args()
     args.first_seed = args.first_seed or FIRST_SEED
     task = TASKS[args.task]
@@ -90,7 +92,7 @@ def main() -> None:
         args.arms, args.sizes = [FIRST, "random subspace"], [task.tuned_at]
     args.arms = [arm for arm in args.arms if sizes(args, task, arm)]
     kept = Lines(args)
-    rates = {arm: tuned(args, task, kept, arm) for arm in args.arms}
+    rates = {arm: args.rate or tuned(args, task, kept, arm) for arm in args.arms}
     cells = [(arm, size) for arm in args.arms for size in sizes(args, task, arm)]
     wanted = [kept.made(arm, size, rates[arm], seed, task.steps) for seed in runs.seeds(args) for arm, size in cells]
     kept.complete(wanted)
@@ -103,7 +105,8 @@ def main() -> None:
         "cells": [cell for arm, size in cells if (cell := summary(args, task, kept, arm, size, rates[arm]))],
     }
     results["verdicts"] = verdicts(results, task)
-    setting.save(args, f"compression/{args.task}", results, table(results, task), figure)
+    name = args.task if args.rate is None else f"{args.task}-rate{args.rate:g}"
+    setting.save(args, f"compression/{name}", results, table(results, task), figure)
 
 
 def sizes(args: argparse.Namespace, task: Task, arm: str) -> list[int]:
