@@ -1,59 +1,24 @@
 """The program as C99: one header and one source, integers only after the conversion of the observation.
 
-Weights are packed 8, 4, 2 or 1 to a byte, as unsigned fields u of w = gain * u - zero, so that a layer needs
-gain * sum(u x) - zero * sum(x). A row of bytes holds one byte for every output, and field k of row j belongs to
-input k * rows + j: the inner loop runs over outputs, without a sum across a vector, which every compiler vectorizes.
-Sums are unsigned and wrap around, in 16 bits where the result is proven to fit. The same source compiles as CUDA.
+Layers are those of ``products``. The same source compiles as CUDA.
 """
 
 import textwrap
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distqtrl.export import loader, tools
 from distqtrl.export.check import BUILT, EQUAL, Check, Question, equal
 from distqtrl.export.options import Options
+from distqtrl.export.products import Layer
 from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, within
 
 SOURCES = ("policy.h", "policy.c")
-VECTOR = 8  # outputs are padded to a multiple
 CORTEX_M = ["-mcpu=cortex-m4", "-mthumb", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections"]
 CORTEX_M += ["-fstack-usage", "-nostdlib", "-Wl,--gc-sections", "-Wl,-e,policy_step"]
 SIGNED = ("int8_t", "int16_t", "int32_t", "int64_t")
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of bytes (J, N rounded up) with ``fields`` weights to a byte; weights are gain * field - zero."""
-
-    bytes_JN: Ints
-    fields: int
-    gain: int
-    zero: int
-
-
-def packed(weights_NK: Ints) -> Packed:
-    """Weights in as few bits as 1, 2, 4 or 8."""
-    low, high = weights_NK.min(), weights_NK.max()
-    if np.isin(weights_NK, (-1, 1)).all():
-        fields, gain, zero = 8, 2, 1
-    elif low >= -1 and high <= 2:
-        fields, gain, zero = 4, 1, 1
-    elif low >= -8 and high <= 7:
-        fields, gain, zero = 2, 1, 8
-    else:
-        fields, gain, zero = 1, 1, 128
-    num, inputs = weights_NK.shape
-    rows = -(-inputs // fields)
-    u_NK = np.zeros((-(-num // VECTOR) * VECTOR, rows * fields), np.int64)
-    u_NK[:num, :inputs] = (weights_NK + zero) // gain
-    shifts = np.arange(fields) * (8 // fields)
-    return Packed((u_NK.reshape(-1, fields, rows) << shifts[:, None]).sum(1).T, fields, gain, zero)
 
 
 def write(folder: Path, program: Program, options: Options | None = None) -> dict[str, Any]:
@@ -113,7 +78,7 @@ def sources(program: Program) -> dict[str, str]:
         functions.append(f"{head}\n{{\n{_indented(_body(op, x, number, statement, result))}\n}}\n")
         if not last:
             following = program.ops[number + 1]
-            room = packed_room(following) if isinstance(following, Matmul) else len(y.low_N)
+            room = Layer(following, y, number + 1).room if isinstance(following, Matmul) else len(y.low_N)
             body.append(f"{result} {target}[{room}];")
             body += [f"for (int i = {len(y.low_N)}; i < {room}; i++) {target}[i] = 0;"] * (room > len(y.low_N))
         body.append(f"op{number}({source}, {target});")
@@ -134,12 +99,6 @@ def sources(program: Program) -> dict[str, str]:
     return {"policy.h": _filled(HEADER, facts), "policy.c": _filled(SOURCE, facts)}
 
 
-def packed_room(op: Matmul) -> int:
-    """How many inputs a layer reads, padding included."""
-    rows = packed(op.weights_NK)
-    return len(rows.bytes_JN) * rows.fields
-
-
 def c_type(x: Range) -> str:
     """The smallest type that holds a range."""
     if not x.signed and x.high_N.max() <= 255:
@@ -150,8 +109,8 @@ def c_type(x: Range) -> str:
 def _tables(op: object, x: Range, number: int) -> str:
     """The constants of an operation."""
     if isinstance(op, Matmul):
-        rows = packed(op.weights_NK).bytes_JN
-        return _array("uint8_t", f"weights{number}[{rows.size}]", rows.ravel())
+        words = Layer(op, x, number).words()
+        return _array("uint16_t", f"weights{number}[{words.size}]", words)
     if isinstance(op, Scale):
         texts = []
         for name, values in (("multiplier", op.multiplier_N), ("offset", op.offset_N)):
@@ -166,7 +125,7 @@ def _tables(op: object, x: Range, number: int) -> str:
 def _body(op: object, x: Range, number: int, loop: str, result: str) -> list[str]:
     """The statements of an operation: x -> y."""
     if isinstance(op, Matmul):
-        return _matmul(op, x, number, loop, result)
+        return Layer(op, x, number).statements(result)
     if isinstance(op, Scale):
         wide = "int64_t" if max(r.bits for r in within(op, x)) > 32 else "int32_t"
         factor, offset = (
@@ -194,30 +153,6 @@ def _body(op: object, x: Range, number: int, loop: str, result: str) -> list[str
     return lines
 
 
-def _matmul(op: Matmul, x: Range, number: int, loop: str, result: str) -> list[str]:
-    found = packed(op.weights_NK)
-    (rows, width), bits = found.bytes_JN.shape, 8 // found.fields
-    size = 16 if op.range(x).bits <= 16 else 32
-    word = f"uint{size}_t"
-    terms = []
-    for k in range(found.fields):
-        shifted = f"(w[i] >> {k * bits})" if k else "w[i]"
-        field = shifted if k == found.fields - 1 else f"({shifted} & {(1 << bits) - 1})"
-        terms.append(f"x{k} * {field}")
-    names = ", ".join(f"x{k} = x[j{f' + {k * rows}' if k else ''}]" for k in range(found.fields))
-    return [
-        f"{word} sum[{width}], all = 0;",
-        f"for (int i = 0; i < {width}; i++) sum[i] = 0;",
-        f"for (int j = 0; j < {len(x.low_N)}; j++) all = ({word})(all + x[j]);",
-        f"for (int j = 0; j < {rows}; j++) {{",
-        f"    const uint8_t *POLICY_RESTRICT w = weights{number} + j * {width};",
-        f"    const {word} {names};",
-        f"    for (int i = 0; i < {width}; i++) sum[i] = ({word})(sum[i] + {' + '.join(terms)});",
-        "}",
-        f"{loop} y[i] = ({result})(int{size}_t)({word})({found.gain} * sum[i] - {found.zero} * all);",
-    ]
-
-
 def _smallest(values: Ints) -> str:
     return c_type(Range(values, values))
 
@@ -231,7 +166,7 @@ def _wrapped(words: list[str]) -> str:
 
 
 def _indented(lines: list[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)
+    return textwrap.indent("\n".join(lines), "    ")
 
 
 def _filled(text: str, facts: dict[str, object]) -> str:

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from quantize.programs import observations, program, programs
 
 from distqtrl.export import c, loader
+from distqtrl.export.products import Layer
+from distqtrl.quantize.program import Matmul, Program, Scale
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]
 COMPILERS = ("gcc", "clang")
@@ -51,6 +53,23 @@ def test_exhaustively(tmp_path):
         made = program(seed, most=1)
         x_BO = np.arange(-32768, 32768)[:, np.newaxis]
         np.testing.assert_equal(library(made, tmp_path / str(seed)).batch(x_BO), made.run(x_BO))
+
+
+@pytest.mark.parametrize(
+    ("top", "levels", "outputs", "together"), [(3, 3, 62, 3), (1, 2, 9, 4), (1, 8, 9, 0), (7, 4, 16, 0)]
+)
+def test_pairs_of_products_do_not_carry(tmp_path, top, levels, outputs, together):
+    """Greatest levels by greatest weights: rows of bytes that add up inside a word, and none where two do not fit."""
+    high = (1 << levels) - 1
+    ones, zeros = np.ones(50, np.int64), np.zeros(50, np.int64)
+    weights_NK = np.random.default_rng(0).choice([-top, 0, top], (outputs, 50))
+    weights_NK[0], weights_NK[1] = top, -top
+    made = Program((0,) * 50, 16, (Scale(ones, zeros, 0, 0, high), Matmul(weights_NK)))
+    _, (op, x, _) = made.steps()
+    assert Layer(op, x, 1).together == together
+    x_BO = np.random.default_rng(1).integers(-32768, 32768, (100, 50))
+    x_BO[0] = 32767
+    np.testing.assert_equal(library(made, tmp_path).batch(x_BO), made.run(x_BO))
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -6,12 +6,14 @@ the observations, into the words of the next layer. A layer starts as soon as th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
 
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
+
+COLUMNS = 4  # so many products, or fewer, are added up in one clock; of more, parts of this many first
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,28 @@ def stages(program: Program) -> list[Stage]:
         if isinstance(op, Matmul):
             weights_NK = op.weights_NK
         elif isinstance(op, Scale):
-            out.append(Stage(op, x, weights_NK))
+            out.append(Stage(reduced(op), x, weights_NK))
             weights_NK = None
         elif isinstance(op, Lookup):
             out[-1] = Stage(out[-1].scale, out[-1].reads, out[-1].weights_NK, op.table)
     return out
+
+
+def reduced(scale: Scale) -> Scale:
+    """The same function with the smallest multipliers: zeros that end all of them are shifted out beforehand.
+
+    >>> scale = Scale(np.array([12, 20]), np.array([7, -7]), 3, -100, 100)
+    >>> reduced(scale).multiplier_N, reduced(scale).offset_N, reduced(scale).shift
+    (array([3, 5]), array([ 1, -2]), 1)
+    """
+    bits = int(np.bitwise_or.reduce(scale.multiplier_N))
+    zeros = min(scale.shift, (bits & -bits).bit_length() - 1) if bits else scale.shift
+    return replace(
+        scale,
+        multiplier_N=scale.multiplier_N >> zeros,
+        offset_N=scale.offset_N >> zeros,
+        shift=scale.shift - zeros,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,10 +117,13 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
     params = [_params(s.scale, w * folding.columns) for s, w in zip(every, words, strict=True)]
     multipliers, offsets = (np.concatenate(part).reshape(-1, folding.columns) for part in zip(*params, strict=True))
     numbers = _widths(program, every, weights, multipliers, offsets)
+    parts = _parts(folding.columns)
     largest = max(*plan.periods, *plan.tiles, *words, len(weights_NK[-1]), folding.lanes)
     numbers |= {
         "LANES": folding.lanes,
         "COLUMNS": folding.columns,
+        "PARTS": parts,
+        "SUMMED": 4 + (parts < folding.columns),
         "ACTIONS": len(program.outputs.low_N),
         "LOGITS": len(weights_NK[-1]),
         "LAYERS": len(weights_NK),
@@ -122,7 +144,7 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "drains": [0, *plan.drains],
         "words": words,
     }
-    limits = {"low_of": [s.scale.low for s in every], "high_of": [s.scale.high for s in every]}
+    limits = _limits([s.scale for s in every], numbers["PB"])
     texts = {
         "NAME": name,
         "COUNTS": "\n".join(_function(f"{key}_of", numbers["SB"], values) for key, values in counts.items()),
@@ -138,6 +160,22 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
     for key, value in (texts | numbers).items():
         text = text.replace(f"@{key}@", str(value))
     return text
+
+
+def _limits(scales: list[Scale], bits: int) -> dict[str, list[int]]:
+    """What every producer's sums are clipped to, and from where on, before they are shifted, in so many signed bits."""
+    top = (1 << (bits - 1)) - 1
+    return {
+        "least_of": [max(s.low << s.shift, -top - 1) for s in scales],
+        "most_of": [min(((s.high + 1) << s.shift) - 1, top) for s in scales],
+        "low_of": [s.low for s in scales],
+        "high_of": [s.high for s in scales],
+    }
+
+
+def _parts(columns: int) -> int:
+    """How many sums the sum over columns is made of; the columns themselves, where they are few."""
+    return columns // COLUMNS if columns > COLUMNS and columns % COLUMNS == 0 else columns
 
 
 def _widths(program: Program, every: list[Stage], weights: Ints, multipliers: Ints, offsets: Ints) -> dict[str, int]:

@@ -67,11 +67,12 @@ module @NAME@ (
             end
         end
 
-    reg [4:1] valid, first, last;  // of pipeline stages 1 to 4
+    localparam SUMMED = @SUMMED@;  // the pipeline stage that holds the sum over columns
+    reg [SUMMED:1] valid, first, last;
     always @(posedge clk) begin
-        valid <= rst ? 4'b0 : {valid[3:1], issue};
-        first <= {first[3:1], step == 0};
-        last <= {last[3:1], step == steps_of(layer) - 1'b1};
+        valid <= rst ? {SUMMED{1'b0}} : {valid[SUMMED-1:1], issue};
+        first <= {first[SUMMED-1:1], step == 0};
+        last <= {last[SUMMED-1:1], step == steps_of(layer) - 1'b1};
     end
 
     reg [COLUMNS*AB-1:0] levels [0:2*DEPTH-1];
@@ -84,7 +85,8 @@ module @NAME@ (
         weight_2 <= weight_1;
     end
 
-    // ---- lanes: products, their sum, accumulation; finished sums move into the drain
+    // ---- lanes: products, their sum (of many, in two stages), accumulation; finished sums move into the drain
+    localparam PARTS = @PARTS@, EACH = COLUMNS / PARTS;
     wire [LANES*CB-1:0] sums;
     genvar i, j;
     generate
@@ -97,16 +99,31 @@ module @NAME@ (
                 always @(posedge clk) product <= times(x, w);
                 assign terms[j*CB +: CB] = extended(product);
             end
+            wire [PARTS*CB-1:0] parts;
+            if (EACH == 1) begin : at_once
+                assign parts = terms;
+            end else begin : in_parts
+                for (j = 0; j < PARTS; j = j + 1) begin : group
+                    integer k;
+                    reg signed [CB-1:0] added, part;
+                    always @* begin
+                        added = 0;
+                        for (k = 0; k < EACH; k = k + 1) added = added + $signed(terms[(j*EACH+k)*CB +: CB]);
+                    end
+                    always @(posedge clk) part <= added;
+                    assign parts[j*CB +: CB] = part;
+                end
+            end
             reg signed [CB-1:0] sum, total;
             integer k;
             reg signed [CB-1:0] added;
             always @* begin
                 added = 0;
-                for (k = 0; k < COLUMNS; k = k + 1) added = added + $signed(terms[k*CB +: CB]);
+                for (k = 0; k < PARTS; k = k + 1) added = added + $signed(parts[k*CB +: CB]);
             end
             always @(posedge clk) begin
                 sum <= added;
-                if (valid[4]) total <= first[4] ? sum : total + sum;
+                if (valid[SUMMED]) total <= first[SUMMED] ? sum : total + sum;
             end
             assign sums[i*CB +: CB] = total;
         end
@@ -134,7 +151,7 @@ module @NAME@ (
     reg [SB-1:0] draining, draining_tile;
     reg [3:0] drained;  // the producer that drains
     always @(posedge clk) begin
-        complete <= valid[4] & last[4] & ~rst;
+        complete <= valid[SUMMED] & last[SUMMED] & ~rst;
         if (rst | finished) begin
             draining <= 0;
             draining_tile <= 0;
@@ -178,6 +195,7 @@ module @NAME@ (
 
     reg [4:1] scaled;
     reg [3:0] owner_1, owner_2, owner_3, owner_4;
+    reg signed [PB-1:0] least, most, low, high;  // sums between these are shifted, others clipped
     wire [COLUMNS*PB-1:0] results;
     generate
         for (j = 0; j < COLUMNS; j = j + 1) begin : unit
@@ -196,7 +214,7 @@ module @NAME@ (
                 product <= operand * factor;
                 plus_2 <= plus_1;
                 sum <= product + {{(PB-FB){plus_2[FB-1]}}, plus_2};
-                level <= whole < low_of(owner_3) ? low_of(owner_3) : whole > high_of(owner_3) ? high_of(owner_3) : whole;
+                level <= sum < least ? low : sum > most ? high : whole;
             end
             assign results[j*PB +: PB] = looked_up(owner_4, level);
         end
@@ -207,6 +225,10 @@ module @NAME@ (
         owner_2 <= owner_1;
         owner_3 <= owner_2;
         owner_4 <= owner_3;
+        least <= least_of(owner_2);
+        most <= most_of(owner_2);
+        low <= low_of(owner_2);
+        high <= high_of(owner_2);
     end
 
     // ---- writing: words of levels for the next layer, the last layer's to the head

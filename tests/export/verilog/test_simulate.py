@@ -22,7 +22,7 @@ def test_verilog(verilator, tmp_path, seed, factored):
     """Both cores, without and with a receiver and a sender that pause; Verilator's warnings are errors."""
     made = program(100 + seed, most=24, factored=factored)
     x_BO = observations(made, 400)
-    lanes, columns = ((1, 1), (4, 4))[seed % 2]
+    lanes, columns = ((1, 1), (4, 4), (16, 8), (4, 4))[seed % 4]
     cores = {
         "unrolled": (unrolled.verilog(made, depth=1 + seed % 2, chains=2 * seed), len(made.input_fraction_O)),
         "folded": (folded.verilog(made, Folding(lanes, columns)), columns),
@@ -43,7 +43,7 @@ def test_icarus_agrees(tmp_path, seed):
         pytest.skip(str(error))
     made = program(200 + seed, most=24, factored=seed % 3 == 2)
     x_BO = observations(made, 40)
-    columns = 1 << seed % 3
+    columns = 1 << seed % 4
     cores = {
         "unrolled": (unrolled.verilog(made, depth=1 + seed % 4, chains=seed % 3 * 2), len(made.input_fraction_O)),
         "folded": (folded.verilog(made, Folding(columns * (1 + seed % 5), columns)), columns),
