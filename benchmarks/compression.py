@@ -277,6 +277,8 @@ def table(results: dict, task: Task) -> str:
         cells += [f"{c['iqm']:.4g} ({low:.4g} to {high:.4g})", ends, f"{min(c['greedy']):.4g}"]
         cells += [f"{sum(np.isfinite(at))} of {len(at)}", f"{middle:,.0f}" if np.isfinite(middle) else "never"]
         lines.append(f"| {' | '.join(cells)} |")
+    if not results["verdicts"]:
+        return "\n".join(lines)
     head = f"At {task.tuned_at} numbers, exact permutation tests of means, Holm's correction over all sentences:"
     return "\n".join([*lines, "", head, "", *(f"* {text}" for text in results["verdicts"])])
 
