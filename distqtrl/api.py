@@ -89,8 +89,7 @@ def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, co
     from distqtrl.report.figures import undrawn
     from distqtrl.training.start import Request, start
 
-    what = config.environment.id if config.language.base is None else Path(config.language.task).stem
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", what)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.subject)
     name = f"{name}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     threads = torch.get_num_threads()
     try:

@@ -113,6 +113,11 @@ class Config(BaseModel):
         return self
 
     @property
+    def subject(self) -> str:
+        """What is learned from: the environment, or the language model's task."""
+        return self.language.task if self.algorithm.name == "grpo" else self.environment.id
+
+    @property
     def local_num(self) -> int:
         """Environments of a rank, or prompts."""
         return self.language.prompts if self.algorithm.name == "grpo" else self.environment.local_num

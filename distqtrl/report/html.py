@@ -93,7 +93,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 def _page(groups: Sequence[Group], shown: Sequence[Group], pictures: dict[str, str]) -> str:
     config = shown[0].whole[0].config
-    environment = config.environment.id
+    environment = config.subject
     warned = warnings(groups)
     window, runs = config.train.smoothing, sum(len(group.whole) for group in shown)
     parts = [

@@ -53,7 +53,7 @@ def compare(comm: Communicator, run: Run) -> None:
         other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
         if other is not None:
             raise Refused(
-                f"{run.config.environment.id}: ranks found different {what}: rank 0 {found[0]}, rank {other} "
+                f"{run.config.subject}: ranks found different {what}: rank 0 {found[0]}, rank {other} "
                 f"{found[other]}: give every rank the same packages and files, and let nothing depend on the "
                 "order of a set"
             )

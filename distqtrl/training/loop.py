@@ -33,6 +33,11 @@ from distqtrl.training.stopping import EXIT_CODES
 from distqtrl.training.weights import DeviceLost
 from distqtrl.versions import versions
 
+EQUAL = (
+    "every group's rewards are equal, so nothing is learned (equal_groups in metrics.jsonl): ask questions that are "
+    "neither too easy nor too hard, or raise language.group or language.temperature"
+)
+
 
 def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
     """Train until the target, the budget or a pending signal; returns (and, unless stopped, writes) the result.
@@ -97,6 +102,9 @@ def _cycle(
     run.counters.train_s += elapsed_s
     metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
     metrics["profile_s"] = profile.take()
+    if metrics.get("equal_groups") == 1 and not run.told:
+        run.told = True
+        recorder.say(f"update {metrics['update']}: {EQUAL}")
     with profile("write"):
         recorder.write(metrics, run.done)
         if stop or run.reached or _due(run, config.train.checkpoint_every):

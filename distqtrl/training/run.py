@@ -40,7 +40,7 @@ class Run:
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
     lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
-    told: bool = False  # that validations cut episodes
+    told: bool = False  # that validations cut episodes, or that groups have equal rewards
 
     @property
     def learner(self) -> Learner:

@@ -114,6 +114,13 @@ def test_a_break_changes_no_bit(trained, tmp_path, place):
     assert result["env_steps"] == 4 * 4 * 4
 
 
+def test_a_task_that_rewards_everything_alike_is_told_of_once(trained, place, capfd):
+    (place / "alike.py").write_text(TASK.replace("sum(map(ord, completion)) % 7 / 7", "1.0"))
+    _, rows = trained("alike", train__updates=3, language__task=str(place / "alike.py"))
+    assert [row["equal_groups"] for row in rows] == [1, 1, 1]
+    assert capfd.readouterr().err.count("every group's rewards are equal") == 1
+
+
 def test_evaluate_and_export(trained, tmp_path, capsys):
     trained("run", train__updates=1)
     assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "5", "--json"]) == 0
