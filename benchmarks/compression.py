@@ -307,6 +307,7 @@ def figure(results: dict) -> Figure:
     unit = {"train.steps": "environment steps", "train.updates": "updates"}[task.budget]
     right.set_xlabel(f"{unit} ({task.tuned_at} trained numbers)")
     right.set_ylabel("greedy return, IQM")
+    right.locator_params(axis="x", nbins=5)  # numbers of steps are wide
     drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     drawn.suptitle(f"{task.unit}, {len(results['seeds'])} seeds")
     return drawn
