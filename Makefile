@@ -19,7 +19,7 @@ RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
 endif
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check benchmark clean
+.PHONY: train test check benchmark export-table clean
 .DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
@@ -49,6 +49,10 @@ check: $(VENV)/.installed-$(EXTRA)-test
 
 benchmark: $(VENV)/.installed-$(EXTRA)
 	$(BIN)/python benchmarks/solve.py
+
+# The table of cores, from the policy files in benchmarks/results/policies; FLAGS=--implement places and routes, too.
+export-table: $(VENV)/.installed-$(EXTRA)-test
+	$(BIN)/python benchmarks/cores.py $(FLAGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

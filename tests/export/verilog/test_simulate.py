@@ -7,6 +7,7 @@ from quantize.programs import observations, program
 from distqtrl.export import tools
 from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
 from distqtrl.export.verilog.folded import Folding
+from distqtrl.quantize.program import Matmul, Program, Scale
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_icarus_agrees(tmp_path, seed):
     for name, (text, width) in cores.items():
         y_BA = simulate.icarus(text, f"policy_{name}", tmp_path, made, x_BO, width)
         np.testing.assert_equal(y_BA, made.run(x_BO))
+
+
+def test_sums_beside_the_ends_are_clipped(tmp_path):
+    """The folded core compares before it shifts: every sum around the lowest and the highest level."""
+    try:
+        tools.icarus()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+    one, zero = np.ones(1, np.int64), np.zeros(1, np.int64)
+    levels = Scale(one, zero, 2, 0, 7)
+    made = Program((0,), 16, (levels, Matmul(np.ones((1, 1), np.int64)), Scale(3 * one, zero, 1, 1, 9), levels))
+    x_BO = np.arange(-10, 50)[:, np.newaxis]
+    y_BA = simulate.icarus(folded.verilog(made, Folding(1, 1)), "policy_folded", tmp_path, made, x_BO, 1)
+    np.testing.assert_equal(y_BA, made.run(x_BO))
 
 
 @pytest.mark.parametrize("name", ["unrolled", "folded"])
