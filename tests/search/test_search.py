@@ -439,7 +439,7 @@ def test_pareto(tmp_path, capfd):
     about = found(folder)
     assert [row["name"] for row in about["candidates"]] == ["w4-c3-i4-o4", "w4-c2.1-i4-o4"]
     large, little = (row["cost"] for row in about["candidates"])
-    assert large >= little > 100  # a weight is a byte, whatever its bits; neurons that say nothing are left out
+    assert min(large, little) > 100  # bytes of compiled C: two weights of few bits may share a word, which is padded
     assert about["chosen"]["name"] in about["front"]
     assert about["cost_unit"].startswith("bytes")
     assert "front of return and cost: " in capfd.readouterr().out
