@@ -23,6 +23,12 @@ from distqtrl.circuit.simd import LANES, add, exchanged, fused, imaginary_part, 
 
 
 @inner
+def four(coef, c):
+    """A matrix's entries, row by row, as vectors."""
+    return load(coef, c), load(coef, c + LANES), load(coef, c + 2 * LANES), load(coef, c + 3 * LANES)
+
+
+@inner
 def swap(x, mask, fixed, target):
     stride, free = 1 << target, 0
     while True:
@@ -38,12 +44,7 @@ def swap(x, mask, fixed, target):
 @inner
 def apply_pairs(x, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = (
-        load(coef, c),
-        load(coef, c + LANES),
-        load(coef, c + 2 * LANES),
-        load(coef, c + 3 * LANES),
-    )
+    u00, u01, u10, u11 = four(coef, c)
     while True:
         i = free | fixed
         a, b = load(x, i), load(x, i + stride)
@@ -70,18 +71,8 @@ def apply_lanes(x, mask, fixed, target, coef, c):
 @inner
 def apply_pairs_complex(x, half, mask, fixed, target, coef, c):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = (
-        load(coef, c),
-        load(coef, c + LANES),
-        load(coef, c + 2 * LANES),
-        load(coef, c + 3 * LANES),
-    )
-    v00, v01, v10, v11 = (
-        load(coef, c + 4 * LANES),
-        load(coef, c + 5 * LANES),
-        load(coef, c + 6 * LANES),
-        load(coef, c + 7 * LANES),
-    )
+    u00, u01, u10, u11 = four(coef, c)
+    v00, v01, v10, v11 = four(coef, c + 4 * LANES)
     while True:
         i = free | fixed
         j = i + stride
@@ -113,12 +104,7 @@ def apply_lanes_complex(x, half, mask, fixed, target, coef, c):
 @inner
 def sweep_pairs(x, y, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = (
-        load(coef, c),
-        load(coef, c + LANES),
-        load(coef, c + 2 * LANES),
-        load(coef, c + 3 * LANES),
-    )
+    u00, u01, u10, u11 = four(coef, c)
     upper, lower = zero(x), zero(x)
     while True:
         i = free | fixed
@@ -156,18 +142,8 @@ def sweep_lanes(x, y, mask, fixed, target, coef, c, sums, row, low):
 @inner
 def sweep_pairs_complex(x, y, half, mask, fixed, target, coef, c, sums, row, low, high):
     stride, free = 1 << target, 0
-    u00, u01, u10, u11 = (
-        load(coef, c),
-        load(coef, c + LANES),
-        load(coef, c + 2 * LANES),
-        load(coef, c + 3 * LANES),
-    )
-    v00, v01, v10, v11 = (
-        load(coef, c + 4 * LANES),
-        load(coef, c + 5 * LANES),
-        load(coef, c + 6 * LANES),
-        load(coef, c + 7 * LANES),
-    )
+    u00, u01, u10, u11 = four(coef, c)
+    v00, v01, v10, v11 = four(coef, c + 4 * LANES)
     diagonal0, diagonal1, cross0, cross1, turn0, turn1 = zero(x), zero(x), zero(x), zero(x), zero(x), zero(x)
     while True:
         i = free | fixed

@@ -29,9 +29,7 @@ from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
 Gradient = Callable[[Array], Array]
-SMALL = (
-    1 << 8
-)  # basis states; psi and lambda of LANES larger circuits leave the first cache, one after another is faster
+SMALL = 1 << 8  # basis states: above, psi and lambda of LANES circuits leave the first cache
 FEWEST = 3  # circuits that are faster interleaved, with the other lanes idle, than one after another
 PATIENCE = 2048  # circuits that come in batches before code for batches is compiled
 PART = 1 << 16  # numbers of the states of a part

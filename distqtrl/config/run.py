@@ -69,7 +69,7 @@ class Config(BaseModel):
             self._fits_sac()
         if self.language.base is not None and a.name != "grpo":
             raise ValueError(
-                f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set it"
+                f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set that to grpo"
             )
         if a.target_kl is not None and self.allreduce.aggregation == "average":
             raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")

@@ -30,7 +30,13 @@ def greedy_episodes(
     indices, most = range(comm.rank, num, comm.size), policies[0].origin.get("max_steps")
     played = evaluation(config.environment, indices, 0, purpose, acts, played_by, episode, most)
     rows = np.concatenate([played.returns_EG.T, played.length_E[np.newaxis], played.cut_E[np.newaxis]])
-    gathered = np.empty((len(rows), num))
+    whole = gathered(comm, rows, num)
+    return Greedy(whole[:-2].mean(0), whole[:-2], int(whole[-2].sum()), int(whole[-1].sum()))
+
+
+def gathered(comm: Communicator, rows: np.ndarray, num: int) -> np.ndarray:
+    """Rows whose num columns, dealt out over the ranks, are in order again; rows: with the columns of this rank."""
+    whole = np.empty((len(rows), num))
     for rank, part in enumerate(allgather_bytes(comm, rows.tobytes())):
-        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(len(rows), -1)
-    return Greedy(gathered[:-2].mean(0), gathered[:-2], int(gathered[-2].sum()), int(gathered[-1].sum()))
+        whole[:, rank :: comm.size] = np.frombuffer(part).reshape(len(rows), -1)
+    return whole

@@ -78,6 +78,7 @@ class Learner:
         self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)
         self.parameters = self.optimizer.parameters
         self.gradients = Gradients(self.parameters)
+        self._num_generated = self.generator.counts()["total"]
         factor = self.config.algorithm.rate_factor(self.comm.size)
         self._rates = [rate * factor for rate in self.optimizer.rates]
         self.optimizer.rates = self._rates
@@ -148,7 +149,7 @@ class Learner:
 
     def of_generator(self, gradient_N: Array) -> Array:
         """The part of a gradient that is of what the generator trains, the first of the parameters."""
-        return gradient_N[: sum(p.numel() for p in self.generator.parameters() if p.requires_grad)]
+        return gradient_N[: self._num_generated]
 
     def move(self, moves: range, gradient_N: Array) -> float:
         """Adam's step on neighbouring parameters along a gradient of all ranks, clipped; returns its norm before."""

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.config.run import Config
 from distqtrl.language.adapted import Adapted, answers, questions
-from distqtrl.training.evaluation import Greedy
+from distqtrl.training.evaluation import Greedy, gathered
 
 
 def greedy_answers(
@@ -17,7 +16,5 @@ def greedy_answers(
     """Rewards of num answers, the likeliest completions: of training's questions for a validation, else of tests'."""
     (adapted,) = policies
     rows = np.stack(answers(adapted, questions(adapted.task, purpose, episode, range(comm.rank, num, comm.size))))
-    gathered = np.empty((2, num))
-    for rank, part in enumerate(allgather_bytes(comm, rows.tobytes())):
-        gathered[:, rank :: comm.size] = np.frombuffer(part).reshape(2, -1)
-    return Greedy(gathered[0], gathered[:1], int(gathered[1].sum()), cut=0)
+    rewards, lengths = gathered(comm, rows, num)
+    return Greedy(rewards, rewards[np.newaxis], int(lengths.sum()), cut=0)

@@ -110,8 +110,8 @@ class Grpo(Learner):
             value = grpo.loss(log_ratio_NT, samples.adv_N, samples.weight_NT, low=low, high=high) / divisor
             with torch.no_grad():
                 token_NT = samples.weight_NT > 0
-                kl = ((log_ratio_NT.exp() - 1 - log_ratio_NT) * token_NT).sum() / divisor
                 ratio_NT = log_ratio_NT.exp()
+                kl = ((ratio_NT - 1 - log_ratio_NT) * token_NT).sum() / divisor
                 clipped = ((ratio_NT > 1 + high) | (ratio_NT < 1 - low)) & token_NT
             sums = np.array([float(value.detach()), float(kl), float(clipped.sum()) / divisor])
         share = float(token_NT.sum()) / divisor
@@ -136,6 +136,9 @@ class Grpo(Learner):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         if "base" in state and not torch.equal(state["base"], self.trained.get_buffer("base")):
-            raise ValueError(f"it is of another decoder than {self.config.language.base}, bring that one back")
+            raise UserError(
+                f"language.base = {self.config.language.base} is another decoder than this run was started with: bring "
+                "that one back"
+            )
         super().load(state)  # which writes to start_F
         self.model.start(self.start_F)

@@ -65,16 +65,13 @@ def specs(config: Config) -> tuple[Decoder]:
 
 def _check(config: Config) -> None:
     """Raise UserError for settings of networks that a language model has no use for."""
-    wanted = {
-        "adapter.base": (config.adapter.base, None, "language.base is what is adapted"),
-        "quantize.aware": (config.quantize.aware, False, "adapter.precision rounds a decoder"),
-        "allreduce.aggregation": (
-            "mean" if config.allreduce.aggregation == "sum" else config.allreduce.aggregation,
-            "mean",
-            "the divisor is the tokens of all ranks",
-        ),
-        "generator.source": (config.generator.source == "equal_mlp", False, "it is a network's control"),
-    }
-    for key, (value, usual, why) in wanted.items():
-        if value != usual:
+    adapted, integers = config.adapter.base, config.quantize.aware
+    aggregation, source = config.allreduce.aggregation, config.generator.source
+    for key, value, meaningless, why in (
+        ("adapter.base", adapted, adapted is not None, "language.base is what is adapted"),
+        ("quantize.aware", integers, integers, "adapter.precision rounds a decoder"),
+        ("allreduce.aggregation", aggregation, aggregation == "average", "the divisor is the tokens of all ranks"),
+        ("generator.source", source, source == "equal_mlp", "it is a network's control"),
+    ):
+        if meaningless:
             raise UserError(f"{key} = {value} has no meaning with algorithm.name grpo ({why}): leave it out")

@@ -140,6 +140,7 @@ def test_evaluate_and_export(trained, tmp_path, capsys):
         ({"adapter.base": "policy.safetensors"}, "adapter.base = policy.safetensors has no meaning"),
         ({"quantize.aware": True, "rollout.noise": "none"}, "quantize.aware = True has no meaning"),
         ({"allreduce.aggregation": "average"}, "allreduce.aggregation = average has no meaning"),
+        ({"generator.source": "equal_mlp"}, "generator.source = equal_mlp has no meaning"),
         ({"language.max_tokens": 1000}, "exceed the context"),
         ({"generator.source": "random_subspace", "generator.numbers": 10**7}, "generator.numbers"),
     ],
