@@ -1,7 +1,7 @@
 """Return against trained numbers: generated policies, their controls and the direct policy, every arm tuned alike.
 
     python benchmarks/compression.py                     CartPole-v1; writes benchmarks/results/compression/cartpole.*
-    python benchmarks/compression.py --task hopper       or acrobot, pendulum, qtrl-cartpole, walker2d, halfcheetah
+    python benchmarks/compression.py --task hopper       or another of TASKS: walker2d, cartpole-large, ...
     python benchmarks/compression.py --task hopper --cores 1 --arms "random subspace" direct     a part of it
     python benchmarks/compression.py --task hopper --rate 0.003 --arms "random subspace"     not at the tuned rate
     python benchmarks/compression.py --quick             2 arms, 2 seeds, 12 updates; writes only with -o
@@ -51,12 +51,15 @@ class Task:
     tuning_steps: int
     flags: tuple[str, ...] = ()
     budget: str = "train.steps"  # what ``steps`` counts
+    preset: str = ""  # whose settings are used otherwise; "": the one of the task's name
 
 
 SMALL = (0.003, 0.01, 0.03, 0.1)
 LARGE = (0.0003, 0.001, 0.003, 0.01)
 EIGHT = ("--environment.local_num", "8")
 WIDE = ("--policy.hidden", "64", "64")
+WIDEST = ("--policy.hidden", "256", "256")
+PENDULUMS = {"rates": LARGE, "sizes": (670,), "tuned_at": 670, "seeds": 5, "tuning_steps": 102_400}
 TASKS = {
     "cartpole": Task("CartPole-v1", 61_440, 16, 475, SMALL, (16, 32, 64, 128, 256, 512), 128, 10, 61_440, EIGHT),
     "acrobot": Task("Acrobot-v1", 122_880, 12, -100, SMALL, (32, 128), 128, 10, 122_880),
@@ -76,6 +79,37 @@ TASKS = {
         budget="train.updates",
     ),
     "halfcheetah": Task("HalfCheetah-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504, WIDE),
+    "cartpole-large": Task(
+        "CartPole-v1, 67,586 weights",
+        61_440,
+        16,
+        475,
+        SMALL,
+        (670,),
+        670,
+        10,
+        61_440,
+        (*WIDEST, *EIGHT),
+        preset="cartpole",
+    ),
+    "inverted-pendulum-large": Task(
+        "InvertedPendulum-v5, 67,329 weights",
+        102_400,
+        10,
+        950,
+        flags=WIDEST,
+        preset="inverted-pendulum",
+        **PENDULUMS,
+    ),
+    "inverted-double-pendulum-large": Task(
+        "InvertedDoublePendulum-v5, 68,609 weights",
+        102_400,
+        10,
+        9000,
+        flags=(*WIDEST, "--environment.id", "InvertedDoublePendulum-v5"),
+        preset="inverted-pendulum",
+        **PENDULUMS,
+    ),
 }
 
 
@@ -132,7 +166,7 @@ def counts(name: str, arm: str, size: int) -> tuple[int, int]:
     """Trained numbers and policy weights of an arm."""
     task = TASKS[name]
     words = (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false")
-    config = with_flags(preset(name), runs.fields(words))
+    config = with_flags(preset(task.preset or name), runs.fields(words))
     (spec,) = plan(config).specs
     generator = Generator(config, spec.layers(config.adapter))
     return generator.counts()["total"], spec.architecture.num_weights
@@ -142,7 +176,7 @@ def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
     """The words that make an arm, at a size and a learning rate."""
     made = ARMS[arm](size)
     assert made is not None
-    if "generator.source" not in made and preset(name).generator.source != "circuit":
+    if "generator.source" not in made and preset(task.preset or name).generator.source != "circuit":
         made = {"generator.source": "circuit", **made}
     made = {"algorithm.source_learning_rate": f"{rate:g}", **made}
     if arm in TRAINS_MAPPING:
@@ -173,7 +207,9 @@ class Lines(Kept):
         schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
         words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, f"--{self.task.budget}", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
-        return self.job(runs.Job(self.args.task, seed, 1, (*words, *quick)), arm, size, rate, seed, steps)
+        return self.job(
+            runs.Job(self.task.preset or self.args.task, seed, 1, (*words, *quick)), arm, size, rate, seed, steps
+        )
 
     def complete(self, wanted: list[runs.Job]) -> None:
         """Run what no line is kept of."""

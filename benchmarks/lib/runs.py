@@ -1,13 +1,12 @@
 """Many training runs, each a real `distqtrl train`: started once, kept, resumed where they were stopped.
 
-A run's folder is named by what it is (preset, flags, ranks, seed), so scripts share runs and a second start of a
+A run's folder is named by what it is (preset, all settings, ranks, seed), so scripts share runs and a second start of a
 script does only what is missing. A run that fails leaves its last words and is reported, never dropped. A run on one
 rank is a fork of a process that has loaded everything, which saves it four seconds of a core.
 """
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from distqtrl.config.sources import preset, with_flags
 from distqtrl.report.runs import Run, read
 from distqtrl.report.statistics import interval, iqm
 from lib import setting
@@ -51,8 +52,14 @@ class Job:
 
     @property
     def name(self) -> str:
-        key = json.dumps([self.preset, self.ranks, *self.flags])
-        return f"{self.preset}-n{self.ranks}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-seed{self.seed}"
+        return f"{self.preset}-n{self.ranks}-{_digest(self.preset, self.flags)}-seed{self.seed}"
+
+
+@cache
+def _digest(name: str, flags: tuple[str, ...]) -> str:
+    """Of all settings, so that no run of an earlier state of a preset is taken for one of today's."""
+    resolved = with_flags(preset(name), fields(flags)).model_dump_json()
+    return hashlib.sha256(resolved.encode()).hexdigest()[:8]
 
 
 def parser(doc: str | None, usual: Mapping[str, int] = SEEDS) -> argparse.ArgumentParser:
