@@ -56,6 +56,27 @@ def apply_pairs(x, mask, fixed, target, coef, c):
 
 
 @inner
+def apply_quads(x, mask, fixed, first, second, coef, u, v, w):
+    """Two steps in one pass: a matrix at u on the pairs of target first, then v or w, by its bit, on those of second."""
+    i1, i2, free = 1 << first, 1 << second, 0
+    u00, u01, u10, u11 = four(coef, u)
+    v00, v01, v10, v11 = four(coef, v)
+    w00, w01, w10, w11 = four(coef, w)
+    while True:
+        i = free | fixed
+        a, b, c, d = load(x, i), load(x, i + i2), load(x, i + i1), load(x, i + i1 + i2)
+        a, c = fused(u00, a, u01 * c), fused(u11, c, u10 * a)
+        b, d = fused(u00, b, u01 * d), fused(u11, d, u10 * b)
+        store(x, i, fused(v00, a, v01 * b))
+        store(x, i + i2, fused(v11, b, v10 * a))
+        store(x, i + i1, fused(w00, c, w01 * d))
+        store(x, i + i1 + i2, fused(w11, d, w10 * c))
+        free = (free - mask) & mask
+        if free == 0:
+            break
+
+
+@inner
 def apply_lanes(x, mask, fixed, target, coef, c):
     free = 0
     d, o = load(coef, c), load(coef, c + LANES)
@@ -119,6 +140,44 @@ def sweep_pairs(x, y, mask, fixed, target, coef, c, sums, row, low, high):
             break
     add(sums, row + low, upper)
     add(sums, row + high, lower)
+
+
+@inner
+def sweep_quads(x, y, mask, fixed, first, second, coef, u, v, w, sums, row, one, zeros, ones):
+    """The inverses of two steps in one pass, second's before first's; their sums are at zeros or ones, and at one."""
+    i1, i2, free = 1 << first, 1 << second, 0
+    u00, u01, u10, u11 = four(coef, u)
+    v00, v01, v10, v11 = four(coef, v)
+    w00, w01, w10, w11 = four(coef, w)
+    upper, lower, upper_0, lower_0, upper_1, lower_1 = zero(x), zero(x), zero(x), zero(x), zero(x), zero(x)
+    while True:
+        i = free | fixed
+        a, b, c, d = load(x, i), load(x, i + i2), load(x, i + i1), load(x, i + i1 + i2)
+        g, h, p, q = load(y, i), load(y, i + i2), load(y, i + i1), load(y, i + i1 + i2)
+        upper_0, lower_0 = fused(g, b, upper_0), fused(h, a, lower_0)
+        upper_1, lower_1 = fused(p, d, upper_1), fused(q, c, lower_1)
+        a, b = fused(v00, a, v01 * b), fused(v11, b, v10 * a)
+        c, d = fused(w00, c, w01 * d), fused(w11, d, w10 * c)
+        g, h = fused(v00, g, v01 * h), fused(v11, h, v10 * g)
+        p, q = fused(w00, p, w01 * q), fused(w11, q, w10 * p)
+        upper, lower = fused(h, d, fused(g, c, upper)), fused(q, b, fused(p, a, lower))
+        store(x, i, fused(u00, a, u01 * c))
+        store(x, i + i1, fused(u11, c, u10 * a))
+        store(x, i + i2, fused(u00, b, u01 * d))
+        store(x, i + i1 + i2, fused(u11, d, u10 * b))
+        store(y, i, fused(u00, g, u01 * p))
+        store(y, i + i1, fused(u11, p, u10 * g))
+        store(y, i + i2, fused(u00, h, u01 * q))
+        store(y, i + i1 + i2, fused(u11, q, u10 * h))
+        free = (free - mask) & mask
+        if free == 0:
+            break
+    add(sums, row + one, upper)
+    add(sums, row + one + LANES, lower)
+    add(sums, row + zeros, upper_0)
+    add(sums, row + zeros + LANES, lower_0)
+    add(sums, row + ones, upper_1)
+    add(sums, row + ones + LANES, lower_1)
 
 
 @inner

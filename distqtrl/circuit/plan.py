@@ -11,6 +11,7 @@ other wires, so the circuit is the same. The lowest bits are local in every pass
 cache lines.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from distqtrl.circuit.simd import BITS
 
 WHOLE = 16  # bits of a state that is one block (counting one for complex numbers): psi and lambda fit in 1 MiB
 BLOCK = 14  # local bits of a block otherwise
+SINGLE = 8  # bits of a real state whose steps run one by one, as they do in ``interleaved``, for the same bits
 RUN = 4  # lowest bits that are local in every pass
 
 
@@ -33,6 +35,7 @@ STEP = np.dtype(
         ("real", np.bool_),  # both matrices are
         ("turns", np.bool_),  # there are angles
         ("swap", np.bool_),  # a single x
+        ("paired", np.bool_),  # runs together with the next step
         ("first", np.int64),  # of its gates
         ("end", np.int64),
     ],
@@ -83,21 +86,25 @@ def plan(program: Program) -> Plan:
     numbers = [g for step in order for g in step.gates]
     gate_J = np.cumsum([0, *(len(gates) for gates in gates_J)])
     step_I = np.cumsum([0, *(len(taken) for _, taken in passes)])
+    steps_J = _records(
+        STEP,
+        target=[bits[0] for bits in place],
+        control=[bits[1] if len(bits) > 1 else -1 for bits in place],
+        idle=[all(gate.control is not None for gate in gates) for gates in gates_J],
+        real=[all(KINDS[gate.kind].real for gate in gates) for gates in gates_J],
+        turns=[any(KINDS[gate.kind].shifts for gate in gates) for gates in gates_J],
+        swap=[[gate.kind for gate in gates] == ["x"] for gates in gates_J],
+        first=gate_J[:-1],
+        end=gate_J[1:],
+    )
+    if components == 1 and num_bits > SINGLE:
+        for first, end in itertools.pairwise(step_I):
+            _pair(steps_J[first:end])
     return Plan(
         num_bits,
         program.num_angles,
         components,
-        _records(
-            STEP,
-            target=[bits[0] for bits in place],
-            control=[bits[1] if len(bits) > 1 else -1 for bits in place],
-            idle=[all(gate.control is not None for gate in gates) for gates in gates_J],
-            real=[all(KINDS[gate.kind].real for gate in gates) for gates in gates_J],
-            turns=[any(KINDS[gate.kind].shifts for gate in gates) for gates in gates_J],
-            swap=[[gate.kind for gate in gates] == ["x"] for gates in gates_J],
-            first=gate_J[:-1],
-            end=gate_J[1:],
-        ),
+        steps_J,
         _records(
             GATE,
             code=program.kind_G[numbers],
@@ -106,6 +113,17 @@ def plan(program: Program) -> Plan:
         ),
         _records(PASS, local=[local for local, _ in passes], first=step_I[:-1], end=step_I[1:]),
     )
+
+
+def _pair(steps: npt.NDArray[np.void]) -> None:
+    """Mark steps of a pass that run with the next one: neighbours on two targets, each read by the other's control only
+    in their order."""
+    taken = False
+    for one, other in itertools.pairwise(steps):
+        plain = not any(step["swap"] or step["idle"] or not step["turns"] for step in (one, other))
+        above = min(one["target"], other["target"]) >= BITS and one["target"] != other["target"] != one["control"]
+        free = other["control"] in (*range(-1, BITS), one["target"])
+        one["paired"] = taken = not taken and plain and above and free
 
 
 def whole(p: Plan) -> bool:

@@ -22,18 +22,19 @@ from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
 from distqtrl.circuit.gates import Array, Floats
 from distqtrl.circuit.memory import machine_memory, refuse_memory
-from distqtrl.circuit.plan import plan, whole
+from distqtrl.circuit.plan import SINGLE, plan, whole
 from distqtrl.circuit.simd import LANES
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
 Gradient = Callable[[Array], Array]
-SMALL = 1 << 8  # basis states: above, psi and lambda of LANES circuits leave the first cache
+SMALL = 1 << SINGLE  # basis states: above, psi and lambda of LANES circuits leave the first cache
 FEWEST = 3  # circuits that are faster interleaved, with the other lanes idle, than one after another
 PATIENCE = 2048  # circuits that come in batches before code for batches is compiled
 PART = 1 << 16  # numbers of the states of a part
-WORK = 1 << 17  # numbers times steps that are worth a second thread
+WORK = 1 << 20  # numbers times steps that are worth a second thread, which takes 0.1 ms to wake up
+AROUND = 64  # numbers that take as long as what comes around a step of a circuit: its angles, matrices, sums
 STATES = 4  # of one circuit: psi, a copy and lambda that are un-computed, and p and v
 
 
@@ -138,7 +139,7 @@ class StateVector:
         return True
 
     def _threads(self, num: int) -> int:
-        return threads() if num * self._numbers * len(self._plan.step_J) >= WORK else 1
+        return threads() if num * (self._numbers + AROUND) * len(self._plan.step_J) >= WORK else 1
 
     def _each(self, function: Callable[..., Any], parts: list[Part], *others: Sequence[Any]) -> list[Any]:
         """function of every part, on threads where there are several; kernels do not hold the interpreter."""

@@ -140,21 +140,63 @@ def _sweep(
 
 
 @inner
+def _pair(size: int, p: Plan, j: int, value: int) -> tuple[int, int, int, int, int]:  # pragma: no cover (compiled)
+    """As ``_subset`` of steps j and j + 1, where j's control has this value; places of their three matrices."""
+    first, second = p.step_J[j], p.step_J[j + 1]
+    mask, fixed = _subset(size, first.target, first.control, value)
+    v = 2 * (j + 1) + (0 if second.control == first.target else 1)
+    return mask & ~(1 << second.target), fixed, 2 * j + value, v, 2 * (j + 1) + 1
+
+
+@inner
+def _apply_two(x: Floats, size: int, p: Plan, j: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
+    """Steps j and j + 1."""
+    first, second, c = p.step_J[j].target, p.step_J[j + 1].target, 8 * LANES
+    for value in range(0 if p.step_J[j].control >= BITS else 1, 2):
+        mask, fixed, u, v, w = _pair(size, p, j, value)
+        kernels.apply_quads(x, mask, fixed, first, second, coef_J, c * u, c * v, c * w)
+
+
+@inner
+def _sweep_two(
+    x: Floats, y: Floats, size: int, p: Plan, j: int, coef_J: Floats, sums_J: Floats
+) -> None:  # pragma: no cover (compiled)
+    first, second, c, s = p.step_J[j].target, p.step_J[j + 1].target, 8 * LANES, 3 * ROW
+    for value in range(0 if p.step_J[j].control >= BITS else 1, 2):
+        mask, fixed, u, v, w = _pair(size, p, j, value)
+        kernels.sweep_quads(
+            x, y, mask, fixed, first, second, coef_J, c * u, c * v, c * w, sums_J, ROW, s * u, s * v, s * w
+        )
+
+
+@inner
 def _apply_all(p: Plan, i: int, x: Floats, size: int, coef_J: Floats) -> None:  # pragma: no cover (compiled)
-    for j in range(p.pass_I[i].first, p.pass_I[i].end):
-        _apply(x, size, p, j, coef_J)
+    j = p.pass_I[i].first
+    while j < p.pass_I[i].end:
+        if x.ndim == 1 and p.step_J[j].paired:
+            _apply_two(x, size, p, j, coef_J)
+            j += 2
+        else:
+            _apply(x, size, p, j, coef_J)
+            j += 1
 
 
 @inner
 def _sweep_all(
     p: Plan, i: int, x: Floats, y: Floats, size: int, coef_J: Floats, sums_J: Floats
 ) -> None:  # pragma: no cover (compiled)
-    for j in range(p.pass_I[i].end - 1, p.pass_I[i].first - 1, -1):
+    j = p.pass_I[i].end - 1
+    while j >= p.pass_I[i].first:
+        if x.ndim == 1 and j > p.pass_I[i].first and p.step_J[j - 1].paired:
+            _sweep_two(x, y, size, p, j - 1, coef_J, sums_J)
+            j -= 2
+            continue
         if p.step_J[j].turns:
             _sweep(x, y, size, p, j, coef_J, sums_J)
         else:
             _apply(x, size, p, j, coef_J)
             _apply(y, size, p, j, coef_J)
+        j -= 1
 
 
 @inner

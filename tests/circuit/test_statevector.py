@@ -3,6 +3,7 @@ import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import circuits, seeds
 
 from distqtrl.circuit import ansatz, plan
@@ -118,6 +119,27 @@ def test_blocks_change_nothing(program, seed):
         small.setattr(plan, "BLOCK", 7)
         small.setattr(plan, "RUN", 3)
         check_against_matrices(program, seed)
+
+
+wires = st.permutations(range(5)).map(lambda order: order[:2])  # of seven, the last three are lanes of vectors
+rotations = st.tuples(st.just("ry"), wires, st.booleans())
+
+
+@settings(deadline=None)  # the first call compiles
+@given(st.lists(rotations | st.tuples(st.sampled_from(["h", "x"]), wires, st.booleans()), max_size=3), seeds, st.data())
+def test_two_real_steps_at_once_change_nothing(others, seed, data):
+    drawn = [*data.draw(st.lists(rotations, min_size=8, max_size=12)), *others, ("ry", (0, 1), True), ("ry", (2, 0), True)]
+    gates = [Gate(kind, target, control if controlled else None) for kind, (target, control), controlled in drawn]
+    with pytest.MonkeyPatch.context() as all_of_them:
+        all_of_them.setattr(plan, "SINGLE", 0)
+        check_against_matrices(ansatz.program(7, gates), seed)
+
+
+@pytest.mark.parametrize(("name", "n", "paired"), [("ry_cnot", 10, 6), ("ry_cnot_ring", 8, 0), ("u3_cu3_ring", 10, 0)])
+def test_which_steps_run_two_at_once(name, n, paired):
+    """Of a chain on ten wires those above the vectors' lanes; where circuits are interleaved, and complex, none."""
+    steps = plan.plan(ansatz.build(Circuit(ansatz=name, layers=2), n)).step_J
+    assert steps["paired"].sum() == paired
 
 
 @pytest.mark.parametrize("name", ["u3_cu3_ring", "ry_cnot"])
