@@ -57,7 +57,7 @@ def apply_pairs(x, mask, fixed, target, coef, c):
 
 @inner
 def apply_quads(x, mask, fixed, first, second, coef, u, v, w):
-    """Two steps in one pass: a matrix at u on the pairs of target first, then v or w, by its bit, on those of second."""
+    """Two steps in one pass: a matrix at u on the pairs of target first, then v or w, by its bit, on second's."""
     i1, i2, free = 1 << first, 1 << second, 0
     u00, u01, u10, u11 = four(coef, u)
     v00, v01, v10, v11 = four(coef, v)
