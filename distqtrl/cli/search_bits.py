@@ -178,7 +178,7 @@ def _check_pareto(args: Namespace, made: "Search") -> None:
 
     if made.stop_at_failure:
         raise UserError("--stop-at-failure belongs to --mode rule: remove it")
-    layers = len(made.config.policy.hidden) + 1
+    layers = len(made.config.policy.convolutions) + len(made.config.policy.hidden) + 1
     for core in made.core_bits:
         if len(core) not in (1, layers):
             text = ":".join(map(str, core))

@@ -83,6 +83,12 @@ class Config(BaseModel):
                 "quantize.aware true acts on integers already, which would round noise away: set rollout.precision and "
                 "rollout.noise to none"
             )
+        changed = self.adapter.base, self.rollout.precision, self.rollout.noise
+        if self.policy.convolutions and changed != (None, "none", "none"):
+            raise ValueError(
+                "policy.convolutions repeat their weights, which adapter.base, rollout.precision and rollout.noise "
+                "would change one by one: set these to none"
+            )
         if a.rate_scaling != "none" and self.allreduce.aggregation == "average":
             raise ValueError(
                 f"algorithm.rate_scaling {a.rate_scaling} needs allreduce.aggregation mean or sum: ranks that average "

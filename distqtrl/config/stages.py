@@ -163,6 +163,11 @@ class MappingModel(Stage):
 class Policy(Stage):
     """w_M, observation -> action: the classical network that acts."""
 
+    convolutions: tuple[Text, ...] = Field(
+        (),
+        max_length=20,
+        description="of an image, before the hidden layers: FILTERSxSIZE/STRIDE, such as 16x3 32x3/2; none",
+    )
     hidden: Widths = Field((64,), description="widths of the hidden layers; none = linear policy")
     activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
     normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")

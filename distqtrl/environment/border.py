@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 from distqtrl.config import stages as configuration
 from distqtrl.environment.factors import KEY, factors, taken, unmasked
-from distqtrl.environment.spaces import Floats, at, flattened, part, short, spaces
+from distqtrl.environment.spaces import Floats, at, flattened, part, picture, short, spaces
 from distqtrl.errors import UserError
 
 EXACT = 1 << 24  # float32 has every integer up to here
@@ -37,7 +37,9 @@ class Port:
         chosen = _first(action, config.num_actions, who)
         one = spaces(flat, chosen, who)
         num = one.num_observations * config.frames
-        self.spaces = replace(one, num_observations=num, masked=self._mask is not None)
+        image = picture(seen, config.image)
+        image = (config.frames, *image) if image else ()
+        self.spaces = replace(one, num_observations=num, masked=self._mask is not None, image=image)
         self.action = taker(chosen, who)
         self._frames = deque[Floats](maxlen=self._depth)
 

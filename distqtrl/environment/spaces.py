@@ -25,6 +25,7 @@ class Spaces:
     """O, and the actions: discrete, bounds of a Box, or factors with so many choices each.
 
     masked: behind an observation there are ``num_masks`` numbers, 0 for a choice that there is not.
+    image: frames, rows, columns and colours of an observation that is an image; else ().
     """
 
     num_observations: int
@@ -35,6 +36,7 @@ class Spaces:
     factors: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
     masked: bool = False
+    image: tuple[int, ...] = ()
 
     @property
     def num_masks(self) -> int:
@@ -158,6 +160,14 @@ def flattened(space: Space, image: tuple[int, ...], name: str) -> tuple[Box, Cal
         return flat, _one_hot(space)
     exact = _unrounded(space)
     return flat, lambda x: np.asarray(flatten(exact, _fitted(exact, x, ())), dtype=np.float32)
+
+
+def picture(space: Space, image: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows, columns and colours of what ``flattened`` reads, where it is an image; else ()."""
+    if image:
+        return (*image, 1)
+    shape = space.shape if isinstance(space, Box) else ()
+    return (*shape, 1)[:3] if len(shape) in (2, 3) else ()
 
 
 def _one_hot(space: Discrete) -> Callable[[Any], Floats]:

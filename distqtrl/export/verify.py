@@ -5,6 +5,7 @@ place of its own.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _every(program: Program, num: int, seed: int) -> Ints:
         choices = [shuffled[np.unique(level_BO[:, i], return_index=True)[1], i] for i in range(width)]
     else:
         return x_BO[:0]
-    if np.prod([float(len(choice)) for choice in choices]) > num:
+    if math.prod(len(choice) for choice in choices) > num:
         return x_BO[:0]
     return np.stack(np.meshgrid(*choices, indexing="ij"), -1).reshape(-1, width)
 

@@ -1,10 +1,12 @@
 """The network that acts: an MLP whose weights are one flat vector w_M, made elsewhere.
 
-w_M holds, layer by layer, the weight matrix row by row and then the bias (torch's state_dict order).
+w_M holds, layer by layer, the weight matrix row by row and then the bias (torch's state_dict order). Convolutions in
+front of it hold what torch's do, and are matrices for whoever reads layers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -12,23 +14,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distqtrl.policy.convolution import Convolution, convolutions
+
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 Layer = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths and activation of the policy network."""
+    """Widths and activation of the policy network; image: frames, rows, columns, colours of what convolutions read."""
 
     num_inputs: int
     hidden: tuple[int, ...]
     num_outputs: int
     activation: str
+    image: tuple[int, ...] = ()
+    convolutions: tuple[str, ...] = ()  # as policy.convolutions has them
+
+    @cached_property
+    def front(self) -> tuple[Convolution, ...]:
+        """The convolutions; raises UserError for those that do not fit the image."""
+        return convolutions(self.convolutions, self.image)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The width of every vector, input first."""
-        return self.num_inputs, *self.hidden, self.num_outputs
+        return self.num_inputs, *(c.shape[0] for c in self.front), *self.hidden, self.num_outputs
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -42,7 +53,8 @@ class Architecture:
         >>> sum(size for size, _ in Architecture(4, (128,), 2, "relu").layers)
         898
         """
-        return [(o * i + o, i) for o, i in self.shapes]
+        dense = self.shapes[len(self.front) :]
+        return [*(c.layer for c in self.front), *((o * i + o, i) for o, i in dense)]
 
     @property
     def num_weights(self) -> int:
@@ -51,12 +63,27 @@ class Architecture:
 
 
 def unpack(architecture: Architecture, w_M: Tensor) -> list[Layer]:
-    """The layers' (weight, bias) as views of w_M; raises ValueError when M does not fit."""
+    """The layers' (weight, bias), views of w_M but for convolutions; raises ValueError when M does not fit."""
     if w_M.shape != (architecture.num_weights,):
         raise ValueError(f"w_M has shape {tuple(w_M.shape)}, {architecture} needs ({architecture.num_weights},)")
-    sizes = [size for o, i in architecture.shapes for size in (o * i, o)]
-    parts = torch.split(w_M, sizes)
-    return [(parts[2 * k].view(shape), parts[2 * k + 1]) for k, shape in enumerate(architecture.shapes)]
+    front, dense = architecture.front, architecture.shapes[len(architecture.front) :]
+    sizes = [*(c.layer[0] for c in front), *(size for o, i in dense for size in (o * i, o))]
+    parts = list(torch.split(w_M, sizes))
+    own = [c.expanded(parts.pop(0)) for c in front]
+    return own + [(parts[2 * k].view(shape), parts[2 * k + 1]) for k, shape in enumerate(dense)]
+
+
+def summed(architecture: Architecture, by: np.ndarray) -> np.ndarray:
+    """The derivative by w_M, given that by the weights and biases of all that ``unpack`` makes of it, one vector."""
+    if not architecture.front:
+        return by
+    parts, start = [], 0
+    for c in architecture.front:
+        o, i = c.shape
+        middle, end = start + o * i, start + o * i + o
+        parts.append(c.summed(by[start:middle], by[middle:end]))
+        start = end
+    return np.concatenate([*parts, by[start:]])
 
 
 def outputs(architecture: Architecture, layers: list[Layer], obs_BO: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ A policy that was trained on integers also has ``scales_S`` (float64) and its se
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,8 @@ class Shape(Record):
     hidden: tuple[Several, ...] = Field(max_length=LAYERS)
     num_outputs: Several
     activation: Literal["tanh", "relu"]
+    image: tuple[Several, ...] = Field((), max_length=4)
+    convolutions: tuple[Word, ...] = Field((), max_length=LAYERS)
 
 
 class Description(Record):
@@ -151,7 +154,7 @@ class Policy:
         head = next(name for name, kind in HEADS.items() if type(self.head) is kind)
         about = {
             "format": FORMAT,
-            "architecture": asdict(self.architecture),
+            "architecture": {key: x for key, x in asdict(self.architecture).items() if x or key == "hidden"},
             "head": {"kind": head, **{key: x for key, x in asdict(self.head).items() if key != "masked" or x}},
             "count": self.normalizer.count,
             "environment": self.environment,
@@ -180,6 +183,8 @@ def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
     """The policy of a description and tensors; raises ValueError and UserError for what does not fit."""
     told = schema.checked(Description, about)
     architecture = Architecture(**told.architecture.model_dump())
+    if architecture.convolutions and math.prod(architecture.image) != architecture.num_inputs:
+        raise ValueError(f"an image of {architecture.image} for a network of {architecture.num_inputs} inputs")
     head = _head(told.head)
     if head.num_outputs != architecture.num_outputs:
         raise ValueError(f"a head of {head.num_outputs} for a network of {architecture.num_outputs} outputs")

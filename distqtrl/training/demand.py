@@ -77,6 +77,8 @@ def _network(config: Config, architecture: Architecture) -> Iterator[Need]:
     keys = "policy.hidden, environment.frames or environment.image"
     what = f"a policy of {shape} ({architecture.num_weights:,} weights)"
     yield bytes_each * architecture.num_weights, what, keys
+    matrices = sum(o * i for o, i in (c.shape for c in architecture.front))
+    yield 3 * FLOAT * matrices, f"{what}, whose convolutions are matrices,", "policy.convolutions or environment.image"
 
 
 def beside(config: Config, key: str, count: int) -> Need:

@@ -63,7 +63,8 @@ def spec(config: Config, algorithm: Algorithm, role: Role, spaces: Spaces) -> Sp
     learner, p = cast(type[NetworkLearner], algorithm.learner), config.policy
     head = learner.head_for(config, spaces)
     num_inputs = spaces.num_observations + _num_shared(role)
-    architecture = Architecture(num_inputs, p.hidden, head.num_outputs, p.activation)
+    image = spaces.image if num_inputs == spaces.num_observations and p.convolutions else ()
+    architecture = Architecture(num_inputs, p.hidden, head.num_outputs, p.activation, image, p.convolutions)
     if config.generator.source == "equal_mlp":
         architecture = _equal_mlp(config, architecture)
     return Spec(agents=role, architecture=architecture, head=head)
@@ -79,7 +80,7 @@ def _equal_mlp(config: Config, architecture: Architecture) -> Architecture:
     total = config.generator.numbers or circuit_total(config, architecture.layers)
     o, a = architecture.num_inputs, architecture.num_outputs
     width = max(1, round((total - a) / (o + 1 + a)))
-    return replace(architecture, hidden=(width,))
+    return replace(architecture, hidden=(width,), image=(), convolutions=())
 
 
 def _num_states(config: Config, played: Sequence[Role]) -> int:

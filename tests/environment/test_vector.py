@@ -205,7 +205,7 @@ def test_minigrid_shows_its_image_and_takes_the_first_actions():
     pytest.importorskip("minigrid")
     cfg = preset("qtrl-minigrid").environment
     env = Single(cfg)
-    assert env.spaces == (Spaces(147, 3, 0, (), ()),)
+    assert env.spaces == (Spaces(147, 3, 0, (), (), image=(1, 7, 7, 3)),)
     obs, _ = env.reset(seed=0)
     np.testing.assert_array_equal(obs, env.env.unwrapped.gen_obs()["image"].ravel())
     rewards = [env.step(np.int64(action))[1] for action in (2, 2, 1, 2, 2)]  # forward, forward, right, forward, forward

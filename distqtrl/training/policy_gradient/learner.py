@@ -13,7 +13,7 @@ from distqtrl.algorithm import ppo, reinforce
 from distqtrl.config.run import Config
 from distqtrl.config.stages import Algorithm
 from distqtrl.environment.spaces import Spaces
-from distqtrl.policy import slopes
+from distqtrl.policy import network, slopes
 from distqtrl.policy.distribution import Array, Categorical, Factored, Gaussian, Head, allowed, masks
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.training import demand
@@ -192,13 +192,14 @@ class PolicyGradient(NetworkLearner):
             return outputs.detach().numpy(), lambda by_NA: list(
                 torch.autograd.grad(outputs, leaves, torch.from_numpy(by_NA), materialize_grads=True)
             )
-        layers, kind = slopes.cut(self.architecture.shapes, leaf_M.detach().numpy()), self.architecture.activation
+        kind = self.architecture.activation
+        layers = [(w.numpy(), b.numpy()) for w, b in network.unpack(self.architecture, leaf_M.detach())]
         seen = slopes.forward(layers, kind, samples.obs_NO.numpy())
         mask = masks(self.head, samples.raw_NO.numpy()) if self.head.masked else None
 
         def pull(by_NA: Array) -> list[Tensor]:
             by_NA = by_NA if mask is None else np.where(mask, by_NA, 0)
-            return [torch.from_numpy(slopes.backward(layers, kind, seen, by_NA))]
+            return [torch.from_numpy(network.summed(self.architecture, slopes.backward(layers, kind, seen, by_NA)))]
 
         return seen[-1] if mask is None else allowed(seen[-1], mask), pull
 
