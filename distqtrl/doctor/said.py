@@ -191,7 +191,7 @@ def shared_memory(said: Said) -> Verdict:
 
 def limits(said: Said) -> Verdict:
     """ulimit lets a training be."""
-    low = {}
+    low: dict[str, None] = {}
     for facts in said.facts:
         for name, limit in facts["limits"].items():
             if 0 <= limit < UNLIMITED and limit < LEAST[name]:

@@ -109,7 +109,7 @@ TRIALS = {
         trials.killed, "srun --kill-on-bad-exit=1; tell us what was different", ("training",), 2 * TRAIN_S
     ),
     "stop-signal": Check(
-        trials.stopped, "let the batch script send it: --signal=B:USR1@120 and a trap", ("training",), TRAIN_S
+        trials.stopped, "let the batch script send it: --signal=B:USR1@120 and a trap", SHARED, TRAIN_S
     ),
     "time-limit": Check(scheduler.time_limit, "see docs/hpc.md, Preemption; the job's log says more", ("write",), 180),
 }

@@ -24,7 +24,7 @@ FLAGS = {
     "allreduce.timeout_s": 60,
 }
 TINY = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
-UPDATES, FOREVER = 200, 1_000_000
+UPDATES, FOREVER = 30, 1_000_000
 START_S = 90.0  # until the first checkpoint; kernels may have to be compiled first
 GONE_S = 30.0  # from a kill or a signal until every rank is gone
 TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "received_bytes")

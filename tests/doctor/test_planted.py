@@ -75,6 +75,7 @@ def quick_mpirun(server, tmp_path):
 def checked(tmp_path, capfd, monkeypatch):
     """checked(*words) -> (exit code, {name: check}) of site-check in this process."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")  # other tests use the cores, too
 
     def call(*words, directory=tmp_path / "runs"):
         code = cli.main(["site-check", "--json", "--directory", str(directory), *map(str, words)])
@@ -117,10 +118,10 @@ def test_a_signal_that_never_comes(checked, quick_mpirun, tmp_path, monkeypatch)
         f"trap : USR1; {quick_mpirun} \"$@\" & launched=$!; trap 'kill $launched; exit 143' TERM",
         "while true; do wait $launched; code=$?; kill -0 $launched 2>/dev/null || exit $code; done",
     )
-    monkeypatch.setattr(trials, "GONE_S", 4.0)
+    monkeypatch.setattr(trials, "GONE_S", 2.0)
     code, found, _ = checked("--mpirun", deaf, "--only", "stop-signal")
-    assert (code, found["training"]["status"], found["stop-signal"]["status"]) == (1, "ok", "failed")
-    assert f"4 s after {deaf} got SIGUSR1 the ranks train on" in found["stop-signal"]["found"]
+    assert (code, found["stop-signal"]["status"]) == (1, "failed")
+    assert f"2 s after {deaf} got SIGUSR1 the ranks train on" in found["stop-signal"]["found"]
     assert "--signal=B:USR1@120 and a trap" in found["stop-signal"]["remedy"]
 
 
