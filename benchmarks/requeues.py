@@ -16,13 +16,15 @@ imports; what happens while libraries load is benchmarks/crashes.py's. Needs SLU
 import argparse
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,11 @@ class Tally:
 def main() -> None:
     parser = setting.parser(__doc__)
     parser.add_argument("--events", type=int, help="default 1000, with --quick 8")
-    parser.add_argument("--jobs", type=int, help="at the same time; default 4, with --quick 2")
+    parser.add_argument("--jobs", type=int, help="at the same time; default 6, with --quick 2")
     parser.add_argument("--minutes", type=float, default=240, help="begin no event after so many")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.events, args.jobs = args.events or (8 if args.quick else 1000), args.jobs or (2 if args.quick else 4)
+    args.events, args.jobs = args.events or (8 if args.quick else 1000), args.jobs or (2 if args.quick else 6)
     folder, began, tally = Path(tempfile.mkdtemp(prefix="requeues-")), time.time(), Tally()
     options = {"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE", "KillWait": "30"}
     with (
@@ -174,8 +176,6 @@ def _look(slurm: private_slurm.Slurm, slot: Slot, rng: random.Random, more: bool
         if began_again:
             slot.waits_for = ""
             slot.event = (rng.choice(KINDS), now + rng.uniform(0, WITHIN_S)) if more else None
-    if state == "PENDING":
-        slurm.run("scontrol", "update", f"JobId={slot.job}", "StartTime=now")  # without the wait for old credentials
     if state == "COMPLETED":
         _compare(slot, whole, tally)
         slot.job = 0
@@ -214,7 +214,18 @@ def _happens(slurm: private_slurm.Slurm, slot: Slot, kind: str, rng: random.Rand
         return slurm.run(*command, "--wrap", "sleep 0.1").returncode == 0
     if kind == KINDS[2]:
         return slurm.run("scontrol", "requeue", slot.job).returncode == 0
-    return bool(_ranks(slot.job)) and slurm.run("scancel", "--signal=USR1", slot.job).returncode == 0
+    ranks = _ranks(slot.job)
+    if len(ranks) < RANKS or not all(_listens(rank.pid) for rank in ranks):
+        return False  # Python itself has not begun: a notice two minutes before a limit does not come so early
+    return slurm.run("scancel", "--signal=USR1", slot.job).returncode == 0
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process catches SIGUSR1."""
+    with suppress(OSError):
+        (caught,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
+    return False
 
 
 def _ranks(job: int) -> list[psutil.Process]:

@@ -31,7 +31,7 @@ def built(tmp_path_factory):
         [sys.executable, "-W", "ignore", "-c", code, folder],
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "distqtrl-0.1.0.tar.gz"],
     ):
-        done = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=folder / "source", capture_output=True, text=True, timeout=300, check=False)
         if done.returncode and os.environ.get("CI") != "true":
             pytest.skip(f"pip cannot build a wheel here: {done.stderr.strip().splitlines()[-1]}")
         assert done.returncode == 0, done.stderr
@@ -55,12 +55,12 @@ def test_the_wheel_trains_without_its_sources(built, tmp_path, small):
     """Installed beside the other packages, called from another folder, with no checkout on the path."""
     (wheel,) = built.glob("*.whl")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel]
-    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    subprocess.run(install, check=True, capture_output=True, timeout=300)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     where = "import distqtrl; print(distqtrl.__file__)"
     for command in (["-c", where], ["-m", "distqtrl", "train", "cartpole", "--run", "mine", *small]):
         words = [sys.executable, *command]
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         assert "mine" in done.stdout or Path(done.stdout.strip()).is_relative_to(tmp_path / "site")
     assert (tmp_path / "mine" / "result.json").exists()
