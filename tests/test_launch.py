@@ -1,5 +1,6 @@
 """launch/: its batch scripts are what ``distqtrl slurm`` writes, its shell script starts ranks."""
 
+import json
 import os
 import re
 import shutil
@@ -9,13 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from needs import need
+from needs import need, soon
 
 from distqtrl.cli import search_bits
 from distqtrl.cli.parser import parse
-from distqtrl.slurm import Job, Launcher, script
+from distqtrl.doctor.launching import Site
+from distqtrl.doctor.site import Result, as_json
+from distqtrl.slurm import DONE, END, MPIRUN_AFTER, Job, Launcher, script
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 PYTHON, MPIRUN = ".venv/bin/python", ".venv/bin/mpirun"
@@ -156,8 +160,88 @@ def test_the_speedup_array_is_the_whole_study():
     assert int(last) + 1 == 2 * len(tasks.split())
 
 
-@pytest.mark.parametrize("name", ["search.sbatch", "speedup.sbatch"])
-def test_scripts_of_arrays_are_clean(name):
+OTHERS = {  # schedulers that are not here: the file, the variable of a job, what starts ranks, what submits another job
+    "pbs": ("job.pbs", {"PBS_JOBID": "7.server"}, ".venv/bin/mpirun", "qsub"),
+    "lsf": ("job.lsf", {"LSB_JOBID": "7"}, ".venv/bin/mpirun", None),
+    "flux": ("job.flux", {}, "bin/flux", "flux --parent batch"),
+}
+STAND_INS = {
+    ".venv/bin/mpirun": 'shift 2; exec "$@"',
+    "bin/qsub": 'echo "qsub $@" >>submitted',
+    "bin/sleep": """echo "$1" >>slept
+[ -z "${CODE:-}" ] || exec /bin/sleep 60
+while [ ! -e started ]; do /bin/sleep 0.02; done""",
+    "bin/flux": """case $1 in
+getattr) echo 7 ;;
+submit) shift 3; "$@" >/dev/null & echo $! >pid; echo ranks ;;
+job) case $2 in
+    kill) kill -USR1 "$(cat pid)" ;;
+    *) while [ ! -e code ]; do /bin/sleep 0.02; done; exit "$(cat code)" ;;
+    esac ;;
+--parent) echo "RUN=$RUN $*" >>submitted ;;
+esac""",
+    PYTHON: """printf '%s\\n' "$@" >words
+end() { echo "$1" >code.partial && mv code.partial code; exit "$1"; }
+trap 'end 75' USR1
+: >started
+[ -z "${CODE:-}" ] || { [ -z "${RESULT:-}" ] || { mkdir -p "$6" && : >"$6/result.json"; }; end "$CODE"; }
+while true; do /bin/sleep 0.02; done""",
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "code", "again"),
+    [
+        ({"CODE": "0", "RESULT": "1"}, 0, False),
+        ({"CODE": "0"}, 1, False),
+        ({"CODE": "143"}, 143, False),
+        ({}, 75, True),  # it ends by the SIGUSR1 that comes before the limit
+    ],
+    ids=["complete", "not complete", "cancelled", "stopped in time"],
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_schedulers_go_on_with_a_run(tmp_path, name, env, code, again):
+    """The script, with stand-ins for the scheduler and the program; LSF sends its signal itself, and requeues on 75."""
+    file, job, _, submits = OTHERS[name]
+    for path, lines in STAND_INS.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / path).chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "SCRIPT")}
+    env = {**clean, **job, **env, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", LAUNCH / file], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+        if name == "lsf" and again:
+            assert soon((tmp_path / "started").exists, 20)
+            process.send_signal(signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert ("result.json" in err) == (code == 1)
+    words = (tmp_path / "words").read_text().split()
+    assert words == ["-m", "distqtrl", "train", "cartpole", "--run", "runs/cartpole-job7"]
+    submitted = (tmp_path / "submitted").read_text() if (tmp_path / "submitted").exists() else ""
+    assert bool(submitted) == (again and submits is not None)
+    if submitted:
+        assert "RUN=runs/cartpole-job7" in submitted
+        assert f"launch/{file}" in submitted
+    if submits and again:
+        assert (tmp_path / "slept").read_text().split()[0] == "3480"
+
+
+def test_what_other_schedulers_are_asked_for():
+    """Limits in seconds are those of the directives, and the loop around the ranks is that of SLURM's scripts."""
+    texts = {name: (LAUNCH / file).read_text() for name, (file, *_) in OTHERS.items()}
+    assert "walltime=01:00:00" in texts["pbs"]
+    assert "--time-limit=60m" in texts["flux"]
+    assert "#BSUB -wa USR1\n#BSUB -wt 2\n" in texts["lsf"]
+    assert "#BSUB -Q 75\n" in texts["lsf"]
+    assert "#PBS -r y\n" in texts["pbs"]
+    for text in texts.values():
+        assert all(line in text for line in (*MPIRUN_AFTER[1:], *DONE, *END[:-1]))
+        assert text.count("limit_s=3600 notice_s=120") == ("limit_s" in text)
+
+
+@pytest.mark.parametrize("name", ["search.sbatch", "speedup.sbatch", *(file for file, *_ in OTHERS.values())])
+def test_scripts_of_arrays_and_of_other_schedulers_are_clean(name):
     if shutil.which("shellcheck") is None:
         need("there is no shellcheck: apt-get install shellcheck")
     done = subprocess.run(["shellcheck", LAUNCH / name], capture_output=True, text=True, check=False)
@@ -186,3 +270,30 @@ def test_local_refuses_what_is_no_number():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "local.sh: 'four' is no number of ranks: write such as 4\n"
+
+
+def test_the_reframe_test_reads_what_site_check_prints(monkeypatch, tmp_path):
+    """Its class, with a stand-in for ReFrame, on the JSON of a real check that failed and of one that did not."""
+    text = (LAUNCH / "reframe_site_check.py").read_text()
+    sanity = SimpleNamespace(
+        extractsingle=lambda pattern, file: SimpleNamespace(evaluate=lambda: re.search(pattern, file, re.MULTILINE)[0]),
+        assert_eq=lambda a, b, msg: a == b or msg,
+    )
+    reframe = SimpleNamespace(simple_test=lambda made: made, RunOnlyRegressionTest=object)
+    monkeypatch.setitem(sys.modules, "reframe", reframe)
+    monkeypatch.setitem(sys.modules, "reframe.utility", SimpleNamespace(sanity=sanity))
+    monkeypatch.setitem(sys.modules, "reframe.utility.sanity", sanity)
+    monkeypatch.setattr(reframe, "utility", SimpleNamespace(sanity=sanity), raising=False)
+    hook = lambda *words: words[0] if callable(words[0]) else lambda method: method  # noqa: E731
+    names = {"variable": lambda kind, value: value, "run_before": hook, "performance_function": hook}
+    made = names | {"sanity_function": hook}
+    exec(compile(text, "reframe_site_check.py", "exec"), made)
+    test = made["DistqtrlSite"]()
+    test.words()
+    args, _ = parse(test.executable_opts)
+    assert args.command == "site-check"
+    here = Site(tmp_path, 2, Launcher(None, "mpirun"))
+    for status, expected in (("ok", True), ("failed", "lock: two got it. Remedy: flock")):
+        found = [Result("lock", status, "two got it", "flock", 0.5)]
+        test.stdout = f"a line before\n{json.dumps(as_json(here, found, 'n1', 1.5))}\n"
+        assert (test.nothing_fails(), test.took()) == (expected, 1.5)

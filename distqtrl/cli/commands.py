@@ -4,7 +4,20 @@ from argparse import ArgumentParser, Namespace
 from typing import Protocol
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli import describe, doctor, evaluate, export, pretrain, report, search_bits, slurm, train, verify
+from distqtrl.cli import (
+    completion,
+    describe,
+    doctor,
+    evaluate,
+    export,
+    pretrain,
+    report,
+    search_bits,
+    site_check,
+    slurm,
+    train,
+    verify,
+)
 from distqtrl.cli.arguments import Flags
 
 
@@ -32,7 +45,9 @@ COMMANDS: dict[str, Command] = {
     "verify": verify,
     "report": report,
     "doctor": doctor,
+    "site-check": site_check,
     "slurm": slurm,
     "search-bits": search_bits,
     "pretrain": pretrain,
+    "completion": completion,
 }
