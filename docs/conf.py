@@ -6,13 +6,12 @@ nothing of a network.
 
 import re
 from pathlib import Path
-from typing import Any
 
 import gallery
 import generated
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 
 from distqtrl import __version__
 from distqtrl.config.run import field_names
@@ -25,8 +24,6 @@ release = __version__
 root_doc = "docs/index"
 include_patterns = ["docs/**", "benchmarks/results/**", "launch/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "build", "runs", "distqtrl", "tests", "**/.ipynb_checkpoints"]
-if not any((ROOT / "docs" / "tutorials").glob("*.ipynb")):
-    suppress_warnings = ["toc.empty_glob"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
@@ -34,7 +31,7 @@ nb_execution_mode = "off"  # outputs as they are committed; a test runs the note
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 highlight_language = "none"  # most blocks are commands, pictures and formulas
-nitpick_ignore_regex = [(r"py:.*", r"(?!distqtrl\b).*")]  # other packages' names; theirs is their own site
+nitpick_ignore_regex = [(r"py:class", r".*")]  # types in signatures: other packages' and internal ones
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 add_module_names = False
@@ -55,8 +52,7 @@ START = '<!doctype html><meta charset="utf-8"><title>distqtrl</title>'
 def setup(app: Sphinx) -> None:
     """What Sphinx is asked to do besides."""
     app.connect("source-read", filled)
-    app.connect("doctree-read", keys_linked)
-    app.connect("missing-reference", folder_linked)
+    app.connect("doctree-read", linked)
     app.connect("build-finished", front_door)
 
 
@@ -66,15 +62,17 @@ def filled(app: Sphinx, docname: str, source: list[str]) -> None:
         "configuration": generated.configuration,
         "commands": generated.commands,
         "papers": generated.papers,
+        "tutorials": generated.tutorials,
         "presets": lambda: gallery.gallery(ROOT / "build" / "curves", "../build/curves"),
     }
     source[0] = PLACE.sub(lambda match: makers[match[1]](), source[0])
 
 
-def keys_linked(app: Sphinx, doctree: nodes.document) -> None:
-    """Make every `stage.field` in a text a link to what the configuration's page says of it."""
-    from sphinx.addnodes import pending_xref
-
+def linked(app: Sphinx, doctree: nodes.document) -> None:
+    """Make every `stage.field` a link to what is said of it, and lead links to the folder of results to its list."""
+    for link in doctree.findall(pending_xref):
+        if link["reftarget"].rstrip("/").endswith("benchmarks/results"):
+            link["refdomain"], link["reftarget"], link["reftargetid"] = "doc", TABLES, None
     names = set(field_names())
     for literal in list(doctree.findall(nodes.literal)):
         key = literal.astext().removeprefix("--").partition(" ")[0]
@@ -83,14 +81,6 @@ def keys_linked(app: Sphinx, doctree: nodes.document) -> None:
             link = pending_xref("", refexplicit=True, refwarn=True, **place)
             literal.replace_self(link)
             link += literal
-
-
-def folder_linked(app: Sphinx, env: BuildEnvironment, node: Any, contnode: Any) -> nodes.reference | None:
-    """A link to the folder of results leads to the page that lists them."""
-    if not node["reftarget"].rstrip("/").endswith("benchmarks/results"):
-        return None
-    address = app.builder.get_relative_uri(node["refdoc"], TABLES)
-    return nodes.reference("", "", contnode, internal=True, refuri=address)
 
 
 def front_door(app: Sphinx, error: Exception | None) -> None:

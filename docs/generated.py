@@ -199,6 +199,11 @@ def modules() -> Iterator[tuple[str, str, str]]:
         yield path.relative_to(ROOT).as_posix(), " ".join(first.split()), text
 
 
+def tutorials() -> str:
+    """The entries of the notebooks' list; none as long as there are no notebooks."""
+    return "tutorials/index\ntutorials/*" if (ROOT / "docs" / "tutorials" / "index.md").exists() else ""
+
+
 def escaped(text: str) -> str:
     """Text without what Markdown would read as more than text."""
     return re.sub(r"([*<\[\]|`])", r"\\\1", text)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from distqtrl.cli import main as cli
-from distqtrl.config.sources import presets
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 LINES = re.findall(r"^    (mpirun .*?) *(?:#.*)?$", README, re.M)  # the others: test_docs.py
@@ -24,10 +23,6 @@ def test_command_of_ranks(line, tmp_path, forked_ranks, small):
     words = [*words[words.index("distqtrl") + 1 :], *small, "--run", tmp_path / "run"]
     code, out, err = forked_ranks(2, ["-m", "distqtrl", *words])
     assert code == 0, out + err
-
-
-def test_the_number_of_presets():
-    assert re.search(r"(\d+) \[presets\]", README)[1] == str(len(presets()))
 
 
 def test_parameter_counts(capfd):

@@ -156,7 +156,8 @@ class MappingModel(Stage):
     feature: Text = Field(
         "tanh",
         description="what is read of a basis state's probability p: tanh = the papers', below; linear = 2^n p - 1; "
-        "logarithm = log(2^n p); walsh = correlators of at most walsh_weight wires, times sqrt(2^n), in the place of probabilities",
+        "logarithm = log(2^n p); walsh = correlators of at most walsh_weight wires, times sqrt(2^n), in the place of "
+        "probabilities",
     )
     walsh_weight: Positive = Field(2, description="walsh: wires in a correlator <Z..Z>, at most")
     gamma: Rate = Field(0.1, description="tanh: feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
