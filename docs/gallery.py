@@ -116,7 +116,8 @@ def gallery(folder: Path, address: str) -> str:
 def brief(config: Config) -> Iterator[str]:
     """The settings that tell one preset from another, in a few lines."""
     a, g, m, c = config.algorithm, config.generator, config.mapping, config.circuit
-    yield f"{config.subject}, {config.local_num} {'prompts' if a.name == 'grpo' else 'environments'} per rank"
+    unit = "prompt" if a.name == "grpo" else "environment"
+    yield f"{config.subject}, {config.local_num} {unit}{'s' if config.local_num > 1 else ''} per rank"
     yield f"{a.name}, learning rate {a.learning_rate:g}" + (
         f", of the source {a.source_learning_rate:g}" if a.source_learning_rate else ""
     )

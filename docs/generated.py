@@ -6,15 +6,16 @@ conf.py puts it in the place of a page's line ``<!-- generated: NAME -->``.
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from distqtrl.cli.parser import parser
-from distqtrl.config.run import Config, field_names, stages
+from distqtrl.config.run import field_names, stages
 
 ROOT = Path(__file__).parents[1]
-CITED = re.compile(r"\b(\d{4}\.\d{5})\b")
+CITED = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 # what is cited, by its number at arXiv: authors, title
 PAPERS = {
@@ -72,16 +73,14 @@ PAPERS = {
 
 def configuration() -> str:
     """A section for every stage, an entry for every key."""
-    schemas = Config.model_json_schema()["$defs"]
     lines = []
     for stage, model in stages().items():
-        properties = schemas[model.__name__]["properties"]
         lines += [f"## {stage}", "", escaped((model.__doc__ or "").strip().splitlines()[0]), ""]
         for name, field in model.model_fields.items():
             default = field.get_default(call_default_factory=True)
             lines += [
                 f"```{{confval}} {stage}.{name}",
-                f":type: {kind(properties[name])}",
+                f":type: {kind(field.annotation, field.metadata)}",
                 f":default: {escaped(value(default))}",
                 "",
                 escaped(field.description or ""),
@@ -104,39 +103,33 @@ def value(x: Any) -> str:
     return {None: "none", True: "true", False: "false"}[x] if x is None or isinstance(x, bool) else str(x)
 
 
-def kind(schema: dict[str, Any]) -> str:
-    """What a key takes, in words, of its JSON schema.
+def kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What a key takes, in words, of its annotation and the conditions beside it.
 
-    >>> kind({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "null"}]})
+    >>> from pydantic import Field
+    >>> kind(Annotated[int, Field(ge=1, le=1000)] | None)
     'whole number from 1 to 1,000, or none'
-    >>> kind({"enum": ["mean", "sum"], "type": "string"})
-    'mean or sum'
+    >>> kind(tuple[Literal["mean", "sum"], ...])
+    'list: mean or sum'
     """
-    if "anyOf" in schema:
-        # a stage's choice may hold none as well
-        return ", or ".join(dict.fromkeys(kind(each) for each in schema["anyOf"]))
-    if "enum" in schema:
-        *first, last = schema["enum"]
-        return f"{', '.join(first)} or {last}" if first else str(last)
-    if "const" in schema:
-        return str(schema["const"])
-    if schema.get("type") == "array":
-        return "list" if "prefixItems" in schema else f"list: {kind(schema['items'])}"
-    words = {
-        "integer": "whole number",
-        "number": "number",
-        "boolean": "true or false",
-        "string": "text",
-        "object": "table, as JSON",
-        "null": "none",
-    }[schema["type"]]
-    return words + (_bounds(schema) if schema["type"] in ("integer", "number") else "")
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(parts[0], [*parts[1:], *metadata])
+    if origin in (Union, UnionType):
+        return ", or ".join(dict.fromkeys(kind(part, metadata) for part in parts))
+    if origin is Literal:
+        return f"{', '.join(parts[:-1])} or {parts[-1]}" if parts[1:] else str(parts[0])
+    if origin is tuple:
+        return f"list: {kind(parts[0])}" if parts[-1] is Ellipsis else "list"
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text", NoneType: "none"}
+    return words.get(annotation, "table, as JSON") + (_bounds(metadata) if annotation in (int, float) else "")
 
 
-def _bounds(schema: dict[str, Any]) -> str:
-    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high = schema.get("maximum", schema["exclusiveMaximum"] - 1 if "exclusiveMaximum" in schema else None)
-    start = f" from {low:,}" if low is not None else f" above {above:g}" if above is not None else ""
+def _bounds(metadata: Iterable[Any]) -> str:
+    conditions = [c for each in metadata for c in getattr(each, "metadata", [each])]
+    found = {name: getattr(c, name) for c in conditions for name in ("ge", "gt", "le", "lt") if hasattr(c, name)}
+    start = f" from {found['ge']:,}" if "ge" in found else f" above {found['gt']:,}" if "gt" in found else ""
+    high = found["le"] if "le" in found else found["lt"] - 1 if "lt" in found else None
     return start + (f" to {high:,}" if high is not None else "")
 
 
