@@ -46,7 +46,7 @@ def generate(
 ) -> Net:
     """The net itself, changed in place: its weights are generated, and its parameters are the generator's.
 
-    circuit: of ours (distqtrl.config.Circuit, or a dictionary of its fields), or anything callable that returns
+    circuit: of ours (distqtrl.config.stages.Circuit, or a dictionary of its fields), or anything callable that returns
     p_S, a tensor of 2**n probabilities: an nn.Module, or a function of parameters with these ``weight_shapes`` (a
     PennyLane QNode). mapping, qpu: stages of the configuration, likewise. qubits: how many; without mapping.chunk, as
     many weights per basis state as they need. layers: names and types of what is generated (none: see ``choose``).

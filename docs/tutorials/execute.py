@@ -2,7 +2,7 @@
 
     python docs/tutorials/execute.py [NAME.ipynb ...]
 
-Not kept is what would differ at the next time for no reason: progress, seconds, paths of this machine, execution counts.
+Not kept is what would differ the next time for no reason: progress, seconds, paths of this machine, execution counts.
 """
 
 import os
