@@ -75,6 +75,8 @@ def test_there_are_six_and_the_index_names_them():
 def test_it_runs_in_an_empty_folder(path, tmp_path, monkeypatch):
     extra, module = EXTRAS.get(path.stem, ("", "torch"))
     need(None if find_spec(module) else f"there is no {module}: pip install 'distqtrl[{extra}]'")
+    if extra == "llm":
+        from transformers import Qwen2ForCausalLM  # noqa: F401 (once here, and not in the fork of every command)
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     done = runs.forked(play, path, cwd=tmp_path, timeout=300)
