@@ -1,5 +1,6 @@
 """Every example of docs/python.md is short, runs as it stands, and what it trains gets better."""
 
+import json
 import os
 import re
 import runpy
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from needs import need
 
 from distqtrl import nn as generated
+from distqtrl.cli import main as cli
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 HEADED = {
@@ -46,7 +49,7 @@ def only_generated(net):
 
 def test_examples_are_short():
     codes = [code for codes in HEADED.values() for code in codes]
-    assert len(codes) == 8
+    assert len(codes) == 9
     assert max(len(code.splitlines()) for code in codes) <= 25
 
 
@@ -71,6 +74,17 @@ def test_the_door_under_mpirun(forked_ranks, tmp_path):
     (line,) = out.splitlines()
     assert re.fullmatch(r"returns \[[\d.]+, [\d.]+\] on 2 ranks", line)
     assert (tmp_path / "runs" / "seed1" / "result.json").exists()
+
+
+def test_an_environment_of_ones_own(tmp_path, monkeypatch):
+    title = "An environment of your own"
+    (tmp_path / "thermostat.py").write_text(HEADED[title][0])
+    monkeypatch.syspath_prepend(tmp_path)
+    play, better = re.findall(r"^    PYTHONPATH=\. distqtrl (.*)$", PAGE, re.MULTILINE)
+    trained = runs.forked(cli.main, [*play.split(), "--json"], cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    played = runs.forked(cli.main, [*better.split(), "--json"], cwd=tmp_path)
+    assert json.loads(played.stdout)["mean"] > -120  # of 50 steps; always heating -900, by chance -300
 
 
 def test_a_small_cnn(tmp_path):
