@@ -99,7 +99,8 @@ def _lengths(runs: Sequence[Run]) -> str:
 
 def _page(groups: Sequence[Group], shown: Sequence[Group], aim: Target | None, drawn: dict[str, str]) -> str:
     config = shown[0].whole[0].config
-    warned, window = warnings(groups), config.train.smoothing
+    warned, scores = warnings(groups), {group.label: group.scores for group in shown}
+    window = " or ".join(map(str, sorted({run.config.train.smoothing for group in shown for run in group.whole})))
     runs = sum(len(group.whole) for group in shown)
     parts = [
         f"<h1>{escape(config.subject)}: {_count(len(shown), 'configuration')}, {_count(runs, 'run')}</h1>",
@@ -110,8 +111,8 @@ def _page(groups: Sequence[Group], shown: Sequence[Group], aim: Target | None, d
         "bootstrap interval (arXiv 2108.13264), from three seeds on.</p>",
         _table(["", "seeds", "score, IQM", "95 % interval", "lowest", "highest", "last tenth, IQM"], _scored(shown)),
         "<p>Last tenth: training episodes, whose actions are drawn, in a run's last tenth of updates.</p>",
-        "" if len(shown) < 2 else f"<p>{escape(how(len(shown)))}</p>",
-        _list(verdicts({group.label: group.scores for group in shown})),
+        "" if len(shown) < 2 else f"<p>{escape(how(scores))}</p>",
+        _list(verdicts(scores)),
         f"<h2>Learning</h2>{drawn['curves']}",
         f"<p>Returns of training are smoothed over {window} updates. Thin: every run, to its end. Thick: IQM over "
         "seeds as far as all runs of a group go, with its 95 % bootstrap interval from three seeds on. "
@@ -189,7 +190,7 @@ def _last(group: Group, name: str) -> str:
     return _number(float(np.median(ends))) if ends else "none"
 
 
-def _agents(shown: Sequence[Group], picture: str, window: int) -> str:
+def _agents(shown: Sequence[Group], picture: str, window: str) -> str:
     """Every agent's curve, and what it got in the final evaluation."""
     rows = []
     for agent in dict.fromkeys(agent for group in shown for agent in group.agents):

@@ -24,14 +24,13 @@ def verdicts(scores: Mapping[str, np.ndarray]) -> list[str]:
     >>> verdicts({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])})
     ['a is better than b: 6.5 against 2.5, p = 0.029']
     """
-    pairs = list(combinations(scores, 2))
-    tested = [pair for pair in pairs if not _untestable(*(scores[name] for name in pair))]
+    tested = _tested(scores)
     p = dict(zip(tested, holm([permutation(scores[a], scores[b]) for a, b in tested]), strict=True))
     out = []
     if tested and min(least(len(scores[a]), len(scores[b])) for a, b in tested) * len(tested) >= LEVEL:
         seeds = needed(len(tested))
         out.append(f"Nothing can be decided here: for {_count(len(tested))} take {seeds} seeds or more in every group.")
-    return out + [_sentence(a, b, scores[a], scores[b], p.get((a, b))) for a, b in pairs]
+    return out + [_sentence(a, b, scores[a], scores[b], p.get((a, b))) for a, b in combinations(scores, 2)]
 
 
 def least(n: int, m: int) -> float:
@@ -56,9 +55,14 @@ def _count(number: int) -> str:
     return f"{number} comparison{'' if number == 1 else 's'}"
 
 
-def how(groups: int) -> str:
-    """How the sentences about so many groups came about."""
-    return HOW.format(count=_count(comb(groups, 2)))
+def how(scores: Mapping[str, np.ndarray]) -> str:
+    """How the sentences about these groups came about."""
+    return HOW.format(count=_count(len(_tested(scores))))
+
+
+def _tested(scores: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
+    """The pairs that can be compared."""
+    return [(a, b) for a, b in combinations(scores, 2) if not _untestable(scores[a], scores[b])]
 
 
 def _untestable(x: np.ndarray, y: np.ndarray) -> str:

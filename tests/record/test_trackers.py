@@ -12,7 +12,7 @@ from distqtrl.config.run import Config
 from distqtrl.record import trackers
 from distqtrl.record.trackers import Opened, Tracker, Trackers
 
-FLAGS = [*runs.as_words(runs.tiny(train_steps=None)), "--train.checkpoint_every", "2"]
+FLAGS = runs.as_words(runs.tiny(train_steps=None, train_updates=3, train_checkpoint_every=2))
 
 
 class Fake:
@@ -58,7 +58,7 @@ def train(run, *words):
 
 def test_a_tracker_is_told_what_the_metrics_hold_and_goes_on_in_the_same_run(faked, tmp_path):
     fake, run = faked(), tmp_path / "run"
-    assert train(run, "--train.trackers", "wandb", "--train.updates", "3", "--qpu.replicas", "2") == 0
+    assert train(run, "--train.trackers", "wandb", "--qpu.replicas", "2") == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step for step, _ in fake.told] == [row["env_steps"] for row in rows]
     for row, (_, numbers) in zip(rows, fake.told, strict=True):
@@ -76,7 +76,7 @@ def test_a_tracker_is_told_what_the_metrics_hold_and_goes_on_in_the_same_run(fak
 @pytest.mark.parametrize("fails", ["open", "log", "close"])
 def test_a_tracker_that_fails_is_one_warning(faked, tmp_path, capsys, fails):
     fake, run = faked(fails), tmp_path / "run"
-    assert train(run, "--train.trackers", "wandb", "--train.updates", "3") == 0
+    assert train(run, "--train.trackers", "wandb") == 0
     err = capsys.readouterr().err
     warning = f"warning: wandb failed and is told no more (RuntimeError: no {fails} here); the training goes on"
     assert err.count(warning) == err.count("wandb") == 1
