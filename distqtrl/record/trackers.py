@@ -50,9 +50,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Tracker:
-    """The module that a tracker needs, and how it opens a run."""
+    """The module that a tracker needs, the package that brings it, and how it opens a run."""
 
     module: str
+    package: str
     open: Callable[[Subject], Opened]
 
 
@@ -102,9 +103,9 @@ def _trackio(subject: Subject) -> Opened:
 
 
 TRACKERS = {
-    "wandb": Tracker("wandb", _wandb),
-    "mlflow": Tracker("mlflow", _mlflow),
-    "trackio": Tracker("trackio", _trackio),
+    "wandb": Tracker("wandb", "distqtrl[trackers]", _wandb),
+    "mlflow": Tracker("mlflow", "mlflow-skinny", _mlflow),
+    "trackio": Tracker("trackio", "trackio", _trackio),
 }
 
 
@@ -113,8 +114,8 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(TRACKERS[name].module) is None:
             raise UserError(
-                f"train.trackers {name}: {name} is not installed here: pip install 'distqtrl[trackers]', or leave it "
-                "out (TensorBoard's files are written anyway)"
+                f"train.trackers {name}: {name} is not installed here: pip install '{TRACKERS[name].package}', or "
+                "leave it out (TensorBoard's files are written anyway)"
             )
 
 

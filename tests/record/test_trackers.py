@@ -45,7 +45,7 @@ def faked(monkeypatch):
 
     def make(fails=""):
         fake = Fake(fails)
-        monkeypatch.setitem(trackers.TRACKERS, "wandb", Tracker("json", fake.open))
+        monkeypatch.setitem(trackers.TRACKERS, "wandb", Tracker("json", "", fake.open))
         monkeypatch.setattr(trackers, "EVERY_S", -1)
         return fake
 
@@ -98,10 +98,10 @@ def test_updates_in_between_are_left_out_and_the_last_is_not(faked, tmp_path, mo
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_made(monkeypatch, tmp_path, capfd):
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", Tracker("no_such_module", None))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", Tracker("no_such_module", "its-package", None))
     assert train(tmp_path / "run", "--train.trackers", "wandb") == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "train.trackers wandb: wandb is not installed here: pip install 'distqtrl[trackers]'" in line
+    assert "train.trackers wandb: wandb is not installed here: pip install 'its-package'" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_file_of_names_is_begun_again(faked, tmp_path, text):
 
 def installed(name):
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed: pip install 'distqtrl[trackers]'")
+        pytest.skip(f"{name} is not installed: it is big, and no part of the extra test")
 
 
 @pytest.fixture
@@ -131,3 +131,50 @@ def apart(monkeypatch):
     """What these libraries change in the environment ends with the test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr(trackers, "EVERY_S", -1)
+
+
+@pytest.fixture
+def resumed(apart, tmp_path, capsys):
+    """resumed(name) -> the name that a tracker has for a run of two updates that was resumed for two more."""
+
+    def track(name):
+        installed(name)
+        run, config = tmp_path / "run", Config.model_validate({"train": {"trackers": (name,)}})
+        run.mkdir()
+        for updates in ((0, 1), (2, 3)):
+            told = Trackers(run, config, print)
+            for update in updates:
+                told.write({"loss": 0.5 + update, "profile_s/rollout": 0.25}, 10 * update)
+            told.close()
+        assert "warning" not in capsys.readouterr().out
+        return json.loads((run / "trackers.json").read_text())[name]
+
+    return track
+
+
+def test_weights_and_biases_offline(resumed, tmp_path):
+    name = resumed("wandb")
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert [file.name for file in files] == [f"run-{name}.wandb"] * 2  # wandb sync makes one run of them
+    assert all(b"profile_s/rollout" in file.read_bytes() for file in files)
+
+
+def test_mlflows_files(resumed, tmp_path):
+    name = resumed("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient((tmp_path / "mlruns").as_uri())
+    found = client.get_run(name)
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["circuit.layers"] == "3"
+    history = client.get_metric_history(name, "loss")
+    assert [(point.step, point.value) for point in history] == [(10 * n, 0.5 + n) for n in range(4)]
+
+
+def test_trackios_database(resumed, tmp_path):
+    name = resumed("trackio")
+    import trackio
+
+    (run,) = trackio.Api().runs(trackers.PROJECT)
+    assert run.name == name
+    assert list((tmp_path / "trackio").rglob("*.db"))
