@@ -17,7 +17,6 @@ from functools import cache
 import numpy as np
 from lib import runs, setting
 from lib.arms import ARMS
-from lib.exact import equivalent, holm, permutation
 from lib.kept import Kept
 from matplotlib.figure import Figure
 
@@ -25,6 +24,7 @@ from distqtrl.config.sources import preset, with_flags
 from distqtrl.errors import UserError
 from distqtrl.generator.generator import Generator
 from distqtrl.report import figures
+from distqtrl.report.exact import equivalent, holm, permutation
 from distqtrl.report.statistics import interval, iqm
 from distqtrl.training.plan import plan
 
@@ -221,7 +221,7 @@ def line(run: runs.Run) -> dict:
     at = np.flatnonzero(np.isfinite(run.columns["validation_return"]))
     return {
         "greedy": run.result["evaluation"]["mean"],
-        "last_tenth": round(run.score, 2),  # of the training episodes
+        "last_tenth": round(run.last_tenth, 2),  # of the training episodes
         "env_steps": run.columns["env_steps"][at].astype(int).tolist(),
         "validations": [round(x, 2) for x in run.columns["validation_return"][at].tolist()],
         "cpu_s": round(run.result["cpu_s"], 1),

@@ -144,6 +144,7 @@ def export(
     parallel: tuple[int, int] | None = None,
     part: str | None = None,
     implement: bool = False,
+    joules: bool = False,
     vectors: int = 1_000_000,
     episodes: int = 100,
     import_environment: bool = False,
@@ -172,6 +173,7 @@ def export(
         episodes=_positive("episodes", episodes),
         implement=implement,
         energy=None,
+        joules=joules,
         imports=import_environment,
         limit_s=tool_limit,
     )

@@ -135,7 +135,7 @@ def whole(runs: dict[Job, Run | str], wanted: list[Job]) -> list[Run]:
 
 def scored(whole: list[Run], wanted: list[Job]) -> dict:
     """How the runs of a case scored."""
-    scores = np.array([run.score for run in whole])
+    scores = np.array([run.last_tenth for run in whole])
     return {
         "runs": len(whole),
         "of": len(wanted),

@@ -43,6 +43,8 @@ def add(command: ArgumentParser) -> None:
     command.add_argument("--implement", action="store_true", help=text)
     text = "print energy per action from static power and energy per toggle, such as 0.06,2e-13; needs --implement"
     command.add_argument("--energy", metavar="WATTS,JOULES", help=text)
+    text = "also measure the joules of an action of the C code on this machine's CPU, where it can be (20 s)"
+    command.add_argument("--joules", action="store_true", help=text)
     add_proof(command)
     add_permission(command)
 
@@ -101,6 +103,7 @@ def options(args: Namespace) -> "Options":
         episodes=args.episodes,
         implement=args.implement,
         energy=coefficients(args.energy),
+        joules=args.joules,
         imports=args.import_environment,
         limit_s=args.tool_limit,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
 
-TEXT = "Make one page of any set of runs: curves with intervals, parameters, scores, time, versions."
+TEXT = "Make one page of any set of runs: scores, curves, cost of a target, verdicts, parameters, time, versions."
 SHARED = False
 
 
@@ -16,6 +16,8 @@ def add(command: ArgumentParser) -> None:
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, or folders of them")
     page = Path("report.html")
     command.add_argument("-o", "--output", type=Path, default=page, metavar="FILE", help=f"the page [{page}]")
+    text = "count what this return costs [evaluate.target, else train.target, of the runs]"
+    command.add_argument("--target", type=float, metavar="RETURN", help=text)
     text = "also write the runs as the JSON that marl-eval reads"
     command.add_argument("--marl-eval", type=Path, metavar="FILE.json", help=text)
 
@@ -24,6 +26,6 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Write the page and print the files that were written; returns the exit code."""
     from distqtrl.report.html import report
 
-    files = [str(path) for path in report(args.runs, args.output, args.marl_eval)]
+    files = [str(path) for path in report(args.runs, args.output, args.marl_eval, args.target)]
     print(json.dumps({"files": files}) if args.json else "\n".join(files))
     return 0

@@ -28,7 +28,7 @@ from distqtrl.errors import UserError, nearest, shortened
 BUDGET = ("train.steps", "train.updates", "train.target")
 
 
-OUTPUT = ("train.checkpoint_every", "train.keep_checkpoints", "train.directory")
+OUTPUT = ("train.checkpoint_every", "train.keep_checkpoints", "train.directory", "train.trackers")
 
 
 class Config(BaseModel):

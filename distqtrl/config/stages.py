@@ -408,3 +408,6 @@ class Train(Stage):
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
     directory: Text = Field("runs", description="where run directories are made")
+    trackers: Annotated[tuple[Literal["wandb", "mlflow", "trackio"], ...], Field(max_length=3)] = Field(
+        (), description="who is told beside TensorBoard, of wandb (offline), mlflow, trackio: each if it is installed"
+    )

@@ -14,7 +14,7 @@ from distqtrl.errors import UserError
 from distqtrl.export import episodes, manifest, readme, tools, verify
 from distqtrl.export.check import DIFFERENT
 from distqtrl.export.manifest import MANIFEST, PARTNER, PROGRAM, VECTORS
-from distqtrl.export.measured import errors, formats, returns
+from distqtrl.export.measured import errors, formats, joules, returns
 from distqtrl.export.options import BITS, PER, Options
 from distqtrl.export.targets import TARGETS
 from distqtrl.policy import lower, policy_file
@@ -70,6 +70,9 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
         about["files"] = {p.name: verify.digest(p) for p in sorted(made.iterdir())}
         _save(made, about)
         _prove(made, program, about, options, say)
+        if options.joules:
+            about["energy"] = joules(made, manifest.read(made)[1])
+            say(readme.energy(about["energy"]))
         if any(check["status"] == DIFFERENT for check in about["checks"]):
             raise UserError(f"a target differs from the interpreter (above), {folder} was not written: report this bug")
         (made / "README.md").write_text(readme.page(about, program))

@@ -1,18 +1,22 @@
-"""What is measured of an export: formats, errors of quantization, returns."""
+"""What is measured of an export: formats, errors of quantization, returns, joules."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distqtrl.config.stages import Environment
-from distqtrl.export import episodes
+from distqtrl.export import c, episodes, tools
+from distqtrl.export.tools import Unchecked
 from distqtrl.policy import lower
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
 from distqtrl.quantize import program as programs
 from distqtrl.quantize.calibrate import QuantizedNetwork
-from distqtrl.quantize.program import Program
+from distqtrl.quantize.program import Ints, Program
+from distqtrl.record import energy
 
 
 def formats(program: Program) -> dict[str, Any]:
@@ -93,3 +97,15 @@ def returns(policy: Policy, partners: Sequence[Policy], program: Program, num: i
         "difference": mean,
         "interval": None if half is None else [mean - half, mean + half],
     }
+
+
+def joules(folder: Path, seen_BO: Ints) -> dict[str, Any]:
+    """The energy of an action of the folder's C code on one core of this machine, as ``energy.of_calls`` says it."""
+    try:
+        with tools.workplace() as place:
+            for name in c.SOURCES:
+                shutil.copyfile(folder / name, place / name)
+            policy = c.library(place)
+            return energy.of_calls(lambda: len(policy.batch(seen_BO)))
+    except Unchecked as error:
+        return {"joules_per_action": None, "method": f"{energy.NOWHERE}: {error}"}

@@ -30,12 +30,15 @@ class Options:
     episodes: int = 100  # that the C code drives, and that returns are compared over
     implement: bool = False  # also simulate the netlists, place and route
     energy: tuple[float, float] | None = None  # static watts, and joules per toggle
+    joules: bool = False  # also measure the energy of an action of the C code on this machine
     imports: bool = False  # whether the policy file may name any module for its environment
     limit_s: float | None = None  # that a tool may take; its own limit
 
     def __post_init__(self) -> None:
         if self.part is not None and self.part not in synthesis.PARTS:
             raise UserError(f"--part {self.part}: known parts are {', '.join(synthesis.PARTS)}")
+        if self.joules and "c" not in self.targets:
+            raise UserError(f"--joules measures the C code: add c to --target {','.join(self.targets)}")
 
 
 def folding(text: str) -> Folding:

@@ -36,6 +36,7 @@ def page(about: dict[str, Any], program: Program) -> str:
         f"Quantized {about['quantized']}. Bits: {bits(about['bits'])}, per {about['per']}.",
         f"Return over {r['episodes']} episodes: {r['float']:.2f} before, {r['integer']:.2f} after {difference(r)}.",
         "",
+        *((energy(about["energy"]) + ".", "") if "energy" in about else ()),
         "## Formats",
         "",
         f"Observation i is a signed {f['observation']['bits']}-bit integer, floor(value * 2^f_i + 1/2), saturated;",
@@ -85,6 +86,16 @@ def _proofs(about: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     checks = {check["target"]: check for check in about["checks"]}
     files = {file: names for target in about["targets"] for file, names in proofs(target).items()}
     return {file: [checks[name] for name in names if name in checks] for file, names in files.items()}
+
+
+def energy(told: dict[str, Any]) -> str:
+    """The energy of an action of the C code, in words."""
+    if told["joules_per_action"] is None:
+        return f"joules per action of the C code: {told['method']}"
+    return (
+        f"joules per action of the C code: {told['joules_per_action']:.3g}, over {told['actions']:,} actions in "
+        f"{told['seconds']:.1f} s on one core ({told['method']})"
+    )
 
 
 def bits(named: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class Description(Record):
     acted: tuple[Count, ...]
     longest_episode: Count
     validation_return: float | None
+    metered: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -139,7 +140,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
         whole, ledger_R = ledger_R.sum(0), np.zeros((comm.size, ledger_R.shape[1]), dtype=ledger_R.dtype)
         ledger_R[0] = whole
     return State(
-        counters=about | {"train_s": told.train_s, "cpu_s": told.cpu_s},
+        counters=about | {"train_s": told.train_s, "cpu_s": told.cpu_s, "metered": list(told.metered)},
         learner=below(tensors, learner),
         environments={name: t for name, t in environments.items() if not name.startswith(REPLAY)},
         ledger=ledger_R[comm.rank],

@@ -53,6 +53,15 @@ class Summary(Record):
     episodes: Several
 
 
+class Spent(Record):
+    """The energy of a run; a newer version may say more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    joules: float | None = None
+    method: str = ""
+
+
 class Result(Record):
     """result.json, as far as anything reads it."""
 
@@ -67,6 +76,7 @@ class Result(Record):
     env_steps: Count
     episodes: Count
     train_s: float = Field(ge=0, le=schema.LARGE)
+    energy: Spent | None = None
 
 
 def create(config: Config, name: str, comm: Communicator) -> Path:

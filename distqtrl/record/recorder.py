@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, a progress bar, a profile, versions.
+"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, other trackers', a progress bar.
 
 Only rank 0 writes; the decision is made in here, so no caller asks for its rank.
 """
@@ -13,9 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from distqtrl.config.run import Config
 from distqtrl.files.lock import locked
 from distqtrl.files.replace import named
 from distqtrl.record.history import keep_events, keep_updates
+from distqtrl.record.trackers import Trackers
 
 PLAIN_EVERY_S = 2.0
 EVENTS_EVERY_S = 0.05  # TensorBoard shows no more, and an update of whole episodes may take a few milliseconds
@@ -25,11 +27,13 @@ class Recorder:
     """Writes one line of metrics per update. On ranks other than 0 every method does nothing.
 
     It goes on after env_steps steps with update first_update; later updates that are there are removed, to be written
-    anew.
+    anew. config: names the trackers that are told, too.
     Raises UserError when another process has a recorder in this directory, OSError with the file's name.
     """
 
-    def __init__(self, run: Path, rank: int, first_update: int = 0, env_steps: int = 0) -> None:
+    def __init__(
+        self, run: Path, rank: int, first_update: int = 0, env_steps: int = 0, config: Config | None = None
+    ) -> None:
         self._active = rank == 0
         if not self._active:
             return
@@ -37,6 +41,7 @@ class Recorder:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         path, self._events_at = run / "metrics.jsonl", run / "tensorboard"
+        self._console = Console(stderr=True)
         self._lock = locked(run / "lock")
         try:
             lacking = keep_updates(path, first_update)
@@ -44,10 +49,10 @@ class Recorder:
                 keep_events(self._events_at, env_steps)
                 self._events = EventFileWriter(str(self._events_at))
             self._file = path.open("a")
+            self._trackers = Trackers(run, config or Config(), self.say)
         except BaseException:
             self._lock.close()
             raise
-        self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task, self._last_line = TaskID(0), 0.0
         self._unwritten: dict[str, Any] = {}
@@ -68,6 +73,7 @@ class Recorder:
             self._file.write(json.dumps(metrics) + "\n")
             self._file.flush()
         self._unwritten = metrics
+        self._trackers.write(dict(_scalars(metrics)), metrics["env_steps"])
         if time.monotonic() - self._last_events > EVENTS_EVERY_S:
             self._write_events()
         self._show(metrics, done)
@@ -119,6 +125,7 @@ class Recorder:
             self._bar.stop()
         with named(Path(self._file.name)):
             self._file.close()
+        self._trackers.close()
         self._write_events()
         with named(self._events_at):
             self._events.close()

@@ -16,7 +16,7 @@ from distqtrl.config.sources import load
 from distqtrl.errors import UserError
 from distqtrl.files.replace import replace
 from distqtrl.record import history
-from distqtrl.report.statistics import interval, iqm, iqm_T
+from distqtrl.report.statistics import LEAST, interval, iqm, iqm_T, median
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,10 +78,10 @@ def save(figure: "Figure", path: Path, pdf: bool = True) -> list[Path]:
 
 
 def band(axes: "Axes", x_T: np.ndarray, y_RT: np.ndarray, number: int, label: str, shade: bool = True) -> None:
-    """IQM over the runs and its 95 % bootstrap interval at every point; no interval for a single run."""
+    """IQM over the runs and its 95 % bootstrap interval at every point; no interval of one or two runs."""
     color, line = COLORS[number % len(COLORS)], LINES[(number // len(COLORS) + number) % len(LINES)]
     axes.plot(x_T, iqm_T(y_RT), color=color, linestyle=line, linewidth=1.5, label=wrapped(label))
-    if shade and len(y_RT) > 1:
+    if shade and len(y_RT) >= LEAST:
         rows = np.random.default_rng(0).integers(len(y_RT), size=(RESAMPLES, len(y_RT)))
         means = np.array([iqm_T(y_RT[row]) for row in rows])
         low_T, high_T = np.percentile(means, [2.5, 97.5], axis=0)
@@ -111,15 +111,35 @@ def points(axes: "Axes", rows: Sequence[tuple[float, float, float, float]], numb
 
 
 def scores(axes: "Axes", cases: Mapping[str, Sequence[float]]) -> None:
-    """A line for every case: all runs as dots, the IQM as a bar with its 95 % interval where there are two runs."""
+    """A line for every case: all runs as dots, the IQM as a bar, with its 95 % interval where there are three."""
     for y, (_, values) in enumerate(cases.items()):
         x = np.array(values)
         axes.plot(x, np.full(len(x), y), "o", color=COLORS[2], markersize=4, alpha=0.5, linewidth=0)
         axes.plot([iqm(x)] * 2, [y - 0.3, y + 0.3], color=COLORS[1], linewidth=2.5)
-        if len(x) > 1:
+        if len(x) >= LEAST:
             axes.plot(interval(iqm, x), [y, y], color=COLORS[0], linewidth=1.5)
     axes.set_yticks(range(len(cases)), [wrapped(label) for label in cases])
     axes.invert_yaxis()
+
+
+def arrivals(axes: "Axes", cases: Mapping[str, Sequence[float]], unreached: str) -> None:
+    """A line for every case: a dot where a run arrived, the median as a bar; runs that never did stand beside the axis.
+
+    They and a median that is not finite have no place on it: a hollow arrow at its end, with their number.
+    """
+    for y, values in enumerate(cases.values()):
+        x = np.array(values)
+        there = x[np.isfinite(x)]
+        axes.plot(there, np.full(len(there), y), "o", color=COLORS[2], markersize=4, alpha=0.5, linewidth=0)
+        if np.isfinite(middle := median(x)):
+            axes.plot([middle] * 2, [y - 0.3, y + 0.3], color=COLORS[1], linewidth=2.5)
+        if missing := len(x) - len(there):
+            edge = axes.get_yaxis_transform()
+            axes.plot([1.01], [y], ">", transform=edge, clip_on=False, mfc="none", color=COLORS[0])
+            axes.text(1.03, y, f"{missing} {unreached}", transform=edge, va="center", fontsize=8)
+    axes.set_yticks(range(len(cases)), [wrapped(label) for label in cases])
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_xlim(left=0)
 
 
 def stacks(axes: "Axes", cases: Mapping[str, Mapping[str, float]]) -> None:

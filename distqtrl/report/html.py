@@ -1,15 +1,13 @@
-"""One self-contained page about any set of runs: curves, parameters, scores, time, configuration, versions.
+"""One self-contained page about any set of runs: scores, curves, targets, parameters, time, configuration, versions.
 
-What must not be averaged is refused (other environments or budgets) or named at the top of the page (runs that are
-incomplete or damaged, single seeds, runs of different lengths).
+What cannot be compared is refused (other environments) or named at the top of the page (runs that are incomplete or
+damaged, few seeds, runs of different lengths).
 """
 
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,14 +15,16 @@ from distqtrl import __version__
 from distqtrl.config.run import differences
 from distqtrl.errors import UserError
 from distqtrl.files.replace import replace
-from distqtrl.report import figures
+from distqtrl.report import effort, figures
 from distqtrl.report.describe import describe
+from distqtrl.report.effort import Target
 from distqtrl.report.marl_eval import raw
-from distqtrl.report.runs import Group, directories, grouped, read
-from distqtrl.report.statistics import interval, iqm, probability_of_improvement, verdict
+from distqtrl.report.pictures import pictures, validated
+from distqtrl.report.runs import Group, Run, directories, grouped, read
+from distqtrl.report.statistics import LEAST, interval, iqm
+from distqtrl.report.verdicts import how, verdicts
 
 FEW = 5  # seeds; a bootstrap interval over fewer is far too narrow
-POINTS = 400  # of a curve on the page
 PARAMETERS = (
     "policy",
     "circuit",
@@ -34,6 +34,7 @@ PARAMETERS = (
     "mapping_parameters",
     "total_parameters",
     "effective_parameters",
+    "training_only_parameters",
     "policy_weights",
     "deployed_parameters",
     "compression",
@@ -42,23 +43,27 @@ NOISE = ("noise scale", "batch's share")
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#111}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right}
 td:first-child,th:first-child{text-align:left}.warn{border-left:4px solid #D55E00;padding-left:1rem}
-svg{max-width:100%;height:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
+svg{max-width:100%;height:auto}.wide{overflow-x:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
 
 
-def report(folders: Sequence[Path], page: Path, marl_eval: Path | None = None) -> list[Path]:
+def report(
+    folders: Sequence[Path], page: Path, marl_eval: Path | None = None, target: float | None = None
+) -> list[Path]:
     """Write the page about runs (or folders of runs), and its figures as PNG and PDF beside it; returns the files.
 
-    marl_eval: also the file that marl-eval reads. Raises UserError when a folder is not a run, or the runs'
-    environments or budgets differ, or none is whole, or marl-eval could not read them.
+    marl_eval: also the file that marl-eval reads; target: the return whose cost is counted, in place of the runs' own.
+    Raises UserError when a folder is not a run, or the runs' environments differ, or none is whole, or marl-eval could
+    not read them.
     """
     groups = grouped([read(directory) for directory in directories(folders)])
     shown = [group for group in groups if group.whole]
     if not shown:
         run = groups[0].runs[0]
         raise UserError(f"no run is whole, so there is nothing to show: {run.directory}: {run.problem}")
-    drawn = _pictures(shown)
+    aim = effort.target(shown, target)
+    drawn = pictures(shown, aim)
     more = {} if marl_eval is None else {marl_eval: json.dumps(raw(shown), indent=2) + "\n"}
-    text = _page(groups, shown, {name: svg for name, (_, svg) in drawn.items()})  # all that can be refused is before
+    text = _page(groups, shown, aim, {name: svg for name, (_, svg) in drawn.items()})  # nothing is refused after it
     for path, content in {page: text, **more}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, content.encode())
@@ -75,73 +80,107 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         whole = group.whole
         if len(whole) == 1:
             out.append(f"{group.label}: one seed, so there is no interval.")
+        elif 1 < len(whole) < LEAST:
+            out.append(f"{group.label}: {len(whole)} seeds, too few for an interval: both are drawn.")
         elif 1 < len(whole) < FEW:
             out.append(f"{group.label}: {len(whole)} seeds; an interval over fewer than {FEW} is too narrow.")
-        lengths = [len(run.columns["update"]) for run in whole]
-        if lengths and min(lengths) < max(lengths):
-            out.append(
-                f"{group.label}: its runs made {min(lengths)} to {max(lengths)} updates; curves end with the shortest, "
-                "scores are of each run's own last tenth."
-            )
-    lengths = [len(run.columns["update"]) for group in groups for run in group.whole]
-    if lengths and min(lengths) < max(lengths):
-        out.append(
-            f"The runs differ in length, {min(lengths)} to {max(lengths)} updates: their scores differ in effort."
-        )
+        if words := _lengths(whole):
+            out.append(f"{group.label}: its runs made {words}; its mean ends with the shortest, every run is drawn.")
+    if words := _lengths([run for group in groups for run in group.whole]):
+        out.append(f"The runs differ in length, {words}: their scores differ in effort.")
     return out
 
 
-def _page(groups: Sequence[Group], shown: Sequence[Group], pictures: dict[str, str]) -> str:
+def _lengths(runs: Sequence[Run]) -> str:
+    """The shortest and the longest of runs, where they differ."""
+    lengths = [len(run.columns["update"]) for run in runs]
+    return f"{min(lengths)} to {max(lengths)} updates" if lengths and min(lengths) < max(lengths) else ""
+
+
+def _page(groups: Sequence[Group], shown: Sequence[Group], aim: Target | None, drawn: dict[str, str]) -> str:
     config = shown[0].whole[0].config
-    environment = config.subject
-    warned = warnings(groups)
-    window, runs = config.train.smoothing, sum(len(group.whole) for group in shown)
+    warned, scores = warnings(groups), {group.label: group.scores for group in shown}
+    window = " or ".join(map(str, sorted({run.config.train.smoothing for group in shown for run in group.whole})))
+    runs = sum(len(group.whole) for group in shown)
     parts = [
-        f"<h1>{escape(environment)}: {_count(len(shown), 'configuration')}, {_count(runs, 'run')}</h1>",
+        f"<h1>{escape(config.subject)}: {_count(len(shown), 'configuration')}, {_count(runs, 'run')}</h1>",
         f"<p>Made by distqtrl {__version__} from the runs' own files.</p>",
         '<div class="warn"><h2>Read this first</h2>' + _list(warned) + "</div>" if warned else "",
-        f"<h2>Learning</h2>{pictures['curves']}",
-        f"<p>Return of training episodes, smoothed over {window} updates; IQM over seeds with its 95 % bootstrap "
-        "interval (arXiv 2108.13264).</p>",
-        f"<h2>Scores and controls</h2>{pictures['scores']}",
-        "<p>Score: mean return of the last tenth of updates; a dot is a run, the bar is the IQM with its interval.</p>",
-        _table(
-            ["", "seeds", "score, IQM", "95 % interval", "greedy", "env steps", "CPU s per rank", "wall s", *NOISE],
-            _rows(shown),
-        ),
-        "<p>Noise scale of the gradient at the end, in environment steps (episodes where REINFORCE plays whole ones): "
-        "median over seeds that have an estimate. The batch's share of it: well below 1, more ranks help.</p>",
-        _list(_verdicts(shown)),
-        _agents(shown, pictures["agents"], window) if "agents" in pictures else "",
+        f"<h2>Scores</h2>{drawn['scores']}",
+        "<p>Score: mean return of the greedy episodes at the end; a dot is a run, the bar is the IQM with its 95 % "
+        "bootstrap interval (arXiv 2108.13264), from three seeds on.</p>",
+        _table(["", "seeds", "score, IQM", "95 % interval", "lowest", "highest", "last tenth, IQM"], _scored(shown)),
+        "<p>Last tenth: training episodes, whose actions are drawn, in a run's last tenth of updates.</p>",
+        "" if len(shown) < 2 else f"<p>{escape(how(scores))}</p>",
+        _list(verdicts(scores)),
+        f"<h2>Learning</h2>{drawn['curves']}",
+        f"<p>Returns of training are smoothed over {window} updates. Thin: every run, to its end. Thick: IQM over "
+        "seeds as far as all runs of a group go, with its 95 % bootstrap interval from three seeds on. "
+        f"{'' if validated(shown) else 'No run has greedy validations (evaluate.every none).'}</p>",
+        "<h2>Target</h2>" + _target(shown, aim, drawn.get("target", "")),
+        _speedups(shown, aim),
+        "<h2>Effort</h2>" + _effort(shown),
+        _agents(shown, drawn["agents"], window) if "agents" in drawn else "",
         "<h2>Parameters</h2>" + _parameters(shown),
-        f"<h2>Time</h2>{pictures['time']}<p>Share of the phases in wall time, rank 0.</p>",
+        f"<h2>Time</h2>{drawn['time']}<p>Share of the phases in wall time, rank 0.</p>",
         "<h2>Configuration</h2>" + _configuration(shown),
         "<h2>Versions</h2>" + _versions(shown),
     ]
-    title = f"<title>{escape(environment)}</title>"
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head += f"<title>{escape(config.subject)}</title><style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
+
+
+def _scored(shown: Sequence[Group]) -> list[list[str]]:
+    rows = []
+    for group in shown:
+        values = group.scores
+        low_high = " to ".join(map(_number, interval(iqm, values))) if len(values) >= LEAST else "none"
+        trained = np.array([run.last_tenth for run in group.whole])
+        middle = _number(iqm(trained[~np.isnan(trained)])) if not np.isnan(trained).all() else "no episode ended"
+        ends = _number(values.min()), _number(values.max())
+        rows.append([group.label, str(len(values)), _number(iqm(values)), low_high, *ends, middle])
+    return rows
+
+
+def _target(shown: Sequence[Group], aim: Target | None, picture: str) -> str:
+    """What reaching the target cost, or why nothing is said about it."""
+    if aim is None:
+        return "<p>The runs' configurations name no target, or not the same: give --target RETURN.</p>"
+    head = ["", "reached", "updates, median", "environment steps, median", "wall s, median"]
+    return f"{picture}<p>Reached: the {escape(aim.words)}.</p>{_table(head, effort.rows(shown, aim))}"
+
+
+def _speedups(shown: Sequence[Group], aim: Target | None) -> str:
+    """How many times less of everything more ranks need, where groups differ in their ranks alone."""
+    rows = [row for family in effort.families(shown) for row in effort.speedups(family, aim)]
+    if not rows:
+        return ""
+    head = ["", "fewer updates to the target", "less wall time to it", "steps per second"]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(parts)}</html>\n'
+        f"<h2>Speed-up over ranks</h2>{_table(head, rows)}<p>Ratios of medians over seeds, with the 95 % bootstrap "
+        "interval from three seeds on.</p>"
     )
 
 
-def _rows(shown: Sequence[Group]) -> list[list[str]]:
-    rows = []
+def _effort(shown: Sequence[Group]) -> str:
+    """What the runs took: steps, seconds, joules; and the noise of their gradients."""
+    rows, methods = [], []
     for group in shown:
-        values, whole = group.scores, group.whole
-        low_high = " to ".join(map(_number, interval(iqm, values))) if len(values) > 1 else "none"
-        greedy = np.median([run.result["evaluation"]["mean"] for run in whole])
-        last = [np.median([run.columns[name][-1] for run in whole]) for name in ("env_steps", "cpu_s", "wall_s")]
-        cells = [
-            _number(iqm(values)),
-            low_high,
-            _number(greedy),
-            f"{last[0]:,.0f}",
-            f"{last[1]:,.1f}",
-            f"{last[2]:,.1f}",
-            *(_last(group, name) for name in ("noise_scale_smoothed", "batch_share")),
-        ]
-        rows.append([group.label, str(len(values)), *cells])
-    return rows
+        ends = np.array([[run.columns[name][-1] for name in ("env_steps", "cpu_s", "wall_s")] for run in group.whole])
+        steps, *seconds = np.median(ends, axis=0)
+        spent = [run.result.get("energy") or {} for run in group.whole]
+        joules = [each["joules"] for each in spent if each.get("joules") is not None]
+        methods += [each["method"] for each in spent if each.get("method")]
+        cells = [f"{steps:,.0f}", *(f"{x:,.1f}" for x in seconds)]
+        cells.append(_number(float(np.median(joules))) if joules else "not measured")
+        rows.append([group.label, *cells, *(_last(group, name) for name in ("noise_scale_smoothed", "batch_share"))])
+    told = "".join(f"<p>Energy of training: {escape(method)}.</p>" for method in dict.fromkeys(methods))
+    return (
+        f"{_table(['', 'env steps', 'CPU s per rank', 'wall s', 'joules', *NOISE], rows)}<p>Medians over seeds. Noise "
+        "scale of the gradient at the end, where it is known, in environment steps (episodes where REINFORCE plays "
+        f"whole ones). The batch's share of it: well below 1, more ranks help.</p>{told}"
+    )
 
 
 def _last(group: Group, name: str) -> str:
@@ -151,19 +190,7 @@ def _last(group: Group, name: str) -> str:
     return _number(float(np.median(ends))) if ends else "none"
 
 
-def _verdicts(shown: Sequence[Group]) -> list[str]:
-    """Every group compared with the first one trained through a circuit (or the first one at all)."""
-    reference = next((g for g in shown if g.whole[0].config.generator.source == "circuit"), shown[0])
-    out = []
-    for group in shown:
-        x, y = reference.scores, group.scores
-        if group is not reference and min(len(x), len(y)) > 1:
-            p = probability_of_improvement(x, y)
-            out.append(verdict(reference.label, group.label, p, *interval(probability_of_improvement, x, y)))
-    return out
-
-
-def _agents(shown: Sequence[Group], picture: str, window: int) -> str:
+def _agents(shown: Sequence[Group], picture: str, window: str) -> str:
     """Every agent's curve, and what it got in the final evaluation."""
     rows = []
     for agent in dict.fromkeys(agent for group in shown for agent in group.agents):
@@ -171,8 +198,8 @@ def _agents(shown: Sequence[Group], picture: str, window: int) -> str:
         found = [[x for x in values if x is not None] for values in told]
         rows.append([agent, *(_number(float(np.median(values))) if values else "none" for values in found)])
     return (
-        f"<h2>Agents</h2>{picture}<p>Return of every agent in training episodes, smoothed over {window} updates; IQM "
-        "over seeds with its 95 % bootstrap interval.</p>"
+        f"<h2>Agents</h2>{picture}<p>Return of every agent in training episodes, smoothed over {window} updates; lines "
+        "as above.</p>"
         f"{_table(['greedy, median over seeds', *(group.label for group in shown)], rows)}"
     )
 
@@ -202,74 +229,10 @@ def _versions(shown: Sequence[Group]) -> str:
     return _table(["package", "version"], [[name, ", ".join(sorted(versions))] for name, versions in found.items()])
 
 
-def _curves(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
-    for axes, name in zip(drawn, ("update", "env_steps"), strict=True):
-        for number, group in enumerate(shown):
-            y_RT, x_RT = group.column("return_smoothed"), group.column(name)
-            at = np.unique(np.linspace(0, y_RT.shape[1] - 1, POINTS).astype(int))
-            figures.band(axes, np.median(x_RT, axis=0)[at], y_RT[:, at], number, group.label)
-        axes.set_ylabel("smoothed return of training")
-    drawn[0].set_xlabel("updates")
-    drawn[1].set_xlabel("environment steps of all ranks, median over seeds")
-    drawn[0].legend(frameon=False, fontsize=8)
-
-
-def _scores(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
-    figures.scores(drawn[0], {group.label: group.scores.tolist() for group in shown})
-    drawn[0].set_xlabel("mean return of the last tenth of updates")
-
-
-def _time(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
-    shares = {}
-    for group in shown:
-        total = {phase: sum(run.profile_s[phase] for run in group.whole) for phase in group.whole[0].profile_s}
-        shares[group.label] = {phase: seconds / sum(total.values()) for phase, seconds in total.items()}
-    figures.stacks(drawn[0], shares)
-    drawn[0].set_xlabel("share of wall time")
-
-
-def _agents_curves(drawn: Sequence[Any], shown: Sequence[Group]) -> None:
-    """A panel for every group that has several agents."""
-    for axes, group in zip(drawn, (group for group in shown if group.agents), strict=True):
-        if axes is not drawn[0]:
-            axes.sharey(drawn[0])
-        x_T = np.median(group.column("env_steps"), axis=0)
-        at = np.unique(np.linspace(0, len(x_T) - 1, POINTS).astype(int))
-        for number, agent in enumerate(group.agents):
-            figures.band(axes, x_T[at], group.agent_column(agent)[:, at], number, agent)
-        axes.set_title(figures.wrapped(group.label), fontsize=10)
-        axes.set_xlabel("environment steps of all ranks, median over seeds")
-        axes.set_ylabel("smoothed return of training")
-        axes.legend(frameon=False, fontsize=8, ncols=1 + len(group.agents) // 8)
-
-
-def _pictures(shown: Sequence[Group]) -> dict[str, tuple[Any, str]]:
-    """Every figure, and its text for the page."""
-    lines = sum(1 + len(group.label) // figures.WIDTH for group in shown)
-    several = sum(bool(group.agents) for group in shown)
-    drawn = {
-        "curves": _picture(shown, 2, None, _curves),
-        "scores": _picture(shown, 1, lines, _scores),
-        "time": _picture(shown, 1, lines, _time),
-    }
-    return drawn | ({"agents": _picture(shown, several, None, _agents_curves)} if several else {})
-
-
-def _picture(
-    shown: Sequence[Group], panels: int, lines: int | None, draw: Callable[[Sequence[Any], Sequence[Group]], None]
-) -> tuple[Any, str]:
-    with figures.styled():
-        drawn, axes = figures.panels(panels, lines, columns=2)
-        draw(axes, shown)
-        text = io.StringIO()
-        drawn.savefig(text, format="svg", metadata={"Date": None})
-        return drawn, text.getvalue()[text.getvalue().index("<svg") :]
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    return '<div class="wide"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
 def _list(items: Sequence[str]) -> str:

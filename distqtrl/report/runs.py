@@ -1,29 +1,41 @@
 """Run directories as a report sees them: read, checked, put in groups that differ by their seed alone."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config.run import Config
+from distqtrl.config.run import OUTPUT, Config
 from distqtrl.config.sources import load
 from distqtrl.errors import UserError
 from distqtrl.record import directory as run_directory
 from distqtrl.record import history
-from distqtrl.report.statistics import smoothed
+from distqtrl.report.statistics import on_grid, smoothed
 
 Array = npt.NDArray[np.float64]
 COLUMNS = (
     *("update", "ranks", "env_steps", "episodes", "return_mean", "return_smoothed", "cpu_s", "wall_s"),
     *("entropy", "acting_entropy", "noisy_layers", "noise_scale_smoothed", "batch_share", "validation_return"),
 )
-ENVIRONMENT = ("id", "max_episode_steps", "kwargs", "observation", "num_actions")  # what makes returns comparable
-BUDGET = ("steps", "updates")
+ENVIRONMENT = (  # what makes returns comparable
+    *("environment.id", "environment.max_episode_steps", "environment.kwargs", "environment.observation"),
+    *("environment.num_actions", "language.task"),
+)
+LONGEST = 40  # characters of a value in a label
+LABELLED = 3  # fields that differ are all named in a label; of more, only as many as tell the groups apart
 FILES = ("config.json", "metrics.jsonl")  # one of them makes a folder a run, whole or damaged
+
+
+class Crossing(NamedTuple):
+    """Updates, environment steps and seconds until a target was reached; inf: it never was."""
+
+    updates: float
+    env_steps: float
+    wall_s: float
 
 
 @dataclass
@@ -43,9 +55,35 @@ class Run:
 
     @property
     def score(self) -> float:
-        """Mean return of the last tenth of updates."""
+        """Mean return of the greedy episodes at the end."""
+        return float(self.result["evaluation"]["mean"])
+
+    @property
+    def last_tenth(self) -> float:
+        """Mean return of training episodes in the last tenth of updates; nan where none ended."""
         column = self.columns["return_mean"]
-        return float(np.nanmean(column[-_tenth(len(column)) :]))
+        known = column[-_tenth(len(column)) :]
+        known = known[~np.isnan(known)]
+        return float(known.mean()) if len(known) else np.nan
+
+    def curve(self, x: str, y: str | Callable[["Run"], Array]) -> tuple[Array, Array]:
+        """A column (or what is made of the run) against another one, where both have numbers."""
+        x_T, y_T = self.columns[x], self.columns[y] if isinstance(y, str) else y(self)
+        known = ~(np.isnan(x_T) | np.isnan(y_T))
+        return x_T[known], y_T[known]
+
+    def agent(self, name: str) -> Array:
+        """An agent's smoothed returns; nan in all updates where the run does not tell them."""
+        unknown = np.full(len(self.columns["update"]), np.nan)
+        return smoothed(self.agent_returns.get(name, unknown), self.config.train.smoothing)
+
+    def reached(self, target: float, measure: str) -> Crossing:
+        """Where the column ``measure`` first is at least target; nothing but inf where it never is."""
+        found = np.flatnonzero(self.columns[measure] >= target)
+        if not len(found):
+            return Crossing(np.inf, np.inf, np.inf)
+        at = found[0]
+        return Crossing(float(at) + 1, *(float(self.columns[name][at]) for name in ("env_steps", "wall_s")))
 
     @property
     def ranks(self) -> int:
@@ -60,6 +98,7 @@ class Group:
 
     label: str
     runs: list[Run] = field(default_factory=list)
+    key: dict[str, Any] = field(default_factory=dict)  # what its runs have in common
 
     @property
     def whole(self) -> list[Run]:
@@ -76,18 +115,20 @@ class Group:
         """The agents whose returns the whole runs hold; none where there is one agent."""
         return list(dict.fromkeys(agent for run in self.whole for agent in run.agent_returns))
 
-    def column(self, name: str) -> Array:
-        """A column of the whole runs (runs, updates), as far as all of them go."""
-        return self._rows([run.columns[name] for run in self.whole])
+    def curve(self, x: str, y: str | Callable[[Run], Array], points: int) -> tuple[Array, Array]:
+        """(x_T, y_RT): a column of the whole runs against another one, at so many places as far as all of them go.
 
-    def agent_column(self, agent: str) -> Array:
-        """An agent's smoothed returns, (runs, updates) of the whole runs that hold it, as far as ``column`` goes."""
-        held = [run for run in self.whole if agent in run.agent_returns]
-        return self._rows([smoothed(run.agent_returns[agent], run.config.train.smoothing) for run in held])
-
-    def _rows(self, columns: Sequence[Array]) -> Array:
-        length = min((len(run.columns["update"]) for run in self.whole), default=0)
-        return np.array([c[:length] for c in columns]).reshape(len(columns), length)
+        Where runs have no number at a place, they keep the last that they had; nan before the first.
+        """
+        curves = [run.curve(x, y) for run in self.whole]
+        curves = [(x_T, y_T) for x_T, y_T in curves if len(x_T)]
+        if not curves:
+            return np.zeros(0), np.zeros((0, 0))
+        end = min(x_T[-1] for x_T, _ in curves)
+        inside = np.unique(np.concatenate([x_T[x_T <= end] for x_T, _ in curves]))
+        grid_T = inside[np.unique(np.linspace(0, len(inside) - 1, points).astype(int))]
+        rows = [np.where(grid_T < x_T[0], np.nan, on_grid(x_T, y_T, grid_T)) for x_T, y_T in curves]
+        return grid_T, np.array(rows)
 
 
 def directories(folders: Iterable[Path]) -> list[Path]:
@@ -110,10 +151,9 @@ def read(directory: Path) -> Run:
         problem = f"not complete: it stands at update {len(rows)}"
     if not problem and len(rows) != result["update"]:
         problem = f"metrics.jsonl holds {len(rows)} updates, the run made {result['update']}"
+    if not problem and np.isnan(result["evaluation"]["mean"]):
+        problem = "its greedy episodes have no mean return (result.json: evaluation.mean)"
     columns = {c: np.array([row.get(c) for row in rows], dtype=np.float64) for c in COLUMNS}
-    last = columns["return_mean"][-_tenth(len(rows)) :]
-    if not problem and np.isnan(last).all():
-        problem = "no episode ended in its last tenth of updates, so it has no score"
     profile: dict[str, float] = {}
     for row in rows:
         for phase, seconds in row.get("profile_s", {}).items():
@@ -141,19 +181,16 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """The runs by configuration and ranks; labels name what differs between the groups.
 
-    Raises UserError for runs that must not stand in one picture: other environments, other budgets, one run twice.
+    Raises UserError for runs that must not stand in one picture: other environments, one run twice.
     """
-    _check_alike(runs, "environment", ENVIRONMENT)
-    _check_alike(runs, "train", BUDGET)
+    _check_alike(runs)
     keys = [_key(run) for run in runs]
     told = [key for run, key in zip(runs, keys, strict=True) if not run.problem] or keys  # ranks may be unknown
-    varying = [name for name in keys[0] if len({json.dumps(key[name]) for key in told}) > 1]
-    ends = [name.rpartition(".")[2] for name in varying]
-    short = {name: end if ends.count(end) == 1 else name for name, end in zip(varying, ends, strict=True)}
+    labels = _labels(keys, told, runs[0].config.generator.source)
     groups: dict[str, Group] = {}
-    for run, key in zip(runs, keys, strict=True):
-        words = [f"{short[name]} {_word(key[name])}" for name in varying]
-        group = groups.setdefault(json.dumps(key), Group(", ".join(words) or run.config.generator.source))
+    for run, key, label in zip(runs, keys, labels, strict=True):
+        alike = sum(group.label.split(" #")[0] == label for group in groups.values())
+        group = groups.setdefault(json.dumps(key), Group(f"{label} #{alike + 1}" if alike else label, key=key))
         seed = run.config.train.seed
         twin = next((r for r in group.runs if r.config.train.seed == seed), None)
         if twin is not None:
@@ -162,15 +199,41 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return list(groups.values())
 
 
-def _check_alike(runs: Iterable[Run], stage: str, names: Sequence[str]) -> None:
-    first: Run | None = None
+def _labels(keys: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], only: str) -> list[str]:
+    """A label for every key: the fields in which those that are ``told`` differ, or ``only`` where they do not.
+
+    Of many fields, those that tell the most apart; three dots say that there are more.
+    """
+    varying = [name for name in keys[0] if len({json.dumps(key[name]) for key in told}) > 1]
+    chosen = varying if len(varying) <= LABELLED else _telling(told, varying)
+    ends = [name.rpartition(".")[2] for name in varying]
+    short = {name: end if ends.count(end) == 1 else name for name, end in zip(varying, ends, strict=True)}
+    more = ", …" * (len(chosen) < len(varying))
+    return [", ".join(f"{short[name]} {_word(key[name])}" for name in chosen) + more or only for key in keys]
+
+
+def _telling(keys: Sequence[Mapping[str, Any]], varying: Sequence[str]) -> list[str]:
+    """A few of the fields that tell all keys apart, the one that tells most apart first."""
+    different = list({json.dumps(key): key for key in keys}.values())
+
+    def classes(names: Sequence[str]) -> int:
+        return len({json.dumps([key[name] for name in names]) for key in different})
+
+    chosen: list[str] = []
+    while classes(chosen) < len(different):
+        chosen.append(max(varying, key=lambda name: (classes([*chosen, name]), -varying.index(name))))
+    return sorted(chosen, key=varying.index)
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    first = runs[0]
     for run in runs:
-        first = first or run
-        for name in names:
+        for key in ENVIRONMENT:
+            stage, _, name = key.partition(".")
             a, b = (getattr(getattr(r.config, stage), name) for r in (first, run))
             if a != b:
                 raise UserError(
-                    f"{run.directory} has {stage}.{name} = {b!r}, {first.directory} has {a!r}: "
+                    f"{run.directory} has {key} = {b!r}, {first.directory} has {a!r}: "
                     f"their returns cannot be compared; make a report of each"
                 )
 
@@ -178,11 +241,12 @@ def _check_alike(runs: Iterable[Run], stage: str, names: Sequence[str]) -> None:
 def _key(run: Run) -> dict[str, Any]:
     """What makes two runs the same but for their seed."""
     values = run.config.model_dump(mode="json")
-    for field_ in ("seed", "directory", "checkpoint_every", "keep_checkpoints", "target"):
-        del values["train"][field_]
+    for key in ("train.seed", "train.target", *OUTPUT):
+        del values["train"][key.removeprefix("train.")]
     flat = {f"{stage}.{name}": x for stage, fields in values.items() for name, x in fields.items()}
     return {"ranks": run.ranks, **flat}
 
 
 def _word(value: Any) -> str:
-    return "-".join(str(x) for x in value) or "none" if isinstance(value, list) else str(value)
+    text = "-".join(str(x) for x in value) or "none" if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -12,6 +12,8 @@ import numpy as np
 
 from distqtrl.errors import UserError
 
+LEAST = 3  # runs of which an interval is drawn or printed: with two, it holds the truth less often than not
+
 
 def iqm(scores: np.ndarray) -> float:
     """Interquartile mean: of all scores, pooled whatever their shape, without the floor(n / 4) lowest and highest.

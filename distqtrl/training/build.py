@@ -14,7 +14,7 @@ from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
 from distqtrl.errors import UserError
-from distqtrl.record import checkpoint
+from distqtrl.record import checkpoint, trackers
 from distqtrl.record.checkpoint import State
 from distqtrl.record.profile import Profile
 from distqtrl.training import algorithms, demand
@@ -37,6 +37,8 @@ def prepare(config: Config, comm: Communicator, resume: Path | None = None) -> R
     began = time.perf_counter()
     _check_ranks(config, comm)
     demand.check_settings(config)
+    if comm.rank == 0:  # the only one that tells them
+        trackers.check(config.train.trackers)
     torch.set_num_threads(config.train.threads)
     state = None if resume is None else checkpoint.load(resume, config, comm)
     every = np.arange(comm.size * config.local_num) if state is None else state.environments["index_B"]

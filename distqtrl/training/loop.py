@@ -24,6 +24,7 @@ from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record import checkpoint
 from distqtrl.record.checkpoint import State
+from distqtrl.record.energy import Energy
 from distqtrl.record.recorder import Recorder
 from distqtrl.training import algorithms
 from distqtrl.training import metrics as updates
@@ -57,6 +58,7 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                     before.append(_copy(state(run)))
                 if recorder is None:
                     recorder = agreed(run.comm, lambda: _recorder(run, directory))
+                    run.energy = Energy(run.comm)
                     clock = _Clock(run)
                     if run.lost:
                         recorder.say(_loss(run))
@@ -69,15 +71,17 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
             except RankLost:
                 if recorder is not None:
                     recorder.close()
+                _unmetered(run)
                 _recover(run, before)
                 recorder = None
     finally:
+        _unmetered(run)
         if recorder is not None:
             recorder.close()
 
 
 def _recorder(run: Run, directory: Path) -> Recorder:
-    return Recorder(directory, run.comm.rank, run.counters.update, run.counters.env_steps)
+    return Recorder(directory, run.comm.rank, run.counters.update, run.counters.env_steps, run.config)
 
 
 def _loss(run: Run) -> str:
@@ -109,6 +113,7 @@ def _cycle(
         recorder.write(metrics, run.done)
         if stop or run.reached or _due(run, config.train.checkpoint_every):
             recorder.sync()
+            _meter(run)
             checkpoint.save(directory, config, run.comm, state(run))
     return stop
 
@@ -134,6 +139,18 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     run.policies, run.environments, run.counters = again.policies, again.environments, again.counters
     run.replay = again.replay
     run.num_environments, run.restarted = again.num_environments, again.restarted
+
+
+def _meter(run: Run) -> None:
+    """Count the energy since the last time."""
+    if run.energy is not None:
+        run.counters.metered = [a + b for a, b in zip(run.counters.metered, run.energy.take(), strict=True)]
+
+
+def _unmetered(run: Run) -> None:
+    """Meter no more."""
+    if run.energy is not None:
+        run.energy.close()
 
 
 class _Clock:
@@ -230,6 +247,7 @@ def _copy(state: State) -> State:
 def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     """Write the policies, then evaluate them, and mark the run as complete."""
     policies, num = _policies(run), run.config.evaluate.episodes
+    _meter(run)
     if run.comm.rank == 0:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
             policy.save(directory / file)
@@ -245,6 +263,7 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
         "lost_ranks": run.lost,
         "qpu": None if run.learner.generator.qpu is None else run.learner.generator.qpu.facts(),
         "setup_s": run.setup_s,
+        "energy": None if run.energy is None else run.energy.facts(*run.counters.metered),
         "versions": versions(),
         **asdict(run.counters),
     }

@@ -6,6 +6,7 @@ from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
+from distqtrl.record.energy import Energy
 from distqtrl.training.learner import Learner
 from distqtrl.training.policies import Policies
 
@@ -24,6 +25,7 @@ class Counters:
     acted: list[int] = field(default_factory=list)  # steps of every agent, where there are several
     longest_episode: int = 0  # in steps, of all ranks, episodes that have not ended included
     validation_return: float | None = None  # of the last update, where there was a validation
+    metered: list[float] = field(default_factory=lambda: [0.0] * 3)  # joules, idle joules, seconds (``Energy.take``)
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Run:
     restarted: list[int] = field(default_factory=list)  # environments whose state could not be replayed
     lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
+    energy: Energy | None = None  # of all machines, while it trains
     told: bool = False  # that validations cut episodes, or that groups have equal rewards
 
     @property

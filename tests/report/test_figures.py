@@ -22,8 +22,9 @@ def axes():
 def test_a_band_is_the_iqm_over_runs_and_its_interval(axes):
     figures.band(axes, np.arange(5), RUNS, 0, "many")
     figures.band(axes, np.arange(5), RUNS[:1], 8, "one")
-    (shaded,) = axes.collections  # no interval of one run
-    many, one = axes.lines
+    figures.band(axes, np.arange(5), RUNS[:2], 8, "two")
+    (shaded,) = axes.collections  # no interval of one run, or of two
+    many, one, _ = axes.lines
     np.testing.assert_allclose(many.get_ydata(), stats.trim_mean(RUNS, 0.25, axis=0))
     np.testing.assert_allclose(one.get_ydata(), RUNS[0])
     assert (many.get_color(), many.get_linestyle()) != (one.get_color(), one.get_linestyle())
@@ -39,6 +40,19 @@ def test_scores_are_dots_with_iqm_and_interval(axes):
     assert bar[0] == pytest.approx(stats.trim_mean(RUNS[:, 0], 0.25))
     assert RUNS[:, 0].min() <= interval[0] < bar[0] < interval[1] <= RUNS[:, 0].max()
     assert [label.get_text() for label in axes.get_yticklabels()] == ["many", "one"]
+
+
+def test_two_scores_have_no_interval(axes):
+    figures.scores(axes, {"two": RUNS[:2, 0]})
+    dots, bar = axes.lines
+    assert (list(dots.get_xdata()), bar.get_xdata()[0]) == (list(RUNS[:2, 0]), RUNS[:2, 0].mean())
+
+
+def test_arrivals_that_never_came_have_no_place_on_the_axis(axes):
+    figures.arrivals(axes, {"all": [3.0, 1.0], "some": [5.0, np.inf, np.inf], "none": [np.inf]}, "not reached")
+    on = [line for line in axes.lines if line.get_transform() != axes.get_yaxis_transform()]
+    assert sorted(x for line in on for x in line.get_xdata()) == [1, 2, 2, 3, 5]  # two runs and their median, one run
+    assert [text.get_text() for text in axes.texts] == ["2 not reached", "1 not reached"]
 
 
 def test_stacks_and_points(axes):

@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from distqtrl.config.run import Config
 from distqtrl.report.html import warnings
-from distqtrl.report.runs import directories, grouped, read
+from distqtrl.report.runs import Group, Run, directories, grouped, read
 
 
-def own_score(run, updates=2):
-    """The mean return of the last tenth of 20 updates, from the file."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sum(row["return_mean"] for row in rows[-updates:]) / updates
+def own_score(run):
+    """The mean return of the greedy episodes at the end, from the file."""
+    return json.loads((run / "result.json").read_text())["evaluation"]["mean"]
 
 
 def lines(change):
@@ -69,8 +72,8 @@ def test_a_damaged_run_is_named_and_in_no_mean(copied, problem, damage):
     assert [run.problem for run in group.runs] == ["", problem, ""]
     assert f"{b}: {problem}. It is in no mean." in warnings(groups)
     assert group.scores.tolist() == [own_score(a), own_score(c)]
-    assert group.column("return_mean").shape == (2, 20)
-    assert "circuit: 2 seeds; an interval over fewer than 5 is too narrow." in warnings(groups)
+    assert group.curve("update", "return_mean", 400)[1].shape == (2, 20)
+    assert "circuit: 2 seeds, too few for an interval: both are drawn." in warnings(groups)
 
 
 def test_labels_name_what_differs(copied, trained):
@@ -88,14 +91,92 @@ def test_labels_name_what_differs(copied, trained):
     assert labels(a, b) == {"ranks 1, layers 5": [0], "ranks 4, layers 1": [1]}
 
 
-def test_an_early_end_ends_the_groups_curves(trained):
+def test_an_early_end_is_a_run_of_its_own_length(trained):
     runs = [trained[name] for name in ("circuit-0", "early-3", "circuit-1")]
     (group,) = groups = grouped([read(run) for run in runs])
-    assert group.column("env_steps").tolist() == [[run.columns["env_steps"][0]] for run in group.runs]
-    assert group.scores.tolist() == [own_score(runs[0]), own_score(runs[1], 1), own_score(runs[2])]
+    x_T, y_RT = group.curve("update", "env_steps", 400)
+    assert (x_T.tolist(), y_RT.tolist()) == ([0], [[run.columns["env_steps"][0]] for run in group.runs])
+    assert [len(run.curve("update", "env_steps")[0]) for run in group.runs] == [20, 1, 20]
+    assert group.scores.tolist() == [own_score(run) for run in runs]
     text = "\n".join(warnings(groups))
-    assert "circuit: its runs made 1 to 20 updates; curves end with the shortest" in text
+    assert "circuit: its runs made 1 to 20 updates; its mean ends with the shortest" in text
     assert "The runs differ in length, 1 to 20 updates" in text
+
+
+def test_the_last_tenth_of_training(trained):
+    run = read(trained["circuit-0"])
+    rows = [json.loads(line) for line in (trained["circuit-0"] / "metrics.jsonl").read_text().splitlines()]
+    assert run.last_tenth == (rows[-2]["return_mean"] + rows[-1]["return_mean"]) / 2
+    assert np.isnan(read(trained["silent-4"]).last_tenth)
+
+
+def curved(*curves):
+    """A group of runs with these (steps, values)."""
+    runs = []
+    for steps, values in curves:
+        columns = {"env_steps": np.array(steps, dtype=float), "y": np.array(values, dtype=float)}
+        runs.append(Run(Path("run"), Config(), {}, columns, {}))
+    return Group("group", runs)
+
+
+steps = st.lists(st.integers(1, 50), min_size=1, max_size=12).map(lambda steps: np.cumsum(steps))
+curves = st.lists(
+    steps.flatmap(
+        lambda x: st.tuples(st.just(x), st.lists(st.floats(-9, 9) | st.just(np.nan), min_size=len(x), max_size=len(x)))
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(curves=curves, points=st.integers(1, 9))
+def test_the_means_of_runs_of_any_lengths_hold_what_was_known(curves, points):
+    """Their places are those of the runs, up to where the first run ends; a value is the last known one."""
+    group = curved(*curves)
+    known = [[(x, y) for x, y in zip(*curve, strict=True) if not np.isnan(y)] for curve in curves]
+    known = [pairs for pairs in known if pairs]
+    x_T, y_RT = group.curve("env_steps", "y", points)
+    assert len(x_T) <= points
+    assert y_RT.shape == (len(known), len(x_T))
+    end = min((pairs[-1][0] for pairs in known), default=0)
+    assert (x_T <= end).all()
+    assert (np.diff(x_T) > 0).all()
+    for pairs, y_T in zip(known, y_RT, strict=True):
+        for x, y in zip(x_T, y_T, strict=True):
+            before = [value for at, value in pairs if at <= x]
+            assert np.array_equal([y], before[-1:] or [np.nan], equal_nan=True)
+
+
+@settings(deadline=None, max_examples=80)
+@given(curve=curves.map(lambda curves: curves[0]), target=st.floats(-10, 10))
+def test_a_target_is_reached_at_the_first_value_or_never(curve, target):
+    (run,) = curved(curve).runs
+    run.columns |= {"wall_s": 2 * run.columns["env_steps"]}
+    first = next((at for at, y in enumerate(curve[1]) if y >= target), None)
+    found = run.reached(target, "y")
+    assert found == ((np.inf,) * 3 if first is None else (first + 1, curve[0][first], 2 * curve[0][first]))
+
+
+def test_labels_of_many_differences_are_as_short_as_tells_them_apart(copied):
+    a, b, c = copied("circuit-0", "circuit-1", "circuit-2")
+    many = ('"layers": 5', '"layers": 1'), ('"smoothing": 10', '"smoothing": 3'), ('"threads": 1', '"threads": 2')
+    for run in (b, c):
+        replace(run / "config.json", *many, ('"validation_episodes": 40', '"validation_episodes": 7'))
+    assert [group.label for group in grouped([*map(read, (a, b))])] == ["smoothing 10, …", "smoothing 3, …"]
+    replace(c / "config.json", ('"backend": "statevector"', '"backend": "torch"'))
+    labels = [group.label for group in grouped([*map(read, (a, b, c))])]
+    assert len(set(labels)) == 3
+    assert all(label.endswith(", …") and label.count(",") == 2 for label in labels)
+
+
+def test_labels_that_are_cut_are_still_different(copied):
+    a, b = copied("circuit-0", "circuit-1")
+    for run, letter in ((a, "x"), (b, "y")):
+        replace(run / "config.json", ('"options": {}', f'"options": {{"{"long" * 20}": "{letter}"}}'))
+    first, second = [group.label for group in grouped([*map(read, (a, b))])]
+    assert len(first) < 60
+    assert second == f"{first} #2"
 
 
 def test_directories_are_found_one_or_two_levels_down(copied, tmp_path):
@@ -127,8 +208,8 @@ def test_agents_have_columns(coins):
     for agent, column in run.agent_returns.items():
         expected = [(row["agent_returns"] or {}).get(agent, np.nan) for row in rows]
         np.testing.assert_array_equal(column, expected)
-    smoothed = np.mean([group.agent_column(agent) for agent in group.agents], axis=0)
-    np.testing.assert_allclose(smoothed, group.column("return_smoothed"))
+    smoothed = np.mean([run.agent(agent) for agent in group.agents], axis=0)
+    np.testing.assert_allclose(smoothed, run.columns["return_smoothed"])
 
 
 def test_one_agent_has_none(trained):
@@ -146,5 +227,5 @@ def test_agents_may_be_missing(coins, tmp_path):
     (group,) = grouped([read(run) for run in (a, b, c)])
     assert [run.problem for run in group.runs] == ["", "", ""]
     assert [sorted(run.agent_returns) for run in group.runs] == [[], group.agents, group.agents]
-    assert group.agent_column("player_0").shape == (2, 9)
-    assert group.column("return_smoothed").shape == (3, 9)
+    known = [group.curve("update", column, 400)[1] for column in (lambda run: run.agent("player_0"), "return_smoothed")]
+    assert [len(y_RT) for y_RT in known] == [2, 3]

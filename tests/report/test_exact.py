@@ -1,16 +1,10 @@
 """Exact tests beside SciPy's, and beside arithmetic."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "lib" / "exact.py"
-spec = importlib.util.spec_from_file_location("exact", FILE)
-exact = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(exact)
+from distqtrl.report import exact
 
 
 def difference(x, y, axis):
