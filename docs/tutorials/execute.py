@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 PROGRESS = re.compile(r"^update .* steps/s.*\n|^compiling .*\n", re.MULTILINE)
 SECONDS = re.compile(r"[\d.]+ s of training")
