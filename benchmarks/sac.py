@@ -34,21 +34,6 @@ TASKS = {
     "halfcheetah": ("halfcheetah-sac", 20_000),
 }
 STARTS = {"pendulum": 100, "hopper": 1000, "halfcheetah": 1000}
-PEERS_WAY = {  # whatever the preset says
-    "policy.hidden": "256 256",
-    "environment.local_num": "1",
-    "algorithm.value_hidden": "256 256",
-    "algorithm.critic_norm": "none",
-    "algorithm.learning_rate": "0.0003",
-    "algorithm.value_learning_rate": "0.0003",
-    "algorithm.policy_every": "1",
-    "algorithm.policy_steps": "none",
-    "algorithm.batch_size": "256",
-    "algorithm.adam_beta1": "0.9",
-    "algorithm.adam_epsilon": "1e-8",
-    "algorithm.rollout_steps": "100",
-    "policy.normalize_observations": "false",
-}
 PEER = "stable-baselines3"
 ALIKE = {  # of all recipes
     "policy.hidden": "64 64",
@@ -119,7 +104,7 @@ def recipes(args: argparse.Namespace) -> None:
     steps = args.steps or (400 if args.quick else 100_000)
     chosen = args.only or (["one update per step", "CrossQ 128"] if args.quick else list(RECIPES))
     jobs = {
-        (name, seed): runs.Job(TASKS[args.task][0], seed, 1, words(recipe(args, name, steps)))
+        (name, seed): runs.Job(TASKS[args.task][0], seed, 1, runs.words(recipe(args, name, steps)))
         for name in chosen
         for seed in runs.seeds(args)
     }
@@ -162,8 +147,10 @@ def recipe_table(results: dict) -> str:
         mean, minutes = statistics.fmean(row["greedy"]), statistics.fmean(row["core_minutes"])
         half = statistics.fmean(row["halfway"])
         lines.append(f"| {name} | {mean:.0f} | {seeds} | {half:.0f} | {minutes:.1f} | {mean / minutes:.0f} |")
-    lines += ["", f"All: {' '.join(words(ALIKE))}", ""]
-    return "\n".join([*lines, *(f"* {name}: {' '.join(words(row['flags']))}" for name, row in results["rows"].items())])
+    lines += ["", f"All: {' '.join(runs.words(ALIKE))}", ""]
+    return "\n".join(
+        [*lines, *(f"* {name}: {' '.join(runs.words(row['flags']))}" for name, row in results["rows"].items())]
+    )
 
 
 def job(args: argparse.Namespace, seed: int) -> runs.Job:
@@ -174,14 +161,9 @@ def job(args: argparse.Namespace, seed: int) -> runs.Job:
 def settings(args: argparse.Namespace) -> tuple[str, ...]:
     """The peer's defaults as our flags."""
     starts = "100" if args.quick else str(STARTS[args.task])
-    flags = PEERS_WAY | {"algorithm.learning_starts": starts, "train.steps": str(args.steps)}
+    flags = runs.SAC_OF_PEER | {"algorithm.learning_starts": starts, "train.steps": str(args.steps)}
     flags |= {"train.checkpoint_every": "100"} | ({"evaluate.episodes": "2"} if args.quick else {})
-    return words(flags)
-
-
-def words(flags: dict[str, str]) -> tuple[str, ...]:
-    """Flags as a command line."""
-    return tuple(word for key, value in flags.items() for word in (f"--{key}", *value.split()))
+    return runs.words(flags)
 
 
 def ours(args: argparse.Namespace, seed: int) -> dict:
