@@ -61,6 +61,7 @@ TWO, FOUR, EIGHT = ({"environment.local_num": num} for num in "248")  # environm
 RECIPES = {
     "one update per step, 256": {"algorithm.value_hidden": "256 256"},
     "one update per step": {},
+    "one in 4": FOUR,
     "CrossQ 128": CROSSQ,
     "CrossQ 128, one in 2": CROSSQ | TWO,
     "CrossQ 128, one in 4": CROSSQ | FOUR,

@@ -5,15 +5,34 @@ d = (mean_B - mean) / std of the running mean and std are clipped and count as c
 as single inputs will be. What follows is linear, and takes all of it but the statistics.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-3  # added to variances
 KEPT = 0.99  # of the running statistics, in a step
 R_MAX, D_MAX = 3.0, 5.0
+
+
+class _Moments(torch.autograd.Function):
+    """Means and variances over N, (2, 1, W): on a CPU, torch.var_mean takes 30 times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x_2NW: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x_2NW.mean(1, keepdim=True)
+        ctx.save_for_backward(x_2NW, mean)
+        return mean, (x_2NW - mean).square_().mean(1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by: Tensor) -> Tensor:
+        x_2NW, mean = ctx.saved_tensors
+        num = x_2NW.shape[1]
+        slope = by[1] * (2 / num)
+        return torch.addcmul(by[0] / num - mean * slope, x_2NW, slope)
 
 
 class Renorm(nn.Module):
@@ -56,7 +75,7 @@ class Renorm(nn.Module):
         if not batch:
             steep = self.scale * torch.rsqrt(self.variance + EPSILON)
             return steep, torch.addcmul(self.shift, self.mean, steep, value=-1)
-        variance, mean = torch.var_mean(x_2NW, dim=1, correction=0, keepdim=True)
+        mean, variance = _Moments.apply(x_2NW)
         self._seen = mean.detach(), variance.detach()
         steep, offset = self.scale * torch.rsqrt(variance + EPSILON), self.shift
         if int(self.num_observed) >= self.warmup:

@@ -192,7 +192,7 @@ class SoftActorCritic(NetworkLearner):
             else:
                 q_2N, next_q_2N = self.critics(obs_NO, actions_NA), self.targets(next_NO, next_NA)
             rewards_N, ended_N = torch.from_numpy(batch.rewards_N), torch.from_numpy(batch.terminated_N)
-            temperature = float(self.log_temperature.exp())
+            temperature = float(self.log_temperature.detach().exp())
             y_N = sac.targets(rewards_N, ended_N, next_q_2N.detach(), log_prob_N, temperature, a.gamma)
             loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
             soft_N = rewards_N - a.gamma * temperature * log_prob_N

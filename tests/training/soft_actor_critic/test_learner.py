@@ -237,7 +237,10 @@ def test_discrete_actions_are_refused():
         ({"algorithm__learning_starts": "1000"}, "leaves nothing of train.steps = 1000"),
         ({"algorithm__batch_size": "3", "environment__local_num": "4"}, "gives some of 4 environments no sample"),
         ({"algorithm__policy_every": "3"}, "policy_every = 3 must divide an update's gradient steps"),
-        ({"algorithm__critic_norm": "batch"}, "did you mean"),
+        (
+            {"algorithm__critic_norm": "batch"},
+            "algorithm.critic_norm = 'batch': Input should be 'none', 'batch_renorm' or",
+        ),
         ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps"),
     ],
 )
