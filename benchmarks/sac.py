@@ -47,6 +47,7 @@ ALIKE = {  # of all recipes
     "algorithm.policy_every": "2",
     "algorithm.policy_steps": "none",
     "algorithm.adam_beta1": "0.9",
+    "algorithm.temperature": "1",
     "policy.normalize_observations": "true",
 }
 CROSSQ = {
@@ -58,6 +59,7 @@ CROSSQ = {
 }
 LAYER_NORM = {"algorithm.critic_norm": "layer_norm", "algorithm.policy_every": "3", "algorithm.policy_steps": "1"}
 TWO, FOUR, EIGHT = ({"environment.local_num": num} for num in "248")  # environments, and steps per update
+COOL = {"algorithm.temperature": "0.1"}
 RECIPES = {
     "one update per step, 256": {"algorithm.value_hidden": "256 256"},
     "one update per step": {},
@@ -66,6 +68,9 @@ RECIPES = {
     "CrossQ 128, one in 2": CROSSQ | TWO,
     "CrossQ 128, one in 4": CROSSQ | FOUR,
     "CrossQ 256, one in 4": CROSSQ | FOUR | {"algorithm.value_hidden": "256 256"},
+    "CrossQ 128, one in 4, temperature 0.1": CROSSQ | FOUR | COOL,
+    "CrossQ 128, one in 2, temperature 0.1": CROSSQ | TWO | COOL,
+    "one in 4, temperature 0.1": FOUR | COOL,
     "CrossQ 128, one in 8": CROSSQ | EIGHT,
     "layer norm 128": LAYER_NORM,
     "layer norm 128, one in 2": LAYER_NORM | TWO,
@@ -133,9 +138,10 @@ def recipe(args: argparse.Namespace, name: str, steps: int) -> dict[str, str]:
 
 
 def halfway(run: Run) -> float:
-    """Mean return of training's episodes, whose actions are drawn, from 45 to 55 percent of the steps."""
+    """Mean return of training's episodes, whose actions are drawn, from 40 to 60 percent of the steps."""
     share = np.asarray(run.columns["env_steps"]) / run.columns["env_steps"][-1]
-    return float(np.nanmean(np.asarray(run.columns["return_mean"])[(share > 0.45) & (share <= 0.55)]))
+    found = run.columns["return_mean"][(share > 0.4) & (share <= 0.6)]
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
 
 
 def recipe_table(results: dict) -> str:

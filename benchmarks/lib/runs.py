@@ -46,6 +46,7 @@ SAC_OF_PEER = {  # stable-baselines3's defaults as our flags, whatever a preset 
     "algorithm.value_learning_rate": "0.0003",
     "algorithm.policy_every": "1",
     "algorithm.policy_steps": "none",
+    "algorithm.temperature": "1",
     "algorithm.batch_size": "256",
     "algorithm.adam_beta1": "0.9",
     "algorithm.adam_epsilon": "1e-8",

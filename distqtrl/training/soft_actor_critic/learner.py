@@ -42,7 +42,7 @@ class SoftActorCritic(NetworkLearner):
         targets.load_state_dict(self.critics.state_dict())
         self.targets = None if a.critic_norm == "batch_renorm" else targets.requires_grad_(False)
         self.deviation_M = nn.Parameter(deviation_M.to(self.dtype))
-        self.log_temperature = nn.Parameter(torch.zeros((), dtype=self.dtype))
+        self.log_temperature = nn.Parameter(torch.tensor(a.temperature, dtype=self.dtype).log())
         self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
         for name, module in (("critics", self.critics), ("targets", self.targets)):
             if module is not None:

@@ -184,6 +184,11 @@ def test_the_policy_steps_towards_what_critics_like(aware):
     assert learner.num_steps == 51
 
 
+def test_the_temperature_starts_where_it_is_told():
+    learner = prepared(algorithm__temperature="0.1").learner
+    assert float(learner.log_temperature.detach().exp()) == pytest.approx(0.1)
+
+
 def test_nothing_is_learned_before_it_starts():
     run = prepared(algorithm__learning_starts="40")
     before = run.learner.fingerprint()
