@@ -344,9 +344,7 @@ class Algorithm(Stage):
     )
     tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
-    temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        1.0, description="SAC: what entropy weighs at the start; where updates are few, less is learned sooner"
-    )
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="SAC: what entropy weighs at the start")
     target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 
