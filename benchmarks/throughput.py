@@ -36,16 +36,9 @@ from distqtrl.config.sources import preset, with_flags
 
 PEER = "stable-baselines3"
 Rates = tuple[float, float]  # steps per second of the clock, and of a core
-SAC = {  # the peer's defaults as our flags
-    **{"algorithm.value_learning_rate": "0.0003", "algorithm.policy_every": "1", "algorithm.adam_epsilon": "1e-8"},
-    **{"policy.normalize_observations": "false", "algorithm.learning_starts": "100", "algorithm.rollout_steps": "100"},
-}
+SAC = runs.SAC_OF_PEER | {"algorithm.learning_starts": "100"}
 MANY = {"environment.local_num": "64", "algorithm.batch_size": "1024"}  # a gradient step per step of all
 ONLY_TRAINING = ("--evaluate.every", "none", "--evaluate.target", "none", "--evaluate.episodes", "1")
-
-
-def _words(flags: dict[str, str]) -> tuple[str, ...]:
-    return tuple(word for key, value in flags.items() for word in (f"--{key}", value))
 
 
 @dataclass(frozen=True)
@@ -67,14 +60,14 @@ class Case:
 CASES = {
     "cartpole": Case("cartpole", 60_000, peer="PPO", bare_goal=0.5, peer_goal=3.0),
     "cartpole, direct": Case(
-        "cartpole", 60_000, _words({"generator.source": "direct", "generator.whiten": "none"}), peer="PPO"
+        "cartpole", 60_000, runs.words({"generator.source": "direct", "generator.whiten": "none"}), peer="PPO"
     ),
     "cartpole-gnn": Case("cartpole-gnn", 60_000),
     "hopper": Case("hopper", 20_000, peer="PPO", bare_goal=0.75, peer_goal=2.0),
     "simple-spread": Case("simple-spread", 8000),
     "qtrl-cartpole": Case("qtrl-cartpole", 300),
-    "hopper-sac": Case("hopper-sac", 1000, _words(SAC), peer="SAC", peer_goal=1.4),
-    "hopper-sac, 64 environments": Case("hopper-sac", 12_800, _words(SAC | MANY)),
+    "hopper-sac": Case("hopper-sac", 1000, runs.words(SAC), peer="SAC", peer_goal=1.4),
+    "hopper-sac, 64 environments": Case("hopper-sac", 12_800, runs.words(SAC | MANY)),
 }
 QUICK = {"cartpole": 480, "hopper": 2048, "qtrl-cartpole": 3, "hopper-sac": 200}
 STARTED = ("cartpole", "hopper")

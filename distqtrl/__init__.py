@@ -18,6 +18,7 @@ Wire 0 is the most significant bit of a basis state. Arrays end in the letters o
     circuit: G gates · K parameter sets · D angles of the device · W wires · J compiled steps or angles · I passes
     circuit: B blocks of threads · X numbers of one
     environment, training: S numbers of a critic's state
+    algorithm: W features of a layer
     algorithm, training: J completions of a group
     export: J bytes
     generator: D free numbers · X trained numbers · N weights of a sample

@@ -38,6 +38,22 @@ CAUTION = (
     "Every sentence is at 95 % by itself: with no difference at all, about one in twenty (with 5 seeds, one in ten) "
     "would claim one. Runs that failed are in no mean."
 )
+SAC_OF_PEER = {  # stable-baselines3's defaults as our flags, whatever a preset says
+    "policy.hidden": "256 256",
+    "environment.local_num": "1",
+    "algorithm.value_hidden": "256 256",
+    "algorithm.critic_norm": "none",
+    "algorithm.learning_rate": "0.0003",
+    "algorithm.value_learning_rate": "0.0003",
+    "algorithm.policy_every": "1",
+    "algorithm.policy_steps": "none",
+    "algorithm.temperature": "1",
+    "algorithm.batch_size": "256",
+    "algorithm.adam_beta1": "0.9",
+    "algorithm.adam_epsilon": "1e-8",
+    "algorithm.rollout_steps": "100",
+    "policy.normalize_observations": "false",
+}
 PACKAGES = ("torch", "numba", "numpy", "gymnasium", "minigrid", "mpi4py", "mpich")
 
 
@@ -86,6 +102,11 @@ def jobs(
     """A case's job for every seed, of the task's preset or another."""
     every = flags + (QUICK if args.quick else ())
     return [Job(preset or PRESETS[args.task], seed, ranks, every) for seed in seeds(args, times)]
+
+
+def words(flags: Mapping[str, str]) -> tuple[str, ...]:
+    """Flags as a command line."""
+    return tuple(word for key, value in flags.items() for word in (f"--{key}", *value.split()))
 
 
 def fields(words: Iterable[str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-BETAS = 0.9, 0.999
+BETA2 = 0.999
 
 
 class Adam:
@@ -25,12 +25,12 @@ class Adam:
     tensor([0.9000, 1.1000])
     """
 
-    def __init__(self, groups: Sequence[tuple[list[Tensor], float]], eps: float) -> None:
+    def __init__(self, groups: Sequence[tuple[list[Tensor], float]], eps: float, beta1: float = 0.9) -> None:
         self.rates = [rate for _, rate in groups]
         self.parameters = [p for parameters, _ in groups for p in parameters]
         numbers = count()
         self._groups = [[(next(numbers), p) for p in parameters] for parameters, _ in groups]
-        self._eps = eps
+        self._eps, self._beta1 = eps, beta1
         # of those parameters that have moved, by their place among all
         self.state: dict[int, dict[str, Tensor]] = {}
 
@@ -49,8 +49,8 @@ class Adam:
                 [state["step"] for state in states],
                 fused=True,
                 amsgrad=False,
-                beta1=BETAS[0],
-                beta2=BETAS[1],
+                beta1=self._beta1,
+                beta2=BETA2,
                 lr=rate,
                 weight_decay=0.0,
                 eps=self._eps,

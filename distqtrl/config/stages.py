@@ -329,6 +329,9 @@ class Algorithm(Stage):
         description="updates in which the learning rates rise to their values; 0 = none",
     )
     anneal: bool = Field(False, description="let the learning rates fall linearly to 0 over the budget")
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="Adam, how much of the first moment is kept in a step (CrossQ: 0.5)"
+    )
     adam_epsilon: Rate = Field(1e-5, description="Adam, added to the root of the second moment")
     batch_size: Many = Field(256, description="SAC: samples of all ranks in one gradient step")
     replay: Annotated[Whole, Field(ge=1, le=10**8)] = Field(
@@ -341,11 +344,21 @@ class Algorithm(Stage):
         1, description="SAC: steps of every environment between two rounds of gradient steps (divides rollout_steps)"
     )
     gradient_steps: Positive = Field(1, description="SAC: gradient steps per step of every environment")
-    policy_every: Positive = Field(
-        2, description="SAC: steps of the critics between two rounds of as many of the policy"
+    policy_every: Positive = Field(2, description="SAC: steps of the critics between two rounds of steps of the policy")
+    policy_steps: Positive | None = Field(
+        None, description="SAC: steps of the policy in such a round; none = policy_every"
+    )
+    critic_norm: Literal["none", "batch_renorm", "layer_norm"] = Field(
+        "none",
+        description="SAC: batch_renorm = CrossQ (1902.05605), without target critics; layer_norm = before every ReLU, "
+        "rows of weights of unit length",
+    )
+    renorm_warmup: Whole = Field(
+        100_000, ge=0, le=10**12, description="batch_renorm: steps of the critics with a batch's own statistics alone"
     )
     tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="SAC: what entropy weighs at the start")
     target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 

@@ -16,16 +16,21 @@ from distqtrl.errors import Diverged
 
 REMEDY = "lower the learning rates or check the environment"
 Array = npt.NDArray[np.float64]
+Named = Sequence[tuple[str, slice]]  # what parts of a vector are, those that spoil others first
 
 
 class NotFinite(Refused, Diverged):
     """A sum over ranks is not finite, or a scale of all ranks has collapsed."""
 
 
-def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) -> Array:
-    """Sum over ranks; raises NotFinite on every rank, naming those whose part is not finite."""
+def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str, named: Named = ()) -> Array:
+    """Sum over ranks; raises NotFinite on every rank, naming those whose part is not finite.
+
+    named: parts of the vector, of which the first that is not finite is said before ``what``.
+    """
     total_N = REDUCTIONS[reduction](comm, local_N)
     if not np.isfinite(total_N).all():
+        what = next((name for name, part in named if not np.isfinite(total_N[part]).all()), "") + what
         finite_R = comm.allgather(np.array([np.isfinite(local_N).all()]))[:, 0]
         ranks = (
             ", ".join(str(rank) for rank, good in zip(comm.ranks, finite_R, strict=True) if not good)
@@ -35,13 +40,15 @@ def finite_sum(comm: Communicator, reduction: str, local_N: Array, what: str) ->
     return total_N
 
 
-def reduced(config: Allreduce, comm: Communicator, local_N: Array, where: str) -> Array:
+def reduced(config: Allreduce, comm: Communicator, local_N: Array, where: str, named: Named = ()) -> Array:
     """A gradient summed over the ranks, or this rank's own while ranks step by themselves.
 
-    Raises NotFinite on every rank, or Diverged on this one alone, for numbers that are not finite.
+    Raises NotFinite on every rank, or Diverged on this one alone, for numbers that are not finite, which are called
+    gradient or loss unless they are ``named``.
     """
     if config.aggregation != "average":
-        return finite_sum(comm, config.reduction, local_N, f"gradient or loss at {where}")
+        what = f" at {where}" if named else f"gradient or loss at {where}"
+        return finite_sum(comm, config.reduction, local_N, what, named)
     if not np.isfinite(local_N).all():
         raise Diverged(f"gradient is not finite at {where}: {REMEDY}")
     return local_N

@@ -75,7 +75,7 @@ class Learner:
 
     def _optimize(self, groups: list[tuple[list[Tensor], float]]) -> None:
         """Train these parameters, with these learning rates."""
-        self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon)
+        self.optimizer = Adam(groups, self.config.algorithm.adam_epsilon, self.config.algorithm.adam_beta1)
         self.parameters = self.optimizer.parameters
         self.gradients = Gradients(self.parameters)
         self._num_generated = self.generator.counts()["total"]

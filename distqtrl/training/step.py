@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distqtrl.training.gradient import Array, reduced
+from distqtrl.training.gradient import Array, Named, reduced
 from distqtrl.training.learner import Learner
 
 
@@ -27,6 +27,7 @@ class Loss:
     direct: Sequence[Tensor]  # what else it depends on
     moves: range  # places of neighbouring parameters of the learner, so that their gradient is in one piece
     sums: Array  # added up over the ranks beside the gradient
+    names: Sequence[str] = ()  # of the first of them, for who must say which was the first that is not finite
     share: float = 1.0  # the part of the step's samples that is this rank's
     local_batch: float = 0.0  # units that this rank's gradient is of, and that of all ranks:
     global_batch: float = 0.0  # where the noise scale is measured (``algorithm.noise_scale``), else 0
@@ -91,7 +92,7 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
                 parts = learner.noise_scale.part(learner.of_generator(gradient_N), loss.local_batch, loss.global_batch)
             locals_.append(Reduced(loss.moves, gradient_N, loss.sums, seen_S, parts, loss.leaf_M is not None))
         pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S, each.parts)]
-        total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where)
+        total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where, _named(losses[0], pieces))
     summed = iter(np.split(total, np.cumsum([len(piece) for piece in pieces])[:-1]))
     totals = [
         Reduced(each.moves, next(summed), next(summed), next(summed), next(summed), each.of_policy) for each in locals_
@@ -100,6 +101,13 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
         if loss.global_batch:
             learner.noise_scale.add(learner.of_generator(whole.gradient_N), whole.parts, loss.global_batch)
     return totals
+
+
+def _named(loss: Loss, pieces: Sequence[Array]) -> Named:
+    """What the numbers of a step of one learner are, where its loss has names for its sums."""
+    start, end = len(pieces[0]), sum(len(piece) for piece in pieces)
+    sums = [(name, slice(start + i, start + i + 1)) for i, name in enumerate(loss.names)]
+    return [*sums, ("gradient", slice(0, start)), ("statistics", slice(start, end))] if sums else []
 
 
 def step(learners: Sequence[Learner], totals: Sequence[Reduced]) -> list[float]:

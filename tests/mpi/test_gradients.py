@@ -17,6 +17,13 @@ AGENTS = {
     "policy.normalize_observations": "true",
     "algorithm.minibatches": "2",
 }
+SAC = {
+    "environment.id": "Pendulum-v1",
+    "policy.normalize_observations": "true",
+    "algorithm.name": "sac",
+    "algorithm.learning_starts": "0",
+    "algorithm.batch_size": "20",  # not a multiple of the environments
+}
 ALGORITHMS = {
     "ppo": {
         "algorithm.epochs": "2",
@@ -25,13 +32,8 @@ ALGORITHMS = {
         "policy.normalize_observations": "true",
     },
     "reinforce": {"algorithm.name": "reinforce"},
-    "sac": {
-        "environment.id": "Pendulum-v1",
-        "policy.normalize_observations": "true",
-        "algorithm.name": "sac",
-        "algorithm.learning_starts": "0",
-        "algorithm.batch_size": "20",  # not a multiple of the environments
-    },
+    "sac": SAC,
+    "sac-layer-norm": {**SAC, "algorithm.critic_norm": "layer_norm", "algorithm.adam_beta1": "0.5"},
     "integers": {
         "quantize.aware": "true",
         "quantize.core_bits": "3",
@@ -64,7 +66,8 @@ def test_ranks_times_environments_is_what_counts(forked_ranks, tmp_path):
         for name, (precision, reduction) in itertools.product(
             ALGORITHMS, [("float64", "ordered"), ("float64", "fast"), ("float32", "ordered")]
         )
-        if (name, precision) != ("sac", "float32")  # SAC acts between its steps, so rounding moves its observations
+        if not name.startswith("sac")
+        or precision == "float64"  # SAC acts between its steps, so rounding moves its observations
     }
     one, *more = (updated(forked_ranks, ranks, tmp_path / str(ranks), cases) for ranks in (1, 2, 4))
     for several, name in itertools.product(more, cases):
@@ -84,6 +87,14 @@ def test_ranks_times_environments_is_what_counts(forked_ranks, tmp_path):
     for several, name in itertools.product(more, ALGORITHMS):
         ordered, fast = (several[f"{name}-float64-{reduction}/agreed"] for reduction in ("ordered", "fast"))
         np.testing.assert_allclose(fast, ordered, rtol=1e-12, atol=1e-15)
+
+
+def test_batches_own_statistics_leave_ranks_equal(forked_ranks, tmp_path):
+    """CrossQ's critics normalise by each rank's share of the batch: other gradients on other ranks, the same on all."""
+    flags = {"algorithm.critic_norm": "batch_renorm", "algorithm.renorm_warmup": "4", "train.precision": "float64"}
+    r = updated(forked_ranks, 2, tmp_path / "2", {"crossq": (2, {**SAC, **flags})})
+    assert (r["crossq/stepped"][:, 0] == r["crossq/stepped"][:, 1]).all()
+    assert (r["crossq/stepped"][1] != r["crossq/before"][0]).mean() > 0.9
 
 
 def test_aggregation_on_two_ranks(forked_ranks, tmp_path):

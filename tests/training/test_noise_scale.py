@@ -42,9 +42,9 @@ def addends(monkeypatch):
     """What every rank hands to the reductions of steps: rank -> (where, vector), in order."""
     seen, plain = {0: [], 1: [], 2: []}, step.reduced
 
-    def reduced(config, comm, local_N, where):
+    def reduced(config, comm, local_N, where, named):
         seen[comm.rank].append((where, local_N.copy()))
-        return plain(config, comm, local_N, where)
+        return plain(config, comm, local_N, where, named)
 
     monkeypatch.setattr(step, "reduced", reduced)
     return seen

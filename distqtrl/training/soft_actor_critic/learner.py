@@ -17,12 +17,13 @@ from distqtrl.policy.distribution import Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.training import demand
 from distqtrl.training.demand import FLOAT, Need
-from distqtrl.training.gradient import Array
+from distqtrl.training.gradient import REMEDY, Array, NotFinite
 from distqtrl.training.learner import Setup
 from distqtrl.training.network_learner import NetworkLearner
 from distqtrl.training.roles import Spec
 from distqtrl.training.step import Loss, backward, reduce, step, zero
 
+BEYOND = 100.0  # times what rewards can add up to: critics that say so have diverged
 CRITIC, POLICY = ("value_loss", "value_mean"), ("policy_loss", "entropy", "temperature")
 
 
@@ -32,20 +33,21 @@ class SoftActorCritic(NetworkLearner):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         a, num_actions = self.config.algorithm, self.head.num_outputs
-        num_inputs = self.architecture.num_inputs
         self.deviates = _deviates(self.config, setup.spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", 2))
-            self.critics = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
-            self.targets = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
+            self.critics = _critics(self.config, setup.spec).to(self.dtype)
+            targets = _critics(self.config, setup.spec).to(self.dtype)
             deviation_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.targets.requires_grad_(False)
+        targets.load_state_dict(self.critics.state_dict())
+        self.targets = None if a.critic_norm == "batch_renorm" else targets.requires_grad_(False)
         self.deviation_M = nn.Parameter(deviation_M.to(self.dtype))
-        self.log_temperature = nn.Parameter(torch.zeros((), dtype=self.dtype))
+        self.log_temperature = nn.Parameter(torch.tensor(a.temperature, dtype=self.dtype).log())
         self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
         for name, module in (("critics", self.critics), ("targets", self.targets)):
-            self.trained.add_module(name, module)
+            if module is not None:
+                self.trained.add_module(name, module)
+        self.trained.register_buffer("largest_reward", torch.zeros((), dtype=torch.float64))
         for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
         self.direct: list[Tensor] = [self.deviation_M, *self.scales, self.log_temperature]  # beside the generator
@@ -93,15 +95,14 @@ class SoftActorCritic(NetworkLearner):
 
     @staticmethod
     def num_training_only(config: Config, spec: Spec) -> int:
-        num_inputs = spec.architecture.num_inputs + spec.head.num_outputs
-        critics = sum(p.numel() for p in sac.Critics(num_inputs, config.algorithm.value_hidden).parameters())
+        critics = sum(p.numel() for p in _critics(config, spec).parameters())
         return critics + _deviates(config, spec).num_weights + 1
 
     @staticmethod
     def steps_per_update(config: Config, num_environments: int) -> tuple[int, int]:
         a = config.algorithm
         silent = -(-a.learning_starts // (num_environments * a.rollout_steps))
-        return a.rollout_steps * a.gradient_steps // a.policy_every * a.policy_every, silent
+        return a.rollout_steps * a.gradient_steps // a.policy_every * (a.policy_steps or a.policy_every), silent
 
     @staticmethod
     def replay(config: Config, spec: Spec, local_num: int, num_environments: int) -> Replay:
@@ -109,6 +110,10 @@ class SoftActorCritic(NetworkLearner):
         a = config.algorithm
         capacity = max(a.replay // num_environments, a.rollout_steps)
         return Replay(local_num, capacity, spec.architecture.num_inputs, spec.head.num_outputs)
+
+    def fingerprint(self) -> bytes:
+        """With the critics' running statistics."""
+        return super().fingerprint() + b"".join(x.numpy().tobytes() for x in self.critics.buffers())
 
     def deviation(self) -> Callable[[np.ndarray], np.ndarray]:
         """Normalised observations -> the deviations of the actions before tanh, in NumPy, as the parameters stand."""
@@ -125,15 +130,37 @@ class SoftActorCritic(NetworkLearner):
         return distribution.squashed(mean_NA, log_std_NA, noise_NA)
 
     def critic_step(self, batch: Transitions, noise_NA: Tensor, count: int, where: str) -> Array:
-        """One step of the critics on count samples of all ranks; returns the means of CRITIC over them."""
+        """One step of the critics on count samples of all ranks; returns the means of CRITIC over them.
+
+        Raises Diverged where they lose all relation to rewards.
+        """
         zero([self])
         loss = self._critic_loss(batch, noise_NA, count)
         backward([self], [loss])
         (total,) = reduce([self], [loss], f"{where}, critics")
+        _, mean, value_loss, reward = total.sums[:4]
+        self._check_values(mean, reward, loss.sums[1] * count / len(noise_NA), f"{where}, critics")
         step([self], [total])
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.targets.parameters()), self.critic_parameters, self.config.algorithm.tau)
-        return total.sums
+        self.critics.project()
+        self.critics.observe(total.sums[4:])
+        if self.targets is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.targets.parameters()), self.critic_parameters, self.config.algorithm.tau)
+        return np.array([value_loss, mean])
+
+    def _check_values(self, mean: float, reward: float, local_mean: float, where: str) -> None:
+        """Raise NotFinite where the critics' mean value is far beyond all that rewards seen so far can add up to."""
+        largest: Tensor = self.trained.largest_reward  # type: ignore[assignment]
+        largest.clamp_(min=reward)
+        most = float(largest) / max(1 - self.config.algorithm.gamma, 1e-6)
+        if abs(mean) <= BEYOND * most:
+            return
+        means_R = self.comm.allgather(np.array([local_mean]))[:, 0]
+        worst = int(np.abs(means_R).argmax())
+        raise NotFinite(
+            f"the critics diverge: their mean value at {where} is {means_R[worst]:.3g} on rank "
+            f"{self.comm.ranks[worst]}, rewards and entropies seen so far add up to at most {most:.3g}: {REMEDY}"
+        )
 
     def policy_step(
         self, batch: Transitions, noise_NA: Tensor, count: int, where: str, measured: bool = False
@@ -152,19 +179,33 @@ class SoftActorCritic(NetworkLearner):
         return total.sums, norm
 
     def _critic_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
-        a = self.config.algorithm
+        a, share = self.config.algorithm, len(noise_NA) / count
         with self.profile("loss"):
+            obs_NO, next_NO = self.observed(batch.obs_NO), self.observed(batch.next_obs_NO)
+            actions_NA = torch.from_numpy(batch.actions_NA).to(self.dtype)
             with torch.no_grad():
-                next_NO = self.observed(batch.next_obs_NO)
                 raw_NO = torch.from_numpy(batch.next_obs_NO)
-                actions_NA, log_prob_N = self.actions(self.weights(), raw_NO, next_NO, noise_NA)
-                rewards_N, ended_N = torch.from_numpy(batch.rewards_N), torch.from_numpy(batch.terminated_N)
-                next_q_2N, temperature = self.targets(next_NO, actions_NA), float(self.log_temperature.exp())
-                y_N = sac.targets(rewards_N, ended_N, next_q_2N, log_prob_N, temperature, a.gamma)
-            q_2N = self.critics(self.observed(batch.obs_NO), torch.from_numpy(batch.actions_NA).to(self.dtype))
+                next_NA, log_prob_N = self.actions(self.weights(), raw_NO, next_NO, noise_NA)
+            if self.targets is None:  # CrossQ: both batches at once, so that statistics are of both
+                both_2N = self.critics(torch.cat([obs_NO, next_NO]), torch.cat([actions_NA, next_NA]), batch=True)
+                q_2N, next_q_2N = both_2N.split(len(noise_NA), dim=1)
+            else:
+                q_2N, next_q_2N = self.critics(obs_NO, actions_NA), self.targets(next_NO, next_NA)
+            rewards_N, ended_N = torch.from_numpy(batch.rewards_N), torch.from_numpy(batch.terminated_N)
+            temperature = float(self.log_temperature.detach().exp())
+            y_N = sac.targets(rewards_N, ended_N, next_q_2N.detach(), log_prob_N, temperature, a.gamma)
             loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
-            sums = np.array([float(loss.detach()), float(q_2N.detach().mean(0).sum()) / count])
-        return Loss(value=loss, leaf_M=None, direct=self.critic_parameters, moves=self._of_critics, sums=sums)
+            soft_N = rewards_N - a.gamma * temperature * log_prob_N
+            means = [y_N.mean() * share, q_2N.detach().mean() * share, loss.detach(), soft_N.abs().mean() * share]
+            sums = np.concatenate([np.array([float(x) for x in means]), self.critics.statistics(share)])
+        return Loss(
+            value=loss,
+            leaf_M=None,
+            direct=self.critic_parameters,
+            moves=self._of_critics,
+            sums=sums,
+            names=("target of the critics", "value of the critics", "loss of the critics"),
+        )
 
     def _policy_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
         leaf_M = self.weights().detach().requires_grad_()
@@ -179,6 +220,11 @@ class SoftActorCritic(NetworkLearner):
             loss = policy_loss + temperature * (entropy - share * self.target_entropy)
             sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
         return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=self._of_policy, sums=sums, share=share)
+
+
+def _critics(config: Config, spec: Spec) -> sac.Critics:
+    a, num_inputs = config.algorithm, spec.architecture.num_inputs + spec.head.num_outputs
+    return sac.Critics(num_inputs, a.value_hidden, a.critic_norm, a.renorm_warmup)
 
 
 def _deviates(config: Config, spec: Spec) -> Architecture:

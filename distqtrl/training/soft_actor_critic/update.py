@@ -124,14 +124,14 @@ class Draws:
         self.norms: list[float] = []
 
     def step(self, replay: Replay) -> None:
-        """One step of the critics; after every ``policy_every`` of them as many of the policy."""
+        """One step of the critics; after every ``policy_every`` of them ``policy_steps`` of the policy."""
         a, learner = self.learner.config.algorithm, self.learner
         where = f"update {self.number}, gradient step {self.done}"
         batch = replay.sample([s.random(n) for s, n in zip(self.streams, self.shares, strict=True)])
         self.critic_means.append(learner.critic_step(batch, self._noise(), a.batch_size, where))
         self.done += 1
         if self.done % a.policy_every == 0:
-            for i in range(a.policy_every):
+            for i in range(a.policy_steps or a.policy_every):
                 means, norm = learner.policy_step(batch, self._noise(), a.batch_size, where, measured=i == 0)
                 self.policy_means.append(means)
                 self.norms.append(norm)

@@ -65,6 +65,57 @@ def test_critics_step_on_their_own_error_and_targets_follow():
     assert torch.equal(learner.deviation_M, policy)
 
 
+def test_crossq_sees_both_batches_at_once_and_has_no_targets():
+    """One pass over (s, a) and (s', a'), whose values bootstrap without a gradient; running moments follow."""
+    flags = {"algorithm__critic_norm": "batch_renorm", "algorithm__renorm_warmup": "0"}
+    learner, twin = prepared(**flags).learner, prepared(**flags).learner
+    assert learner.targets is None
+    data, noise = batch(), torch.randn(12, 1, dtype=torch.float64)
+    after = torch.from_numpy(data.next_obs_NO).double()
+    actions, log_prob = twin.actions(twin.weights(), after, after, noise)
+    obs = torch.cat([torch.from_numpy(data.obs_NO).double(), after])
+    both = torch.cat([torch.from_numpy(data.actions_NA).double(), actions.detach()])
+    values_2M = twin.critics(obs, both, batch=True)
+    y = torch.from_numpy(data.rewards_N) + 0.99 * torch.from_numpy(~data.terminated_N) * (
+        values_2M[:, 12:].detach().min(0).values - log_prob.detach()
+    )
+    loss = ((values_2M[:, :12] - y) ** 2).mean(1).sum()
+    gradients = torch.autograd.grad(loss, list(twin.critics.parameters()))
+    before = values(learner.critics)
+    assert learner.critic_step(data, noise, 12, "here")[0] == pytest.approx(loss.item())
+    for now, was, gradient in zip(learner.critics.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(now.detach(), was - 0.001 * gradient / (gradient.abs() + 1e-5))
+    inputs = torch.cat([obs, both], -1)
+    norm = learner.critics.norms[0]
+    torch.testing.assert_close(norm.mean[1, 0], 0.01 * inputs.mean(0))
+    torch.testing.assert_close(norm.variance[0, 0], 0.99 + 0.01 * inputs.var(0, correction=0))
+    seen = {name: x.clone() for name, x in learner.critics.named_buffers()}
+    learner.policy_step(data, noise, 12, "here")
+    assert all(torch.equal(x, seen[name]) for name, x in learner.critics.named_buffers())
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "layer_norm"])
+def test_generated_policies_on_integers_train_with_normalised_critics(norm):
+    run = prepared(
+        generator__source="circuit",
+        mapping__kind="mlp",
+        quantize__aware="true",
+        quantize__warmup="3",
+        algorithm__critic_norm=norm,
+        algorithm__renorm_warmup="5",
+        algorithm__policy_every="5",
+        algorithm__policy_steps="1",
+    )
+    before = run.learner.fingerprint()
+    metrics, _ = updates.update(run, [])
+    assert run.learner.num_steps == 4  # 20 steps of the critics
+    assert np.isfinite([metrics["value_loss"], metrics["policy_loss"]]).all()
+    assert run.learner.fingerprint() != before
+    again = prepare(run.config, Serial()).learner
+    again.load({name: t.reshape(tuple(t.shape) or (1,)) for name, t in run.learner.tensors().items()})
+    assert again.fingerprint() == run.learner.fingerprint()
+
+
 def test_the_policy_descends_its_own_loss():
     """Weights, deviation, temperature: plain autograd's gradients, away from temperature 1."""
     learner, twin = prepared().learner, prepared().learner
@@ -133,6 +184,11 @@ def test_the_policy_steps_towards_what_critics_like(aware):
     assert learner.num_steps == 51
 
 
+def test_the_temperature_starts_where_it_is_told():
+    learner = prepared(algorithm__temperature="0.1").learner
+    assert float(learner.log_temperature.detach().exp()) == pytest.approx(0.1)
+
+
 def test_nothing_is_learned_before_it_starts():
     run = prepared(algorithm__learning_starts="40")
     before = run.learner.fingerprint()
@@ -159,7 +215,16 @@ def test_circuits_are_counted_as_predicted():
 
 def test_a_diverged_critic_is_named():
     run = prepared(algorithm__value_learning_rate="1e200")
-    with pytest.raises(Refused, match=r"at update 0, gradient step \d+, critics is not finite on rank 0"):
+    where = r"at update 0, gradient step \d+, critics is not finite on rank 0"
+    with pytest.raises(Refused, match=f"^(target|value|loss) of the critics {where}"):
+        updates.update(run, [])
+
+
+def test_critics_beyond_all_rewards_are_named():
+    """Adam's steps are of one length, so that critics may be lost for hours while all numbers are finite."""
+    run = prepared(algorithm__value_learning_rate="10", algorithm__rollout_steps="200")
+    where = r"at update 0, gradient step \d+, critics is \S+ on rank 0, rewards and entropies seen so far add up to"
+    with pytest.raises(Refused, match=f"the critics diverge: their mean value {where} at most"):
         updates.update(run, [])
 
 
@@ -176,6 +241,11 @@ def test_discrete_actions_are_refused():
         ({"allreduce__lost_rank": "shrink"}, "needs allreduce.lost_rank abort"),
         ({"algorithm__learning_starts": "1000"}, "leaves nothing of train.steps = 1000"),
         ({"algorithm__batch_size": "3", "environment__local_num": "4"}, "gives some of 4 environments no sample"),
+        ({"algorithm__policy_every": "3"}, "policy_every = 3 must divide an update's gradient steps"),
+        (
+            {"algorithm__critic_norm": "batch"},
+            "algorithm.critic_norm = 'batch': Input should be 'none', 'batch_renorm' or",
+        ),
         ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps"),
     ],
 )
