@@ -68,6 +68,10 @@ def _joules(zone: Path) -> float:
     return int((zone / "energy_uj").read_text()) * 1e-6
 
 
+def _scaled(read: Callable[[], int], unit_j: float) -> float:
+    return unit_j * read()
+
+
 def gpus() -> list[str]:
     """The GPUs that this process can use, as NVML calls them; none where it uses none."""
     torch = sys.modules.get("torch")
@@ -89,8 +93,8 @@ def nvml(uuids: Sequence[str]) -> tuple[list[Counter], str]:
     try:
         pynvml.nvmlInit()
         for uuid in uuids:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            found.append(Counter(uuid, lambda handle=handle: 1e-3 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)))
+            told_mj = partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+            found.append(Counter(uuid, partial(_scaled, told_mj, 1e-3)))
             found[-1].read()
     except pynvml.NVMLError as error:
         return [], f"NVML cannot read the energy of the GPUs ({error})"

@@ -7,9 +7,11 @@ What a run is called there is in RUN/trackers.json: a resumed run goes on in the
 To add one, write a function that opens a run there, and enter it in TRACKERS.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +76,7 @@ def _wandb(subject: Subject) -> Opened:
 
 
 def _mlflow(subject: Subject) -> Opened:
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files, as they need no database package
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
@@ -166,9 +169,10 @@ class Trackers:
         self._opened.clear()
 
     def _tried(self, name: str, call: Callable[[], Any]) -> Any:
-        """What the call returns; none, a warning and no more calls where it fails."""
+        """What the call returns; none, a warning and no more calls where it fails. Its words go to standard error."""
         try:
-            return call()
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is ours: --json
+                return call()
         except Exception as error:  # whatever networks, disks and versions of a tracker have in store
             self._opened.pop(name, None)
             words = " ".join(str(error).split())[:200]

@@ -114,7 +114,7 @@ def scores(axes: "Axes", cases: Mapping[str, Sequence[float]]) -> None:
     """A line for every case: all runs as dots, the IQM as a bar, with its 95 % interval where there are three."""
     for y, (_, values) in enumerate(cases.items()):
         x = np.array(values)
-        axes.plot(x, np.full(len(x), y), "o", color=COLORS[2], markersize=4, alpha=0.5, linewidth=0)
+        axes.plot(x, np.full(len(x), y), "o", color=COLORS[2], markersize=4, alpha=0.5, linewidth=0, zorder=3)
         axes.plot([iqm(x)] * 2, [y - 0.3, y + 0.3], color=COLORS[1], linewidth=2.5)
         if len(x) >= LEAST:
             axes.plot(interval(iqm, x), [y, y], color=COLORS[0], linewidth=1.5)

@@ -26,7 +26,8 @@ ENVIRONMENT = (  # what makes returns comparable
     *("environment.num_actions", "language.task"),
 )
 LONGEST = 40  # characters of a value in a label
-LABELLED = 3  # fields that differ are all named in a label; of more, only as many as tell the groups apart
+LABELLED = 3  # fields that differ are all named in a label; of more, these, and as many others as tell groups apart
+FOREMOST = ("ranks", "generator.source", "algorithm.name", "mapping.kind", "circuit.ansatz")
 FILES = ("config.json", "metrics.jsonl")  # one of them makes a folder a run, whole or damaged
 
 
@@ -202,7 +203,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def _labels(keys: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], only: str) -> list[str]:
     """A label for every key: the fields in which those that are ``told`` differ, or ``only`` where they do not.
 
-    Of many fields, those that tell the most apart; three dots say that there are more.
+    Of many fields, the foremost and those that tell the most apart; three dots say that there are more.
     """
     varying = [name for name in keys[0] if len({json.dumps(key[name]) for key in told}) > 1]
     chosen = varying if len(varying) <= LABELLED else _telling(told, varying)
@@ -213,13 +214,13 @@ def _labels(keys: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]
 
 
 def _telling(keys: Sequence[Mapping[str, Any]], varying: Sequence[str]) -> list[str]:
-    """A few of the fields that tell all keys apart, the one that tells most apart first."""
+    """A few of the fields that tell all keys apart: the foremost, then the one that tells most apart."""
     different = list({json.dumps(key): key for key in keys}.values())
 
     def classes(names: Sequence[str]) -> int:
         return len({json.dumps([key[name] for name in names]) for key in different})
 
-    chosen: list[str] = []
+    chosen = [name for name in FOREMOST if name in varying]
     while classes(chosen) < len(different):
         chosen.append(max(varying, key=lambda name: (classes([*chosen, name]), -varying.index(name))))
     return sorted(chosen, key=varying.index)
@@ -248,5 +249,7 @@ def _key(run: Run) -> dict[str, Any]:
 
 
 def _word(value: Any) -> str:
-    text = "-".join(str(x) for x in value) or "none" if isinstance(value, list) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        text = "-".join(str(x) for x in value) or "none"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

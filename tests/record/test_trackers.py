@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 import runs
@@ -27,6 +29,7 @@ class Fake:
 
     def open(self, subject):
         self._may("open")
+        print("a tracker's advertisement")
         self.subjects.append(subject)
         return Opened(subject.name, self.log, self.close)
 
@@ -50,6 +53,14 @@ def faked(monkeypatch):
         return fake
 
     return make
+
+
+def test_standard_output_is_for_json_alone(faked, tmp_path, capsys):
+    faked()
+    assert train(tmp_path / "run", "--train.trackers", "wandb", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["status"] == "complete"
+    assert "a tracker's advertisement" in err
 
 
 def train(run, *words):
@@ -173,8 +184,7 @@ def test_mlflows_files(resumed, tmp_path):
 
 def test_trackios_database(resumed, tmp_path):
     name = resumed("trackio")
-    import trackio
-
-    (run,) = trackio.Api().runs(trackers.PROJECT)
-    assert run.name == name
-    assert list((tmp_path / "trackio").rglob("*.db"))
+    with closing(sqlite3.connect(tmp_path / "trackio" / "distqtrl.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    told = [(10 * n, {"loss": 0.5 + n, "profile_s/rollout": 0.25}) for n in range(4)]
+    assert [(run, step, json.loads(numbers)) for run, step, numbers in rows] == [(name, *each) for each in told]

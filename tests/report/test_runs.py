@@ -165,9 +165,11 @@ def test_labels_of_many_differences_are_as_short_as_tells_them_apart(copied):
         replace(run / "config.json", *many, ('"validation_episodes": 40', '"validation_episodes": 7'))
     assert [group.label for group in grouped([*map(read, (a, b))])] == ["smoothing 10, …", "smoothing 3, …"]
     replace(c / "config.json", ('"backend": "statevector"', '"backend": "torch"'))
+    replace(b / "config.json", ('"source": "circuit"', '"source": "direct"'))  # is named, as whoever reads looks for it
     labels = [group.label for group in grouped([*map(read, (a, b, c))])]
     assert len(set(labels)) == 3
     assert all(label.endswith(", …") and label.count(",") == 2 for label in labels)
+    assert [label.split(",")[0] for label in labels] == ["source circuit", "source direct", "source circuit"]
 
 
 def test_labels_that_are_cut_are_still_different(copied):
