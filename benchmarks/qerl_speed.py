@@ -1,6 +1,6 @@
 """GRPO beside TRL's GRPOTrainer: rollouts and steps of the same decoder, prompts, groups and lengths, on a CPU.
 
-    python benchmarks/qerl_speed.py            10 minutes; writes benchmarks/results/qerl/speed.*
+    python benchmarks/qerl_speed.py            2 core minutes; writes benchmarks/results/qerl/speed.*
     python benchmarks/qerl_speed.py --quick    one small case; writes nothing unless -o is given
 
 The decoder has random weights, rounded to NVFP4. TRL reads them from a checkpoint in float32 and trains LoRA of the
@@ -72,7 +72,7 @@ def main() -> None:
     from lib.trl_peer import Theirs
 
     torch.set_num_threads(1)
-    cases, times = (SMALL, 2) if args.quick else (CASES, 15)
+    cases, times = (SMALL, 2) if args.quick else (CASES, 7)
     results = {
         **setting.facts("torch", "transformers", *PEERS),
         "times": times,
@@ -129,8 +129,7 @@ def measured(case: Case, times: int, peer: Callable[..., Any]) -> dict[str, Any]
         what: {name: np.array(getattr(each, f"{what}s_s")[1:]) for name, each in everyone.items()} for what in WHAT
     }
     ways = {name: {what: cell(taken[what][name], taken[what]["TRL"]) for what in WHAT} for name in everyone}
-    weights = sum(parameter.numel() for parameter in theirs.network.parameters())
-    return {**asdict(case), "weights": weights, "tokens": tokens, "differs": differs, "ways": ways}
+    return {**asdict(case), "weights": theirs.weights, "tokens": tokens, "differs": differs, "ways": ways}
 
 
 def cell(taken_s: np.ndarray, peer_s: np.ndarray) -> dict[str, Any]:

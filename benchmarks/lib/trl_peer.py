@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from distqtrl.config.frozen import TARGETS
@@ -31,6 +31,7 @@ class Theirs:
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
         tokenizer.add_special_tokens({"eos_token": NEVER})
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        network.generation_config.eos_token_id = None
         questions = [task.question("train", number) for number in range(QUESTIONS)]
 
         def reward(completions: list[str], prompts: list[str], answer: list[str], **_: Any) -> list[float]:
@@ -50,6 +51,7 @@ class Theirs:
             r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
         )
         self.network, self.tokenizer, self.reward = network, tokenizer, reward
+        self.weights = network.num_parameters()  # those of LoRA not among them
         self.data = Dataset.from_list([{"prompt": q.prompt, "answer": q.answer} for q in questions])
         self.steps_s: list[float] = []
         self.rollouts_s: list[float] = []
@@ -74,6 +76,7 @@ class Theirs:
             peft_config=self.lora,
             callbacks=[turns],
         )
+        trainer.remove_callback(PrinterCallback)
         rollout = watched(trainer._generate_and_score_completions, self.rollouts_s)
 
         def counted(*args: Any) -> Any:
