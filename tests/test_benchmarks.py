@@ -71,6 +71,15 @@ def test_compression(quick, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_qerl_speed(quick):
+    pytest.importorskip("trl", reason="there is no TRL: pip install 'distqtrl[llm-peers]'")
+    written = quick("qerl_speed")
+    (case,) = json.loads(written("qerl/speed.json"))["cases"]
+    assert (case["tokens"], case["ways"].keys()) == (2 * 2 * 3, {"packed", "float32", "TRL"})
+    assert case["differs"] < 1e-5
+    assert "| small | 18," in written("qerl/speed.md")
+
+
 def test_four_bits(quick):
     written = quick("four_bits")
     results = json.loads(written("four_bits/four_bits.json"))

@@ -1,6 +1,6 @@
 """A frozen linear layer that may keep its weights as codes of four bits, and the update of low rank beside it.
 
-    y = W x + (B - B_0) (A x)        A (rank, I), B (O, rank); W from codes, decoded for every product
+    y = (W + (B - B_0) A) x        A (rank, I), B (O, rank); W from codes, decoded for every product
 
 Decoded weights, ``quantize.blocks``' bit for bit, are never kept: the gradient by x decodes them again.
 """
@@ -18,6 +18,7 @@ from distqtrl.quantize import blocks
 from distqtrl.quantize.blocks import Encoded
 
 BYTES = np.arange(256, dtype=np.uint8)
+NONE = (None, None)  # factors
 
 
 class Packed(nn.Module):
@@ -113,35 +114,38 @@ class FrozenLinear(nn.Module):
 
     def merged(self) -> Tensor:
         """W + (B - B_0) A."""
-        if self.factors is None:
-            return self.weight()
-        a, b = self.factors
-        return self.weight() + b @ a
+        return _merged(self.weight(), *(self.factors or NONE))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.held is not None:
             return functional.linear(x, self.held, self.bias)
-        if self.packed is None:
-            y = functional.linear(x, self.dense, self.bias)
-        else:
-            y = _Product.apply(x, self)
-            y = y if self.bias is None else y + self.bias
-        if self.factors is None:
-            return y
-        a, b = self.factors
-        return y + functional.linear(functional.linear(x, a), b)
+        y: Tensor = _Product.apply(x, *(self.factors or NONE), self)
+        return y
+
+
+def _merged(weight_OI: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    return weight_OI if a is None or b is None else torch.addmm(weight_OI, b, a)
 
 
 class _Product(torch.autograd.Function):
-    """x W^T, which remembers the codes and no weight."""
+    """x (W + B A)^T + bias, which remembers x, A and B, and no weight: the sum is made again for the gradient by x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor | None, b: Tensor | None, layer: FrozenLinear) -> Tensor:
+        ctx.save_for_backward(x, a, b)
         ctx.layer = layer
-        assert layer.packed is not None
-        few = None if any(ctx.needs_input_grad) else layer.packed.product(x)
-        return functional.linear(x, layer.weight()) if few is None else few
+        if layer.packed is not None and not any(ctx.needs_input_grad):
+            y = layer.packed.product(x)
+            if y is not None:
+                y = y if a is None or b is None else y + functional.linear(functional.linear(x, a), b)
+                return y if layer.bias is None else y + layer.bias
+        return functional.linear(x, _merged(layer.weight(), a, b), layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ ctx.layer.weight(), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b = ctx.saved_tensors
+        by_x = gradients[0] @ _merged(ctx.layer.weight(), a, b) if ctx.needs_input_grad[0] else None
+        if a is None:
+            return by_x, None, None, None
+        x_NI, by_y_NO = x.flatten(0, -2), gradients[0].flatten(0, -2)
+        return by_x, (by_y_NO @ b).T @ x_NI, by_y_NO.T @ (x_NI @ a.T), None

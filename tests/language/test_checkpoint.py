@@ -230,6 +230,20 @@ def test_an_adapter_is_the_change_beside_the_base(models, directories, tmp_path)
         torch.testing.assert_close(said(network), model.logits(TOKENS, None, factors(model, 1)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")  # what PEFT asks of transformers
+def test_peft_loads_an_adapter(models, directories, tmp_path):
+    peft = pytest.importorskip("peft", reason="there is no PEFT: pip install 'distqtrl[llm-peers]'")
+    model = models("qwen3")
+    checkpoint.adapter(tmp_path / "adapter", model, factors(model, 1))
+    base = AutoModelForCausalLM.from_pretrained(directories["qwen3"], dtype=torch.float32)
+    before = said(base)
+    network = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    wanted = model.logits(TOKENS, None, factors(model, 1)).detach()
+    torch.testing.assert_close(said(network), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(said(network.merge_and_unload()), wanted, atol=1e-5, rtol=0)
+    assert (before - wanted).abs().max() > 0.1
+
+
 def test_what_is_there_is_kept_and_nothing_is_half_written(models, tmp_path, monkeypatch):
     model = models()
     (tmp_path / "mine").mkdir()

@@ -51,6 +51,9 @@ class Grpo(Learner):
         assert isinstance(setup.spec, Decoder)
         self.spec, self.model, r = setup.spec, setup.spec.model, self.config.rollout
         noise.deviation(r.noise, r.noise_start, r.noise_end, r.noise_stages, 0.0)
+        if r.noise != "none":  # refused now, not when the first noise is due
+            least = r.noise_start if r.noise == "constant" else r.noise_end
+            self.model.noisy(least, seeding.stream(self.config.train.seed, "noise", 0))
         self.start_F = self.generator.ideal().detach().to(self.dtype).clone()  # it may be the parameter itself
         self.trained.register_buffer("start_F", self.start_F)
         self.model.start(self.start_F)
