@@ -77,7 +77,8 @@ class Renorm(nn.Module):
             return steep, torch.addcmul(self.shift, self.mean, steep, value=-1)
         mean, variance = _Moments.apply(x_2NW)
         self._seen = mean.detach(), variance.detach()
-        steep, offset = self.scale * torch.rsqrt(variance + EPSILON), self.shift
+        offset: Tensor = self.shift
+        steep = self.scale * torch.rsqrt(variance + EPSILON)
         if int(self.num_observed) >= self.warmup:
             with torch.no_grad():
                 running = torch.sqrt(self.variance + EPSILON)

@@ -4,6 +4,7 @@ Actions live in (-1, 1), whatever the environment's bounds are, and so do entrop
 """
 
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Critics(nn.Module):
         last = len(self.weights) - 1
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if self.norm == "batch_renorm":
-                weight, bias = self.norms[k].folded(x, weight, bias, batch)
+                weight, bias = cast(Renorm, self.norms[k]).folded(x, weight, bias, batch)
             x = torch.baddbmm(bias, x, weight.mT)
             if k < last:
                 x = torch.relu(self.norms[k](x) if self.norm == "layer_norm" else x)
