@@ -5,7 +5,7 @@ d = (mean_B - mean) / std of the running mean and std are clipped and count as c
 as single inputs will be. What follows is linear, and takes all of it but the statistics.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -77,8 +77,7 @@ class Renorm(nn.Module):
             return steep, torch.addcmul(self.shift, self.mean, steep, value=-1)
         mean, variance = _Moments.apply(x_2NW)
         self._seen = mean.detach(), variance.detach()
-        offset: Tensor = self.shift
-        steep = self.scale * torch.rsqrt(variance + EPSILON)
+        steep, offset = self.scale * torch.rsqrt(variance + EPSILON), cast(Tensor, self.shift)
         if int(self.num_observed) >= self.warmup:
             with torch.no_grad():
                 running = torch.sqrt(self.variance + EPSILON)

@@ -4,7 +4,6 @@ Actions live in (-1, 1), whatever the environment's bounds are, and so do entrop
 """
 
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import torch
@@ -38,10 +37,10 @@ class Critics(nn.Module):
     def forward(self, obs_NO: Tensor, actions_NA: Tensor, batch: bool = False) -> Tensor:
         """Both networks' values (2, N). batch: by this batch's statistics, which ``statistics`` then tells."""
         x = torch.cat([obs_NO, actions_NA], -1).expand(2, -1, -1)
-        last = len(self.weights) - 1
+        last, renorms = len(self.weights) - 1, self._renorms
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if self.norm == "batch_renorm":
-                weight, bias = cast(Renorm, self.norms[k]).folded(x, weight, bias, batch)
+            if renorms:
+                weight, bias = renorms[k].folded(x, weight, bias, batch)
             x = torch.baddbmm(bias, x, weight.mT)
             if k < last:
                 x = torch.relu(self.norms[k](x) if self.norm == "layer_norm" else x)
