@@ -31,7 +31,7 @@ class Target:
         return f"first update at which {WORDS[self.measure]} is {self.value:g} or more"
 
     def crossings(self, group: Group) -> list[Crossing]:
-        """Of every whole run."""
+        """The crossings of every whole run."""
         return [run.reached(self.value, self.measure) for run in group.whole]
 
 

@@ -205,7 +205,8 @@ def _labels(keys: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]
 
     Of many fields, the foremost and those that tell the most apart; three dots say that there are more.
     """
-    varying = [name for name in keys[0] if len({json.dumps(key[name]) for key in told}) > 1]
+    names = sorted(keys[0], key=lambda name: name not in FOREMOST)
+    varying = [name for name in names if len({json.dumps(key[name]) for key in told}) > 1]
     chosen = varying if len(varying) <= LABELLED else _telling(told, varying)
     ends = [name.rpartition(".")[2] for name in varying]
     short = {name: end if ends.count(end) == 1 else name for name, end in zip(varying, ends, strict=True)}
