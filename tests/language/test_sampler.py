@@ -32,6 +32,11 @@ def test_the_learner_says_what_the_sampler_said(family, precision, models):
     with torch.no_grad():
         found_NT = sampler.log_probs(model, factors(model, 1), PROMPTS, made.tokens_NT, made.length_N, 0.8)
     torch.testing.assert_close(found_NT, made.log_prob_NT, atol=2e-6, rtol=1e-6)
+    exact, tokens = models(family, precision, torch.float64), (PROMPTS, made.tokens_NT, made.length_N, 0.8)
+    with torch.no_grad():
+        exact_NT = sampler.log_probs(exact, factors(model, 1).double(), *tokens)
+    for said_NT in (found_NT, made.log_prob_NT):  # they differ by rounding alone
+        torch.testing.assert_close(said_NT.double(), exact_NT, atol=2e-6, rtol=1e-6)
     beyond_NT = torch.arange(20) >= made.length_N[:, None]
     assert (made.log_prob_NT[beyond_NT] == 0).all()
     assert (made.log_prob_NT[~beyond_NT] < 0).all()
