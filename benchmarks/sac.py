@@ -107,7 +107,7 @@ def main() -> None:
 
 def recipes(args: argparse.Namespace) -> None:
     """Every recipe's return by steps and core-minutes, on all seeds."""
-    steps = args.steps or (400 if args.quick else 100_000)
+    steps = args.steps or (192 if args.quick else 100_000)
     chosen = args.only or (["one update per step", "CrossQ 128"] if args.quick else list(RECIPES))
     jobs = {
         (name, seed): runs.Job(TASKS[args.task][0], seed, 1, runs.words(recipe(args, name, steps)))

@@ -256,6 +256,14 @@ def test_sac_beside_its_peer(quick, tmp_path):
     assert results["ratio"] > 0
 
 
+def test_recipes_of_sac(quick, tmp_path):
+    written = quick("sac", "--recipes", "--seeds", "1", "--runs", tmp_path / "runs")
+    rows = json.loads(written("sac/pendulum-recipes.json"))["rows"]
+    assert {name: len(row["greedy"]) for name, row in rows.items()} == {"one update per step": 1, "CrossQ 128": 1}
+    assert rows["CrossQ 128"]["core_minutes"][0] > 0
+    assert "* CrossQ 128: --algorithm.critic_norm batch_renorm" in written("sac/pendulum-recipes.md")
+
+
 def test_exploration(quick, tmp_path):
     written = quick("exploration", "--runs", tmp_path / "runs")
     cases = json.loads(written("exploration/frozenlake.json"))["cases"]
