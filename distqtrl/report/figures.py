@@ -3,9 +3,10 @@
 import importlib
 import io
 import os
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -42,16 +43,18 @@ def styled() -> Iterator[None]:
 
 
 def _matplotlib() -> ModuleType:
-    """The module, loaded without the backend that the environment names (a notebook's, a screen's): files need none."""
+    """The module, also where the environment names a backend that is none; what it names stays the caller's."""
     wanted = os.environ.get("MPLBACKEND")
+    if wanted is None or "matplotlib" in sys.modules:
+        return importlib.import_module("matplotlib")
     os.environ["MPLBACKEND"] = "agg"
     try:
-        return importlib.import_module("matplotlib")
+        mpl = importlib.import_module("matplotlib")
     finally:
-        if wanted is None:
-            del os.environ["MPLBACKEND"]
-        else:
-            os.environ["MPLBACKEND"] = wanted
+        os.environ["MPLBACKEND"] = wanted
+    with suppress(ValueError):
+        mpl.rcParams["backend"] = wanted  # a notebook's own figures are for it
+    return mpl
 
 
 def panels(number: int, lines: int | None = None, columns: int | None = None) -> "tuple[Figure, Sequence[Axes]]":

@@ -32,9 +32,26 @@ def executed(path: Path) -> nbformat.NotebookNode:
             cell.metadata = {}
             if cell.cell_type == "code":
                 cell.execution_count = None
-                cell.outputs = [kept(output, folder) for output in cell.outputs if output.get("name") != "stderr"]
+                cell.outputs = joined([kept(output, folder) for output in cell.outputs if not progress(output)])
     notebook.metadata = METADATA
     return notebook
+
+
+def progress(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a word for people who wait."""
+    shown = output.get("data", {}).get("text/plain", "")
+    return output.get("name") == "stderr" or PROGRESS.match(f"{shown}\n") is not None
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Text that came in pieces, as it happened to, in one."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and "text" in output and "text" in found[-1]:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def kept(output: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:

@@ -1,7 +1,10 @@
 """Figures: what is drawn are the numbers; files for print and screen."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -121,3 +124,10 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(trained, tmp_path):
     assert said.startswith(f"warning: {run}/learning_curve.png is not drawn (")
     assert "\n" not in said
     assert (run / "learning_curve.png").read_bytes() == before
+
+
+def test_the_backend_that_a_notebook_names_stays():
+    code = "import distqtrl.report.figures as f, sys; f.styled().__enter__(); print(sys.modules['matplotlib'].get_backend())"
+    env = {**os.environ, "MPLBACKEND": "svg"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "svg\n"
