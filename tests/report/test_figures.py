@@ -127,7 +127,8 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(trained, tmp_path):
 
 
 def test_the_backend_that_a_notebook_names_stays():
-    code = "import distqtrl.report.figures as f, sys; f.styled().__enter__(); print(sys.modules['matplotlib'].get_backend())"
+    opened = "import distqtrl.report.figures as f, sys; f.styled().__enter__()"
+    code = f"{opened}; print(sys.modules['matplotlib'].get_backend())"
     env = {**os.environ, "MPLBACKEND": "svg"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "svg\n"
