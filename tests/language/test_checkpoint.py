@@ -230,7 +230,7 @@ def test_an_adapter_is_the_change_beside_the_base(models, directories, tmp_path)
         torch.testing.assert_close(said(network), model.logits(TOKENS, None, factors(model, 1)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")  # what PEFT asks of transformers
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
 def test_peft_loads_an_adapter(models, directories, tmp_path):
     peft = pytest.importorskip("peft", reason="there is no PEFT: pip install 'distqtrl[llm-peers]'")
     model = models("qwen3")

@@ -32,6 +32,11 @@ ALGORITHMS = {
         "algorithm.learning_starts": "0",
         "algorithm.batch_size": "20",  # not a multiple of the environments
     },
+    "sac-discrete": {
+        "algorithm.name": "sac",
+        "algorithm.learning_starts": "0",
+        "algorithm.batch_size": "20",
+    },
     "integers": {
         "quantize.aware": "true",
         "quantize.core_bits": "3",
@@ -64,7 +69,7 @@ def test_ranks_times_environments_is_what_counts(forked_ranks, tmp_path):
         for name, (precision, reduction) in itertools.product(
             ALGORITHMS, [("float64", "ordered"), ("float64", "fast"), ("float32", "ordered")]
         )
-        if (name, precision) != ("sac", "float32")  # SAC acts between its steps, so rounding moves its observations
+        if (name[:3], precision) != ("sac", "float32")  # SAC acts between its steps, so rounding moves its observations
     }
     one, *more = (updated(forked_ranks, ranks, tmp_path / str(ranks), cases) for ranks in (1, 2, 4))
     for several, name in itertools.product(more, cases):

@@ -26,6 +26,7 @@ RUNS = {
     "sac": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
         --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
         --quantize.warmup 20""",
+    "sac-discrete": "--algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
     "whitened": """--mapping.kind gnn_expansion --circuit.layers 2 --generator.whiten every --generator.whiten_steps 3

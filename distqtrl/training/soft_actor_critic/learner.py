@@ -13,7 +13,7 @@ from distqtrl.config.run import Config
 from distqtrl.environment.spaces import Spaces
 from distqtrl.errors import UserError
 from distqtrl.policy import distribution, network
-from distqtrl.policy.distribution import Head, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.training import demand
 from distqtrl.training.demand import FLOAT, Need
@@ -31,28 +31,24 @@ class SoftActorCritic(NetworkLearner):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        a, num_actions = self.config.algorithm, self.head.num_outputs
-        num_inputs = self.architecture.num_inputs
-        self.deviates = _deviates(self.config, setup.spec)
+        a = self.config.algorithm
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", 2))
-            self.critics = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
-            self.targets = sac.Critics(num_inputs + num_actions, a.value_hidden).to(self.dtype)
-            deviation_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
+            self.critics, self.targets = (self.twins(self.config, setup.spec).to(self.dtype) for _ in range(2))
+            beside = self._beside(setup.spec)
         self.targets.load_state_dict(self.critics.state_dict())
         self.targets.requires_grad_(False)
-        self.deviation_M = nn.Parameter(deviation_M.to(self.dtype))
         self.log_temperature = nn.Parameter(torch.zeros((), dtype=self.dtype))
-        self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
+        self.target_entropy = self._target_entropy()
         for name, module in (("critics", self.critics), ("targets", self.targets)):
             self.trained.add_module(name, module)
-        for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
+        for name, p in (*beside.items(), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
-        self.direct: list[Tensor] = [self.deviation_M, *self.scales, self.log_temperature]  # beside the generator
+        self.direct: list[Tensor] = [*beside.values(), *self.scales, self.log_temperature]  # beside the generator
         self.critic_parameters: list[Tensor] = list(self.critics.parameters())
         self._optimize(
             [
-                *self.policy_groups([self.deviation_M, *self.scales]),
+                *self.policy_groups([*beside.values(), *self.scales]),
                 ([self.log_temperature, *self.critic_parameters], a.value_learning_rate),
             ]
         )
@@ -60,14 +56,39 @@ class SoftActorCritic(NetworkLearner):
         first = len(places) - len(self.critic_parameters)
         self._of_policy, self._of_critics = places[:first], places[first:]
 
+    @property
+    def num_noise(self) -> int:
+        """How many numbers a sample of a gradient step needs."""
+        return self.head.num_outputs
+
+    @staticmethod
+    def twins(config: Config, spec: Spec) -> nn.Module:
+        """The critics of a policy, newly drawn."""
+        num_inputs = spec.architecture.num_inputs + spec.head.num_outputs
+        return sac.Critics(num_inputs, config.algorithm.value_hidden)
+
+    def _beside(self, spec: Spec) -> dict[str, nn.Parameter]:
+        """What is trained of the policy beside the generator, newly drawn."""
+        self.deviates = _deviates(self.config, spec)
+        drawn_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
+        self.deviation_M = nn.Parameter(drawn_M.to(self.dtype))
+        return {"deviation_M": self.deviation_M}
+
+    def _target_entropy(self) -> float:
+        """What the temperature keeps the policy's entropy at."""
+        target = self.config.algorithm.target_entropy
+        return -self.head.num_outputs if target is None else target
+
     @staticmethod
     def head_for(config: Config, spaces: Spaces) -> Head:
         if spaces.low:
             return SquashedGaussian(spaces.low, spaces.high)
-        found = f"{spaces.num_actions} discrete ones" if spaces.num_actions else f"choices among {spaces.factors}"
+        if spaces.num_actions and not spaces.masked:
+            return Categorical(spaces.num_actions, spaces.action_start)
+        found = f"choices among {spaces.factors}" if spaces.factors else "masks"
         raise UserError(
-            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {found}: use algorithm.name "
-            "ppo"
+            f"algorithm.name = sac takes continuous actions or one of several, {config.environment.id} has {found}: "
+            "use algorithm.name ppo"
         )
 
     @staticmethod
@@ -93,8 +114,7 @@ class SoftActorCritic(NetworkLearner):
 
     @staticmethod
     def num_training_only(config: Config, spec: Spec) -> int:
-        num_inputs = spec.architecture.num_inputs + spec.head.num_outputs
-        critics = sum(p.numel() for p in sac.Critics(num_inputs, config.algorithm.value_hidden).parameters())
+        critics = sum(p.numel() for p in SoftActorCritic.twins(config, spec).parameters())
         return critics + _deviates(config, spec).num_weights + 1
 
     @staticmethod
@@ -108,7 +128,12 @@ class SoftActorCritic(NetworkLearner):
         """This rank's part of the replay."""
         a = config.algorithm
         capacity = max(a.replay // num_environments, a.rollout_steps)
-        return Replay(local_num, capacity, spec.architecture.num_inputs, spec.head.num_outputs)
+        num_actions = 1 if isinstance(spec.head, Categorical) else spec.head.num_outputs
+        return Replay(local_num, capacity, spec.architecture.num_inputs, num_actions)
+
+    def drawn_uniformly(self, rng: np.random.Generator, steps: int) -> np.ndarray:
+        """Actions as the policy says them, before anything is learned, (steps, A)."""
+        return rng.uniform(-1, 1, (steps, self.head.num_outputs))
 
     def deviation(self) -> Callable[[np.ndarray], np.ndarray]:
         """Normalised observations -> the deviations of the actions before tanh, in NumPy, as the parameters stand."""
