@@ -23,10 +23,15 @@ class Critics(nn.Module):
     """
 
     def __init__(
-        self, num_inputs: int, hidden: tuple[int, ...], norm: str = "none", warmup: int = Renorm.WARMUP
+        self,
+        num_inputs: int,
+        hidden: tuple[int, ...],
+        norm: str = "none",
+        warmup: int = Renorm.WARMUP,
+        num_outputs: int = 1,
     ) -> None:
         super().__init__()
-        widths = tuple(pairwise((num_inputs, *hidden, 1)))
+        widths = tuple(pairwise((num_inputs, *hidden, num_outputs)))
         self.weights = nn.ParameterList(_uniform(2, o, i, fan_in=i) for i, o in widths)
         self.biases = nn.ParameterList(_uniform(2, 1, o, fan_in=i) for i, o in widths)
         normed = {"none": (), "batch_renorm": (num_inputs, *hidden), "layer_norm": hidden}[norm]
@@ -36,7 +41,11 @@ class Critics(nn.Module):
 
     def forward(self, obs_NO: Tensor, actions_NA: Tensor, batch: bool = False) -> Tensor:
         """Both networks' values (2, N). batch: by this batch's statistics, which ``statistics`` then tells."""
-        x = torch.cat([obs_NO, actions_NA], -1).expand(2, -1, -1)
+        return self.values(torch.cat([obs_NO, actions_NA], -1), batch).squeeze(-1)
+
+    def values(self, x_NK: Tensor, batch: bool) -> Tensor:
+        """What both networks say of their inputs, (2, N, num_outputs)."""
+        x = x_NK.expand(2, -1, -1)
         last, renorms = len(self.weights) - 1, self._renorms
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if renorms:
@@ -44,7 +53,7 @@ class Critics(nn.Module):
             x = torch.baddbmm(bias, x, weight.mT)
             if k < last:
                 x = torch.relu(self.norms[k](x) if self.norm == "layer_norm" else x)
-        return x.squeeze(-1)
+        return x
 
     @torch.no_grad()
     def project(self) -> None:

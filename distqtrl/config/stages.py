@@ -282,8 +282,8 @@ class Algorithm(Stage):
 
     name: Text = Field(
         "ppo",
-        description="ppo: PPO-clip (1707.06347); reinforce; sac: soft actor-critic (1812.05905; bounded Box actions); "
-        "grpo: of a language model (2402.03300)",
+        description="ppo: PPO-clip (1707.06347); reinforce; sac: soft actor-critic (1812.05905, bounded Box "
+        "actions; 1910.07207, Discrete); grpo: of a language model (2402.03300)",
     )
     rollout: Literal["steps", "episodes"] = Field(
         "steps", description="an update uses rollout_steps steps, or one whole episode, of every environment"
@@ -359,7 +359,9 @@ class Algorithm(Stage):
     tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
     deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
     temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="SAC: what entropy weighs at the start")
-    target_entropy: float | None = Field(None, description="SAC: per action, before scaling; none = -A")
+    target_entropy: float | None = Field(
+        None, description="SAC: per action, before scaling, none = -A; of discrete ones a part of log A, none = 0.5"
+    )
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 
     def rate_factor(self, ranks: int) -> float:

@@ -27,6 +27,7 @@ def describe(config: Config) -> dict[str, Any]:
     mapping, device = made[0].mapping, made[0].qpu
     normalizer = sum(spec.num_statistics for spec in specs) if config.policy.normalize_observations else 0
     weights = sum(spec.num_weights for spec in specs)
+    beside = sum(planned.algorithm.learner_of(spec).num_training_only(config, spec) for spec in specs)
     first = diagnose(made[0])
     several = {"agents": len(planned.agents), "policies": len(specs)} if len(planned.agents) > 1 else {}
     return {
@@ -43,7 +44,7 @@ def describe(config: Config) -> dict[str, Any]:
         "mapping_parameters": counts["mapping"],
         "total_parameters": counts["total"],
         "effective_parameters": generator.effective_parameters(made),
-        "training_only_parameters": sum(planned.algorithm.learner.num_training_only(config, spec) for spec in specs),
+        "training_only_parameters": beside,
         "policy_weights": weights,
         "deployed_parameters": weights + normalizer,
         "compression": round(weights / counts["total"], 3),

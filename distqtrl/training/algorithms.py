@@ -8,6 +8,7 @@ from typing import Any
 from distqtrl.algorithm.replay import Replay
 from distqtrl.config.run import Config
 from distqtrl.errors import lookup
+from distqtrl.policy.distribution import Categorical
 from distqtrl.training.evaluation import Greedy, greedy_episodes
 from distqtrl.training.grpo.evaluation import greedy_answers
 from distqtrl.training.grpo.learner import Grpo
@@ -19,6 +20,7 @@ from distqtrl.training.policy_gradient.learner import PPO, Reinforce
 from distqtrl.training.policy_gradient.update import update as policy_gradient_update
 from distqtrl.training.roles import Spec
 from distqtrl.training.run import Run
+from distqtrl.training.soft_actor_critic.discrete import DiscreteSoftActorCritic
 from distqtrl.training.soft_actor_critic.learner import SoftActorCritic
 from distqtrl.training.soft_actor_critic.update import update as soft_actor_critic_update
 from distqtrl.training.sums import RolloutSums
@@ -36,6 +38,12 @@ class Algorithm:
     specs: Callable[[Config], Sequence[Any]] | None = None  # what is trained, where no environment says it
     environments: Callable[[Any, Sequence[int], int], Any] | None = None  # what stands in their place: policy, seed
     greedy: Callable[..., Greedy] = greedy_episodes
+    of_choices: type[Learner] | None = None  # of a policy whose action is one of several, where that is another one
+
+    def learner_of(self, spec: Any) -> type[Learner]:
+        """The learner of a policy."""
+        discrete = isinstance(spec, Spec) and isinstance(spec.head, Categorical)
+        return self.of_choices if discrete and self.of_choices is not None else self.learner
 
 
 ALGORITHMS = {
@@ -47,6 +55,7 @@ ALGORITHMS = {
         several_agents=False,
         fixed_batch=True,
         replay=SoftActorCritic.replay,
+        of_choices=DiscreteSoftActorCritic,
     ),
     "grpo": Algorithm(
         learner=Grpo, update=grpo_update, several_agents=False, specs=specs, environments=Prompts, greedy=greedy_answers

@@ -146,7 +146,7 @@ def _policies(config: Config, comm: Communicator, planned: Plan, local_num: int,
     layers_K = [spec.layers(config.adapter) for spec in planned.specs]
     generated = Generated(config, layers_K, local_roles, comm=block, profile=profile)
     learners = [
-        planned.algorithm.learner(
+        planned.algorithm.learner_of(planned.specs[role])(
             Setup(
                 config=config,
                 spec=planned.specs[role],

@@ -50,7 +50,7 @@ def plan(config: Config) -> Plan:
     by_agent = dict(zip(agents, found, strict=True))
     specs = [spec(config, algorithm, role, by_agent[role[0]]) for role in played]
     for each in specs:
-        demand.check(config, each, algorithm.learner.needs(config, each))
+        demand.check(config, each, algorithm.learner_of(each).needs(config, each))
     central = config.agents.critic == "centralised"
     if central:
         width = _num_states(config, played)

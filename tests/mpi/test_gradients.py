@@ -34,6 +34,11 @@ ALGORITHMS = {
     "reinforce": {"algorithm.name": "reinforce"},
     "sac": SAC,
     "sac-layer-norm": {**SAC, "algorithm.critic_norm": "layer_norm", "algorithm.adam_beta1": "0.5"},
+    "sac-discrete": {
+        "algorithm.name": "sac",
+        "algorithm.learning_starts": "0",
+        "algorithm.batch_size": "20",
+    },
     "integers": {
         "quantize.aware": "true",
         "quantize.core_bits": "3",

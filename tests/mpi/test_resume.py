@@ -27,6 +27,7 @@ RUNS = {
         --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
         --quantize.warmup 20 --algorithm.critic_norm batch_renorm --algorithm.renorm_warmup 30
         --allreduce.check_every 1""",
+    "sac-discrete": "--algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
     "whitened": """--mapping.kind gnn_expansion --circuit.layers 2 --generator.whiten every --generator.whiten_steps 3

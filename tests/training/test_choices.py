@@ -123,7 +123,8 @@ def test_agents_with_different_choices(tmp_path, algorithm, sharing):
 
 def test_soft_actor_critic_refuses_choices():
     with pytest.raises(
-        UserError, match=r"sac needs continuous actions, .*Levers-v0 has choices among \(3, 2, 4\): use"
+        UserError,
+        match=r"sac takes continuous actions or one of several, .*Levers-v0 has choices among \(3, 2, 4\): use",
     ):
         prepared(LEVERS, {"algorithm.name": "sac"})
 

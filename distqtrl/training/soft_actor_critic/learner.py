@@ -13,7 +13,7 @@ from distqtrl.config.run import Config
 from distqtrl.environment.spaces import Spaces
 from distqtrl.errors import UserError
 from distqtrl.policy import distribution, network
-from distqtrl.policy.distribution import Head, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.training import demand
 from distqtrl.training.demand import FLOAT, Need
@@ -32,29 +32,26 @@ class SoftActorCritic(NetworkLearner):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        a, num_actions = self.config.algorithm, self.head.num_outputs
-        self.deviates = _deviates(self.config, setup.spec)
+        a = self.config.algorithm
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", 2))
-            self.critics = _critics(self.config, setup.spec).to(self.dtype)
-            targets = _critics(self.config, setup.spec).to(self.dtype)
-            deviation_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
+            self.critics, targets = (self.twins(self.config, setup.spec).to(self.dtype) for _ in range(2))
+            beside = self._beside(setup.spec)
         targets.load_state_dict(self.critics.state_dict())
         self.targets = None if a.critic_norm == "batch_renorm" else targets.requires_grad_(False)
-        self.deviation_M = nn.Parameter(deviation_M.to(self.dtype))
         self.log_temperature = nn.Parameter(torch.tensor(a.temperature, dtype=self.dtype).log())
-        self.target_entropy = -num_actions if a.target_entropy is None else a.target_entropy
+        self.target_entropy = self._target_entropy()
         for name, module in (("critics", self.critics), ("targets", self.targets)):
             if module is not None:
                 self.trained.add_module(name, module)
         self.trained.register_buffer("largest_reward", torch.zeros((), dtype=torch.float64))
-        for name, p in (("deviation_M", self.deviation_M), ("log_temperature", self.log_temperature)):
+        for name, p in (*beside.items(), ("log_temperature", self.log_temperature)):
             self.trained.register_parameter(name, p)
-        self.direct: list[Tensor] = [self.deviation_M, *self.scales, self.log_temperature]  # beside the generator
+        self.direct: list[Tensor] = [*beside.values(), *self.scales, self.log_temperature]  # beside the generator
         self.critic_parameters: list[Tensor] = list(self.critics.parameters())
         self._optimize(
             [
-                *self.policy_groups([self.deviation_M, *self.scales]),
+                *self.policy_groups([*beside.values(), *self.scales]),
                 ([self.log_temperature, *self.critic_parameters], a.value_learning_rate),
             ]
         )
@@ -62,14 +59,39 @@ class SoftActorCritic(NetworkLearner):
         first = len(places) - len(self.critic_parameters)
         self._of_policy, self._of_critics = places[:first], places[first:]
 
+    @property
+    def num_noise(self) -> int:
+        """How many numbers a sample of a gradient step needs."""
+        return self.head.num_outputs
+
+    @staticmethod
+    def twins(config: Config, spec: Spec) -> sac.Critics:
+        """The critics of a policy, newly drawn."""
+        a, num_inputs = config.algorithm, spec.architecture.num_inputs + spec.head.num_outputs
+        return sac.Critics(num_inputs, a.value_hidden, a.critic_norm, a.renorm_warmup)
+
+    def _beside(self, spec: Spec) -> dict[str, nn.Parameter]:
+        """What is trained of the policy beside the generator, newly drawn."""
+        self.deviates = _deviates(self.config, spec)
+        drawn_M = torch.cat([(torch.rand(size) * 2 - 1) / fan**0.5 for size, fan in self.deviates.layers])
+        self.deviation_M = nn.Parameter(drawn_M.to(self.dtype))
+        return {"deviation_M": self.deviation_M}
+
+    def _target_entropy(self) -> float:
+        """What the temperature keeps the policy's entropy at."""
+        target = self.config.algorithm.target_entropy
+        return -self.head.num_outputs if target is None else target
+
     @staticmethod
     def head_for(config: Config, spaces: Spaces) -> Head:
         if spaces.low:
             return SquashedGaussian(spaces.low, spaces.high)
-        found = f"{spaces.num_actions} discrete ones" if spaces.num_actions else f"choices among {spaces.factors}"
+        if spaces.num_actions and not spaces.masked:
+            return Categorical(spaces.num_actions, spaces.action_start)
+        found = f"choices among {spaces.factors}" if spaces.factors else "masks"
         raise UserError(
-            f"algorithm.name = sac needs continuous actions, {config.environment.id} has {found}: use algorithm.name "
-            "ppo"
+            f"algorithm.name = sac takes continuous actions or one of several, {config.environment.id} has {found}: "
+            "use algorithm.name ppo"
         )
 
     @staticmethod
@@ -95,7 +117,7 @@ class SoftActorCritic(NetworkLearner):
 
     @staticmethod
     def num_training_only(config: Config, spec: Spec) -> int:
-        critics = sum(p.numel() for p in _critics(config, spec).parameters())
+        critics = sum(p.numel() for p in SoftActorCritic.twins(config, spec).parameters())
         return critics + _deviates(config, spec).num_weights + 1
 
     @staticmethod
@@ -109,7 +131,12 @@ class SoftActorCritic(NetworkLearner):
         """This rank's part of the replay."""
         a = config.algorithm
         capacity = max(a.replay // num_environments, a.rollout_steps)
-        return Replay(local_num, capacity, spec.architecture.num_inputs, spec.head.num_outputs)
+        num_actions = 1 if isinstance(spec.head, Categorical) else spec.head.num_outputs
+        return Replay(local_num, capacity, spec.architecture.num_inputs, num_actions)
+
+    def drawn_uniformly(self, rng: np.random.Generator, steps: int) -> np.ndarray:
+        """Actions as the policy says them, before anything is learned, (steps, A)."""
+        return rng.uniform(-1, 1, (steps, self.head.num_outputs))
 
     def fingerprint(self) -> bytes:
         """With the critics' running statistics."""
@@ -196,8 +223,12 @@ class SoftActorCritic(NetworkLearner):
             y_N = sac.targets(rewards_N, ended_N, next_q_2N.detach(), log_prob_N, temperature, a.gamma)
             loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
             soft_N = rewards_N - a.gamma * temperature * log_prob_N
-            means = [y_N.mean() * share, q_2N.detach().mean() * share, loss.detach(), soft_N.abs().mean() * share]
-            sums = np.concatenate([np.array([float(x) for x in means]), self.critics.statistics(share)])
+        return self._of_values(loss, y_N, q_2N, soft_N, share)
+
+    def _of_values(self, loss: Tensor, y_N: Tensor, q_2N: Tensor, soft_N: Tensor, share: float) -> Loss:
+        """The critics' loss with its sums; soft_N: rewards and the entropies after them."""
+        means = [y_N.mean() * share, q_2N.detach().mean() * share, loss.detach(), soft_N.abs().mean() * share]
+        sums = np.concatenate([np.array([float(x) for x in means]), self.critics.statistics(share)])
         return Loss(
             value=loss,
             leaf_M=None,
@@ -220,11 +251,6 @@ class SoftActorCritic(NetworkLearner):
             loss = policy_loss + temperature * (entropy - share * self.target_entropy)
             sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
         return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=self._of_policy, sums=sums, share=share)
-
-
-def _critics(config: Config, spec: Spec) -> sac.Critics:
-    a, num_inputs = config.algorithm, spec.architecture.num_inputs + spec.head.num_outputs
-    return sac.Critics(num_inputs, a.value_hidden, a.critic_norm, a.renorm_warmup)
 
 
 def _deviates(config: Config, spec: Spec) -> Architecture:

@@ -42,12 +42,13 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
     learning = run.counters.env_steps >= a.learning_starts
 
     # steps of every environment, and gradient steps in between
-    act, noise_TBA = acting(learner, environments, number, uniform=not learning)
+    act, noise_TB = acting(learner, environments, number, uniform=not learning)
     draws = Draws(learner, environments, number)
     for begin in range(0, a.rollout_steps, a.train_every):
         with learner.profile("rollout"):
-            chunk = collect(environments, act(), _from(noise_TBA, begin), a.train_every)
-            replay.add(chunk.obs_TBO, chunk.actions, chunk.rewards_TB, chunk.terminated_TB, chunk.next_obs_TBO)
+            chunk = collect(environments, act(), _from(noise_TB, begin), a.train_every)
+            actions_TBA = chunk.actions if chunk.actions.ndim == 3 else chunk.actions[..., np.newaxis]
+            replay.add(chunk.obs_TBO, actions_TBA, chunk.rewards_TB, chunk.terminated_TB, chunk.next_obs_TBO)
         for _ in range(a.train_every * a.gradient_steps if learning else 0):
             draws.step(replay)
 
@@ -63,9 +64,9 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[RolloutSums, di
     return total.rollout, draws.metrics() if learning else dict.fromkeys((*METRICS, *noise_scale.FACTS))
 
 
-def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
+def _from(noise_TB: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
     """The noise from a step on, so many steps at each call."""
-    left = noise_TBA[begin:]
+    left = noise_TB[begin:]
 
     def following(steps: int) -> np.ndarray:
         nonlocal left
@@ -78,24 +79,23 @@ def _from(noise_TBA: np.ndarray, begin: int) -> Callable[[int], np.ndarray]:
 def acting(
     learner: SoftActorCritic, environments: Environments, number: int, uniform: bool
 ) -> tuple[Callable[[], Callable], np.ndarray]:
-    """What makes the function that acts until the parameters change again, and the noise of every step, (T, B, A)."""
+    """What makes the function that acts until the parameters change again, and the noise of every step, (T, B, ...)."""
     head, steps = learner.head, learner.config.algorithm.rollout_steps
-    seed, dtype = learner.config.train.seed, learner.deviation_M.detach().numpy().dtype
+    seed, dtype = learner.config.train.seed, learner.log_temperature.detach().numpy().dtype
     streams = [seeding.stream(seed, "action", index, number) for index in environments.indices]
-    shape = (steps, head.num_outputs)
-    drawn = [s.uniform(-1, 1, shape) if uniform else s.standard_normal(shape) for s in streams]
-    noise_TBA = np.stack(drawn, axis=1).astype(dtype)
+    noise_TB = np.stack([(learner.drawn_uniformly if uniform else head.noise)(s, steps) for s in streams], axis=1)
+    noise_TB = noise_TB.astype(dtype) if noise_TB.dtype == np.float64 else noise_TB
     kept: tuple[int, Callable] = (-1, lambda: None)
 
     def fresh() -> Callable:
         if uniform:
-            return lambda obs_BO, noise_BA: (noise_BA, head.to_environment(noise_BA))
+            return lambda obs_BO, drawn_BA: (drawn_BA, head.to_environment(head.unpadded(drawn_BA)))
         mean, deviation = learner.acting(learner.acting_weights(number)), learner.deviation()
 
-        def act(obs_BO: np.ndarray, noise_BA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def act(obs_BO: np.ndarray, noise_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             normal_BO = learner.normalizer.apply(obs_BO).astype(dtype, copy=False)
-            actions_BA = head.sample(mean(obs_BO, normal_BO), noise_BA, deviation(normal_BO))
-            return actions_BA, head.to_environment(actions_BA)
+            actions_B = head.sample(mean(obs_BO, normal_BO), noise_B, deviation(normal_BO))
+            return actions_B, head.to_environment(actions_B)
 
         return act
 
@@ -105,7 +105,7 @@ def acting(
             kept = (learner.num_steps, fresh())
         return kept[1]
 
-    return made, noise_TBA
+    return made, noise_TB
 
 
 class Draws:
@@ -143,6 +143,6 @@ class Draws:
         return means | noise_scale.facts(self.learner.noise_scale.take()[np.newaxis])
 
     def _noise(self) -> torch.Tensor:
-        num_actions = self.learner.head.num_outputs
-        drawn = [s.standard_normal((n, num_actions)) for s, n in zip(self.streams, self.shares, strict=True)]
+        width = self.learner.num_noise
+        drawn = [s.standard_normal((n, width)) for s, n in zip(self.streams, self.shares, strict=True)]
         return torch.from_numpy(np.concatenate(drawn)).to(self.learner.dtype)

@@ -228,11 +228,6 @@ def test_critics_beyond_all_rewards_are_named():
         updates.update(run, [])
 
 
-def test_discrete_actions_are_refused():
-    with pytest.raises(UserError, match="sac needs continuous actions, CartPole-v1 has 2 discrete ones: use"):
-        prepared(environment__id="CartPole-v1")
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
