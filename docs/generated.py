@@ -26,6 +26,16 @@ PAPERS = {
     ),
     "1509.06569": ("Novikov and others", "Tensorizing Neural Networks"),
     "1612.00858": ("McKay and others", "Efficient Z-Gates for Quantum Computing"),
+    "1702.03275": (
+        "Ioffe",
+        "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
+    ),
+    "1902.05605": (
+        "Bhatt and others",
+        "CrossQ: Batch Normalization in Deep Reinforcement Learning for Greater Sample Efficiency and Simplicity",
+    ),
+    "1910.07207": ("Christodoulou", "Soft Actor-Critic for Discrete Action Settings"),
+    "2502.15280": ("Lee and others", "Hyperspherical Normalization for Scalable Deep Reinforcement Learning"),
     "1707.01068": (
         "Lerer, Peysakhovich",
         "Maintaining Cooperation in Complex Social Dilemmas Using Deep Reinforcement Learning",

@@ -30,7 +30,7 @@ def add(command: ArgumentParser) -> None:
     text = "the mpirun to use [the one beside this Python, else the one on PATH]"
     command.add_argument("--mpirun", metavar="FILE", help=text)
     text = "seconds for all of it; what does not fit is not checked [280]"
-    command.add_argument("--limit", type=whole_number(10), default=280, metavar="S", help=text)
+    command.add_argument("--limit", type=whole_number(1), default=280, metavar="S", help=text)
     text = "only these, and what they need: names with commas between them"
     command.add_argument("--only", metavar="LIST", help=text)
     text = "also submit a SLURM job of one minute, to see its signal and requeue (--limit 600 where queues are long)"

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ ABOUT = (  # what goes with a decoder into every copy, where it is there
 )
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 CHUNK = 1 << 22  # bytes
+LOADING = threading.Lock()  # while transformers makes a network, torch's defaults are others for all threads
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,10 @@ class Checkpoint:
             tensors[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(codes.shape)
         kind = getattr(library.transformers(), self.about["architectures"][0])
         try:
-            network, told = kind.from_pretrained(
-                None, config=self.config, state_dict=tensors, dtype=dtype, output_loading_info=True
-            )
+            with LOADING:
+                network, told = kind.from_pretrained(
+                    None, config=self.config, state_dict=tensors, dtype=dtype, output_loading_info=True
+                )
         except Exception as error:  # tensors of other shapes, among others
             raise _refusal(self.directory, f"its weights do not fit config.json: {_said(error)}") from None
         for problem in ("missing", "mismatched", "unexpected"):

@@ -17,7 +17,7 @@ def drawn(*shape):
 
 def test_twin_critics_are_two_networks():
     torch.manual_seed(0)
-    critics, obs_NO = discrete_sac.Critics(5, (7, 6), 3), drawn(9, 5).float()
+    critics, obs_NO = discrete_sac.Critics(5, (7, 6), num_outputs=3), drawn(9, 5).float()
     for k in range(2):
         x = obs_NO
         for number, (weight, bias) in enumerate(zip(critics.weights, critics.biases, strict=True)):

@@ -39,6 +39,7 @@ FIRST = {
     "search-bits": ["cartpole", "-o", "made", "--dry-run"],
     "report": ["RUN"],
     "pretrain": ["arithmetic", "-o", "made"],
+    "site-check": [],
 }
 BAD_LISTS = ["0-99999999999", "5-2", "1,,2", "-1", "1,1", "x", "²", "9" * 5000, "1e3", "1-2-3"]
 LISTS = {

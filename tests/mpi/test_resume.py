@@ -92,10 +92,7 @@ def test_interrupted_runs_end_as_uninterrupted_ones(forked_ranks, tmp_path, rank
         assert not (run / "result.json").exists()
 
     killed = [
-        {"argv": resume(parts, "gaussian")},
-        {"argv": resume(parts, "sac")},
-        {"argv": resume(parts, "whitened")},
-        {"argv": resume(parts, "agents")},
+        *({"argv": resume(parts, name)} for name in RUNS if name != "averaging"),
         {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
     ]
     code, _, err = forked_ranks(ranks, [PROGRAM, json.dumps(killed)], when=[(killed_at, signal.SIGKILL)])

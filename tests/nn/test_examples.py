@@ -84,9 +84,7 @@ def test_an_environment_of_ones_own(tmp_path, monkeypatch):
     trained = runs.forked(cli.main, [*play.split(), "--json"], cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     played = runs.forked(cli.main, [*better.split(), "--json"], cwd=tmp_path)
-    assert (
-        json.loads(played.stdout)["mean"] > -120
-    )  # heating below 20 degrees -61, by chance -285
+    assert json.loads(played.stdout)["mean"] > -120  # heating below 20 degrees -61, by chance -285
 
 
 def test_a_small_cnn(tmp_path):

@@ -88,7 +88,7 @@ def test_names_have_no_commas(copied):
     a, b = copied("circuit-1", "direct-1")
     text = (b / "config.json").read_text()
     (b / "config.json").write_text(text.replace('"layers": 5', '"layers": 1'))
-    assert list(written(a, b)) == ["layers 5; source circuit", "layers 1; source direct"]
+    assert list(written(a, b)) == ["source circuit; layers 5", "source direct; layers 1"]
 
 
 def test_damaged_runs_are_left_out(copied):
