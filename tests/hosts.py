@@ -80,8 +80,13 @@ class Hosts:
         _ip(f"link set {self._port(host)} down")
 
     def mend(self, host: str) -> None:
-        """Plug the host in again."""
-        _ip(f"link set {self._port(host)} up")
+        """Plug the host in again; when this is over, the bridge forwards to it."""
+        port = self._port(host)
+        _ip(f"link set {port} up")
+        deadline = time.monotonic() + 30
+        while Path(f"/sys/class/net/{port}/brport/state").read_text().strip() != "3":  # BR_STATE_FORWARDING
+            assert time.monotonic() < deadline, f"{port} does not forward"
+            time.sleep(0.05)
 
     def kill(self, host: str) -> None:
         """Kill -9 everything on the host; the host itself can be used again.

@@ -23,6 +23,11 @@ SCHEDULERS = {  # what they are seen by: a program, and the variable of a job
 SIGNAL = re.compile(r"^#SBATCH\s+.*--signal[= ]\S*?(?:SIG)?(?:USR1|10)(?:@(\d+))?", re.MULTILINE)
 FIELD = re.compile(r"(?<!\S)([A-Z][\w:/]*)\s*=\s*(\S+)")
 NOTICE_S = 50  # of a job of one minute: SLURM looks at limits every 30 s
+# states of a job that is over; SLURM has others on the way there (SIGNALING, COMPLETING, STAGE_OUT, ...)
+ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"),
+    *("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED"),
+}
 ONLY = "only SLURM's is known; launch/README.md has recipes for others"
 
 
@@ -115,12 +120,7 @@ def _followed(number: str, output: Path, deadline: float) -> Verdict:
     def settled() -> bool:
         fields.update(FIELD.findall(_said("scontrol", "show", "job", "--oneliner", number)))
         time.sleep(0.5)
-        return fields["Restarts"] != "0" or fields["JobState"] not in (
-            "PENDING",
-            "RUNNING",
-            "CONFIGURING",
-            "COMPLETING",
-        )
+        return fields["Restarts"] != "0" or fields["JobState"] in ENDED
 
     over = until(settled, max(0.0, deadline - time.monotonic()))
     text = output.read_text(errors="replace") if output.exists() else ""
