@@ -44,7 +44,7 @@ def policy(logits_NA: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(p_NA: Tensor, log_p_NA: Tensor) -> Tensor:
-    """Of every row (N,).
+    """Entropy of every row (N,).
 
     >>> entropy(*policy(torch.zeros(1, 4))) / torch.tensor(4.0).log()
     tensor([1.])

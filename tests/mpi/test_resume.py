@@ -93,6 +93,7 @@ def test_interrupted_runs_end_as_uninterrupted_ones(forked_ranks, tmp_path, rank
     killed = [
         {"argv": resume(parts, "gaussian")},
         {"argv": resume(parts, "sac")},
+        {"argv": resume(parts, "sac-discrete")},
         {"argv": resume(parts, "whitened")},
         {"argv": resume(parts, "agents")},
         {"argv": resume(parts, "averaging"), "pause": 7, "event": str(killed_at)},
