@@ -150,15 +150,17 @@ def test_a_reward_that_is_none_ends_the_run_in_a_line(body, said, base, command,
 
 
 def test_ranks_with_different_bases(base, tmp_path):
-    meet, directories = Rendezvous(2), [base, write(tmp_path / "other", scale=2.0)]
+    meet, task = Rendezvous(2), tasks.opened("arithmetic")
+    bases = [checkpoint.opened(directory) for directory in (base, write(tmp_path / "other", scale=2.0))]
+    prompts = [Prompts(Decoder(Model(each, "none", 2, ("proj",)), task, 3), [0], seed=0) for each in bases]
 
-    def found(comm):
-        model = Model(checkpoint.opened(directories[comm.rank]), "none", 2, ("proj",))
-        prompts = Prompts(Decoder(model, tasks.opened("arithmetic"), 3), [comm.rank], seed=0)
+    def refused(comm):
+        run = SimpleNamespace(environments=prompts[comm.rank], config=SimpleNamespace(subject="arithmetic"))
         with pytest.raises(Refused) as refused:
-            compare(comm, SimpleNamespace(environments=prompts, config=SimpleNamespace(subject="arithmetic")))
-        return str(refused.value), model.checkpoint.sha256
+            compare(comm, run)
+        return str(refused.value)
 
-    (first, one), (second, other) = threads.each(threads.members(Serial(), meet), found, [meet])
-    assert first == second
-    assert first.startswith(f"arithmetic: ranks found different language models: rank 0 {one}, rank 1 {other}: give")
+    one, other = threads.each(threads.members(Serial(), meet), refused, [meet])
+    first, second = (each.sha256 for each in bases)
+    assert one == other
+    assert f"arithmetic: ranks found different language models: rank 0 {first}, rank 1 {second}: give" in one

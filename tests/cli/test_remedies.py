@@ -93,13 +93,7 @@ ROWS = [  # preset, flags that are refused, what the message says, flags as it s
         "did you mean 'nvfp4'?",
         f"{NVFP4} --rollout.pad true",
     ),
-    ("cartpole", "--algorithm.name sac", "use algorithm.name ppo", "--algorithm.name ppo"),
-    (
-        "pendulum-sac",
-        "--environment.id CartPole-v1",
-        "use algorithm.name ppo",
-        "--environment.id CartPole-v1 --algorithm.name ppo",
-    ),
+    ("cartpole-sac", "--algorithm.target_entropy 2", "choose one from 0 to below 1", "--algorithm.target_entropy 0.5"),
     ("pendulum-sac", "--algorithm.train_every 3", "(500 is not a multiple of 3)", "--algorithm.train_every 5"),
     ("cartpole", "--algorithm.minibatches 1000", "lower it", "--algorithm.minibatches 4"),
     (

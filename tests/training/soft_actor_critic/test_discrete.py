@@ -20,6 +20,7 @@ from distqtrl.training.soft_actor_critic.discrete import DiscreteSoftActorCritic
 FLAGS = {
     "generator.source": "direct",
     "policy.hidden": "8",
+    "policy.normalize_observations": "false",
     "algorithm.value_hidden": ["16", "16"],
     "algorithm.rollout_steps": "20",
     "algorithm.learning_starts": "0",
@@ -55,7 +56,7 @@ def test_critics_step_on_the_error_of_expectations():
     found = learner.critic_step(data, none, 12, "here")
     policy = policy_of(twin, after)
     soft_NA = twin.targets(after).min(0).values - math.exp(-1) * policy.logits
-    y_N = torch.from_numpy(data.rewards_N) + 0.98 * torch.from_numpy(~data.terminated_N) * (policy.probs * soft_NA).sum(
+    y_N = torch.from_numpy(data.rewards_N) + 0.99 * torch.from_numpy(~data.terminated_N) * (policy.probs * soft_NA).sum(
         1
     )
     said = twin.critics(torch.from_numpy(data.obs_NO).double())[:, range(12), data.actions_NA[:, 0].astype(int)]
