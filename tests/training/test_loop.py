@@ -71,7 +71,7 @@ def test_controls(tmp_path, source):
 
 @pytest.mark.parametrize("preset", of_environments())
 def test_presets_start(tmp_path, preset):
-    trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "32", **SOON})
+    trained(tmp_path, preset, **{"environment.local_num": "2", "algorithm.rollout_steps": "36", **SOON})
 
 
 def test_weights_are_generated_once_per_optimizer_step(tmp_path):
