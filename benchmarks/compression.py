@@ -323,13 +323,15 @@ def figure(results: dict) -> Figure:
     """Return over trained numbers; and over steps, at the size that was tuned."""
     drawn, (left, right) = figures.panels(2)
     task = TASKS[results["task"]]
-    for number, arm in enumerate(dict.fromkeys(c["arm"] for c in results["cells"])):
+    arms, numbers = dict.fromkeys(c["arm"] for c in results["cells"]), [c["trained"] for c in results["cells"]]
+    least, widest = min(numbers, default=1), max(numbers, default=1)
+    for number, arm in enumerate(arms):
         cells = [c for c in results["cells"] if c["arm"] == arm]
         color, marker = figures.COLORS[number % 8], figures.MARKERS[(number + number // 8) % 8]
         x, y = [c["trained"] for c in cells], [c["iqm"] for c in cells]
         around = np.abs(np.array([c["interval"] for c in cells]).T - y)
         line = figures.LINES[number // 8]
-        x = np.array(x) * (1 + 0.015 * number)  # beside each other
+        x = np.array(x) * (widest / least) ** (0.03 * number / max(1, len(arms) - 1))  # beside each other
         left.errorbar(x, y, yerr=around, color=color, marker=marker, capsize=2, label=arm, linestyle=line)
         for c in cells:
             if c["size"] == task.tuned_at and c["env_steps"]:

@@ -19,7 +19,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,14 +31,15 @@ from typing import Any
 import psutil
 from crashes import TINY
 from lib import setting
+from lib.kills import run_in
 from lib.remains import left
 
 from distqtrl.slurm import Job, Launcher, script
 
-TESTS = setting.ROOT / "tests"
-sys.path.append(str(TESTS))
+sys.path.append(str(setting.ROOT / "tests"))
 
-import private_slurm  # noqa: E402
+import private_slurm
+import runs
 
 KINDS = ("a rank killed", "preempted by priority", "requeued", "told of its limit (SIGUSR1)")
 WITHIN_S = 2.0  # events come so long after a start, at a random moment
@@ -109,21 +109,12 @@ def main() -> None:
 @contextmanager
 def _server(folder: Path) -> Any:
     """A python whose programs are forks of one that has loaded everything (tests/rank_server.py)."""
-    short = Path(tempfile.mkdtemp(prefix="ranks-"))
-    (short / "socket.d").mkdir()
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {TESTS}/rank_server.py {short}/socket "$@"\n')
-    python.chmod(0o755)
     env = {**os.environ, "PYTHONPATH": f"{setting.ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "rank_server.py"), str(short / "socket")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout
-        assert process.stdin
-        assert process.stdout.readline() == "serves\n"
+    with runs.rank_server(env) as socket:
+        python = folder / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {runs.RANK_SERVER} {socket} "$@"\n')
+        python.chmod(0o755)
         yield python
-        process.stdin.close()
-    shutil.rmtree(short)
 
 
 def _submitted(slurm: private_slurm.Slurm, folder: Path, python: Path, *flags: str) -> int:
@@ -138,11 +129,6 @@ def _submitted(slurm: private_slurm.Slurm, folder: Path, python: Path, *flags: s
 def _uninterrupted(slurm: private_slurm.Slurm, folder: Path, python: Path) -> Path:
     slurm.wait(_submitted(slurm, folder, python), timeout=600)
     return run_in(folder)
-
-
-def run_in(folder: Path) -> Path:
-    """The run directory; where there is none yet, a path that does not exist."""
-    return next(folder.glob("runs/cartpole-job*"), folder / "none")
 
 
 def _events(

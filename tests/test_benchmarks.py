@@ -20,7 +20,6 @@ from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.aware import Trained
 
 ROOT = Path(__file__).parents[1]
-RANK_SERVER = Path(__file__).with_name("rank_server.py")
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def quick(tmp_path):
 def ranks(server, monkeypatch):
     """Ranks that a script starts by mpirun are forks of a process that has loaded everything (rank_server.py)."""
     plain = setting.mpirun
-    monkeypatch.setattr(setting, "mpirun", lambda *given: [*plain(*given), str(RANK_SERVER), str(server)])
+    monkeypatch.setattr(setting, "mpirun", lambda *given: [*plain(*given), str(runs.RANK_SERVER), str(server)])
     monkeypatch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
 

@@ -116,8 +116,7 @@ def plan(program: Program) -> Plan:
 
 
 def _pair(steps: npt.NDArray[np.void]) -> None:
-    """Mark steps of a pass that run with the next one: neighbours on two targets, each read by the other's control only
-    in their order."""
+    """Mark steps of a pass that run with the next one: two rotations; the second may read the first's target."""
     taken = False
     for one, other in itertools.pairwise(steps):
         plain = not any(step["swap"] or step["idle"] or not step["turns"] for step in (one, other))

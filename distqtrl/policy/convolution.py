@@ -114,7 +114,7 @@ def convolutions(words: Sequence[str], image: Sequence[int]) -> tuple[Convolutio
         if size > min(rows, columns):
             raise UserError(
                 f"policy.convolutions: {word} reads {size} x {size} places, its image has {rows} x {columns}: use a "
-                "smaller or one filter less"
+                "smaller filter or leave it out"
             )
         made.append(one := Convolution((frames, rows, columns, colours), filters, size, stride))
         if (entries := math.prod(one.shape)) > MOST:

@@ -73,19 +73,6 @@ def unpack(architecture: Architecture, w_M: Tensor) -> list[Layer]:
     return own + [(parts[2 * k].view(shape), parts[2 * k + 1]) for k, shape in enumerate(dense)]
 
 
-def summed(architecture: Architecture, by: np.ndarray) -> np.ndarray:
-    """The derivative by w_M, given that by the weights and biases of all that ``unpack`` makes of it, one vector."""
-    if not architecture.front:
-        return by
-    parts, start = [], 0
-    for c in architecture.front:
-        o, i = c.shape
-        middle, end = start + o * i, start + o * i + o
-        parts.append(c.summed(by[start:middle], by[middle:end]))
-        start = end
-    return np.concatenate([*parts, by[start:]])
-
-
 def outputs(architecture: Architecture, layers: list[Layer], obs_BO: Tensor) -> Tensor:
     """The last layer's outputs (B, num_outputs): logits, or means of a Gaussian."""
     activation = ACTIVATIONS[architecture.activation]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from distqtrl.policy.distribution import HALF_LOG_2PI, Array, Categorical, Gaussian, Head
+from distqtrl.policy.network import Architecture
 
 Layer = tuple[np.ndarray, np.ndarray]  # a weight (N, K) and a bias (N,)
 
@@ -50,6 +51,14 @@ def backward(layers: list[Layer], activation: str, seen: list[np.ndarray], slope
             slope_BN = slope_BN * weight if len(weight) == 1 else slope_BN @ weight  # the former is faster there
             slope_BN *= 1 - seen[k] * seen[k] if activation == "tanh" else seen[k] > 0
     return flat_M
+
+
+def of_weights(architecture: Architecture, by: np.ndarray) -> np.ndarray:
+    """dL/d w_M, given dL/d of all matrices and biases that w_M makes (``backward``): a convolution's are summed up."""
+    if not (front := architecture.front):
+        return by
+    own = [c.summed(*layer) for c, layer in zip(front, cut([c.shape for c in front], by), strict=True)]
+    return np.concatenate([*own, by[sum(o * i + o for o, i in (c.shape for c in front)) :]])
 
 
 @dataclass

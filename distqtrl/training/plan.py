@@ -63,7 +63,12 @@ def spec(config: Config, algorithm: Algorithm, role: Role, spaces: Spaces) -> Sp
     learner, p = cast(type[NetworkLearner], algorithm.learner), config.policy
     head = learner.head_for(config, spaces)
     num_inputs = spaces.num_observations + _num_shared(role)
-    image = spaces.image if num_inputs == spaces.num_observations and p.convolutions else ()
+    if p.convolutions and spaces.image and _num_shared(role):
+        raise UserError(
+            "policy.convolutions read an image alone, and behind it a shared policy sees which agent it plays: set "
+            "agents.sharing to independent or shared_circuit"
+        )
+    image = spaces.image if p.convolutions else ()
     architecture = Architecture(num_inputs, p.hidden, head.num_outputs, p.activation, image, p.convolutions)
     if config.generator.source == "equal_mlp":
         architecture = _equal_mlp(config, architecture)

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import distqtrl
+from distqtrl.environment.spaces import Spaces
 from distqtrl.errors import UserError
 from distqtrl.policy import network, policy_file, slopes
 from distqtrl.policy.convolution import convolutions
 from distqtrl.policy.network import Architecture
+from distqtrl.training.algorithms import ALGORITHMS
+from distqtrl.training.plan import spec
 
 FEW = st.integers(1, 3)
 
@@ -69,7 +72,7 @@ def test_outputs_and_gradient_equal_torchs(image, drawn, data):
 
     arrays = [(w.detach().numpy(), b.detach().numpy()) for w, b in layers]
     seen = slopes.forward(arrays, "relu", obs_BO.numpy())
-    by_hand = network.summed(architecture, slopes.backward(arrays, "relu", seen, slope_BA.numpy()))
+    by_hand = slopes.of_weights(architecture, slopes.backward(arrays, "relu", seen, slope_BA.numpy()))
     torch.testing.assert_close(torch.from_numpy(by_hand), expected_M)
     torch.testing.assert_close(torch.from_numpy(network.acting(architecture, w_M)(obs_BO.numpy())), expected)
 
@@ -111,6 +114,14 @@ IMAGE = runs.TINY | {
 def test_runs_that_cannot_be_are_refused_before_training(flags, said, tmp_path):
     with pytest.raises(UserError, match=said):
         distqtrl.train(distqtrl.preset("cartpole", IMAGE | flags), tmp_path / "run")
+
+
+def test_a_policy_that_reads_more_than_the_image_is_told_so():
+    config = distqtrl.preset("cartpole", {"policy.convolutions": ["8x3"]})
+    seen = Spaces(147, 3, 0, (), (), image=(1, 7, 7, 3))
+    assert spec(config, ALGORITHMS["ppo"], ("a",), seen).architecture.image == (1, 7, 7, 3)
+    with pytest.raises(UserError, match=r"set agents\.sharing to independent"):
+        spec(config, ALGORITHMS["ppo"], ("a", "b"), seen)
 
 
 def test_a_convolutional_policy_is_trained_on_integers_and_exported(tmp_path):

@@ -199,7 +199,7 @@ class PolicyGradient(NetworkLearner):
 
         def pull(by_NA: Array) -> list[Tensor]:
             by_NA = by_NA if mask is None else np.where(mask, by_NA, 0)
-            return [torch.from_numpy(network.summed(self.architecture, slopes.backward(layers, kind, seen, by_NA)))]
+            return [torch.from_numpy(slopes.of_weights(self.architecture, slopes.backward(layers, kind, seen, by_NA)))]
 
         return seen[-1] if mask is None else allowed(seen[-1], mask), pull
 

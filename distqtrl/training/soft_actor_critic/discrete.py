@@ -62,7 +62,7 @@ class DiscreteSoftActorCritic(SoftActorCritic):
         return lambda obs_BO: np.zeros(0)
 
     def _critic_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
-        a, share = self.config.algorithm, len(batch.rewards_N) / count
+        a = self.config.algorithm
         with self.profile("loss"):
             obs_NO, next_NO = self.observed(batch.obs_NO), self.observed(batch.next_obs_NO)
             if self.targets is None:  # CrossQ: both batches at once, so that statistics are of both
@@ -82,8 +82,7 @@ class DiscreteSoftActorCritic(SoftActorCritic):
                 )
                 soft_N = rewards_N + a.gamma * temperature * discrete_sac.entropy(*discrete_sac.policy(logits_NA))
             q_2N = discrete_sac.of_actions(values_2NA, torch.from_numpy(batch.actions_NA[:, 0]).long())
-            loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
-        return self._of_values(loss, y_N, q_2N, soft_N, share)
+            return self._of_values(q_2N, y_N, soft_N, count)
 
     def _policy_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
         leaf_M = self.weights().detach().requires_grad_()
@@ -91,10 +90,7 @@ class DiscreteSoftActorCritic(SoftActorCritic):
             raw_NO, obs_NO = torch.from_numpy(batch.obs_NO), self.observed(batch.obs_NO)
             with torch.no_grad():
                 values_2NA = self.critics(obs_NO)
-            logits_NA, temperature = self.outputs(leaf_M, raw_NO, obs_NO, collect=True), self.log_temperature.exp()
-            loss_N, entropy_N = discrete_sac.policy_loss(logits_NA, values_2NA, temperature.detach())
-            policy_loss, entropy = loss_N.sum() / count, entropy_N.detach().sum() / count
-            share = len(entropy_N) / count
-            loss = policy_loss + temperature * (entropy - share * self.target_entropy)
-            sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
-        return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=self._of_policy, sums=sums, share=share)
+            logits_NA = self.outputs(leaf_M, raw_NO, obs_NO, collect=True)
+            loss_N, entropy_N = discrete_sac.policy_loss(logits_NA, values_2NA, self.log_temperature.detach().exp())
+            entropy, share = entropy_N.detach().sum() / count, len(entropy_N) / count
+            return self._tempered(leaf_M, loss_N.sum() / count, entropy=entropy, share=share)

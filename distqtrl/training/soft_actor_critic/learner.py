@@ -206,7 +206,7 @@ class SoftActorCritic(NetworkLearner):
         return total.sums, norm
 
     def _critic_loss(self, batch: Transitions, noise_NA: Tensor, count: int) -> Loss:
-        a, share = self.config.algorithm, len(noise_NA) / count
+        a = self.config.algorithm
         with self.profile("loss"):
             obs_NO, next_NO = self.observed(batch.obs_NO), self.observed(batch.next_obs_NO)
             actions_NA = torch.from_numpy(batch.actions_NA).to(self.dtype)
@@ -221,12 +221,11 @@ class SoftActorCritic(NetworkLearner):
             rewards_N, ended_N = torch.from_numpy(batch.rewards_N), torch.from_numpy(batch.terminated_N)
             temperature = float(self.log_temperature.detach().exp())
             y_N = sac.targets(rewards_N, ended_N, next_q_2N.detach(), log_prob_N, temperature, a.gamma)
-            loss = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count
-            soft_N = rewards_N - a.gamma * temperature * log_prob_N
-        return self._of_values(loss, y_N, q_2N, soft_N, share)
+            return self._of_values(q_2N, y_N, rewards_N - a.gamma * temperature * log_prob_N, count)
 
-    def _of_values(self, loss: Tensor, y_N: Tensor, q_2N: Tensor, soft_N: Tensor, share: float) -> Loss:
-        """The critics' loss with its sums; soft_N: rewards and the entropies after them."""
+    def _of_values(self, q_2N: Tensor, y_N: Tensor, soft_N: Tensor, count: int) -> Loss:
+        """The critics' loss against their targets y_N; soft_N: rewards and the entropies after them."""
+        loss, share = ((q_2N - y_N.to(self.dtype)) ** 2).sum() / count, len(y_N) / count
         means = [y_N.mean() * share, q_2N.detach().mean() * share, loss.detach(), soft_N.abs().mean() * share]
         sums = np.concatenate([np.array([float(x) for x in means]), self.critics.statistics(share)])
         return Loss(
@@ -244,12 +243,15 @@ class SoftActorCritic(NetworkLearner):
             raw_NO, obs_NO = torch.from_numpy(batch.obs_NO), self.observed(batch.obs_NO)
             actions_NA, log_prob_N = self.actions(leaf_M, raw_NO, obs_NO, noise_NA, collect=True)
             q_N = self.critics(obs_NO, actions_NA).min(0).values
-            temperature = self.log_temperature.exp()
-            policy_loss = (temperature.detach() * log_prob_N - q_N).sum() / count
-            entropy = -log_prob_N.detach().sum() / count
-            share = len(log_prob_N) / count
-            loss = policy_loss + temperature * (entropy - share * self.target_entropy)
-            sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
+            policy_loss = (self.log_temperature.detach().exp() * log_prob_N - q_N).sum() / count
+            entropy, share = -log_prob_N.detach().sum() / count, len(log_prob_N) / count
+            return self._tempered(leaf_M, policy_loss, entropy=entropy, share=share)
+
+    def _tempered(self, leaf_M: Tensor, policy_loss: Tensor, *, entropy: Tensor, share: float) -> Loss:
+        """The policy's loss and the temperature's. entropy, share: this rank's part of the mean, and of the samples."""
+        temperature = self.log_temperature.exp()
+        loss = policy_loss + temperature * (entropy - share * self.target_entropy)
+        sums = torch.stack([policy_loss, entropy, temperature * share]).detach().double().numpy()
         return Loss(value=loss, leaf_M=leaf_M, direct=self.direct, moves=self._of_policy, sums=sums, share=share)
 
 
