@@ -40,6 +40,7 @@ sys.path.append(str(setting.ROOT / "tests"))
 
 import private_slurm
 import runs
+from rank_server import TAG
 
 KINDS = ("a rank killed", "preempted by priority", "requeued", "told of its limit (SIGUSR1)")
 WITHIN_S = 2.0  # events come so long after a start, at a random moment
@@ -108,12 +109,17 @@ def main() -> None:
 
 @contextmanager
 def _server(folder: Path) -> Any:
-    """A python whose programs are forks of one that has loaded everything (tests/rank_server.py)."""
+    """A python whose programs are forks of one that has loaded everything (tests/rank_server.py).
+
+    The folder ``forks`` beside it has a file for each job, with the process ids of its forks.
+    """
     env = {**os.environ, "PYTHONPATH": f"{setting.ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     with runs.rank_server(env) as socket:
         python = folder / "python"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} {runs.RANK_SERVER} {socket} "$@"\n')
+        program = f'{TAG}=$SLURM_JOB_ID exec {sys.executable} {runs.RANK_SERVER} {socket} "$@"'
+        python.write_text(f"#!/bin/sh\n{program}\n")
         python.chmod(0o755)
+        (folder / "forks").symlink_to(f"{socket}.d")
         yield python
 
 
@@ -200,14 +206,14 @@ def _happens(slurm: private_slurm.Slurm, slot: Slot, kind: str, rng: random.Rand
         return slurm.run(*command, "--wrap", "sleep 0.1").returncode == 0
     if kind == KINDS[2]:
         return slurm.run("scontrol", "requeue", slot.job).returncode == 0
-    ranks = _ranks(slot.job)
-    if len(ranks) < RANKS or not all(_listens(rank.pid) for rank in ranks):
+    forks = (slot.folder.parent / "forks" / str(slot.job)).read_text().split() if _ranks(slot.job) else []
+    if sum(map(_listens, forks)) < RANKS:
         return False  # Python itself has not begun: a notice two minutes before a limit does not come so early
     return slurm.run("scancel", "--signal=USR1", slot.job).returncode == 0
 
 
-def _listens(pid: int) -> bool:
-    """Whether a process catches SIGUSR1."""
+def _listens(pid: str) -> bool:
+    """Whether a process is there, and catches SIGUSR1."""
     with suppress(OSError):
         (caught,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)

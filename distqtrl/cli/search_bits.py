@@ -1,6 +1,7 @@
 """distqtrl search-bits: bit widths, chosen by many trainings."""
 
 import json
+import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,8 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
             code = workers.work(workers.Worker(asked, pending, lambda text: say(f"{where}{text}")))
         except Refused as error:  # by this worker alone: the other ranks have to be ended
             raise UserError(str(error)) from None
+        if code == stopping.EXIT_CODES[signal.SIGUSR1]:
+            stopping.requeued()
     about = workers.read(asked.directory)
     if about is not None and about["status"] == "complete" and comm.rank == 0:
         files = f"  {asked.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"

@@ -86,7 +86,10 @@ def start(
             _extend(directory, config, there, comm, say)
         return Outcome(directory, there.result, trained=False)
     with stopping.collected() as pending:
-        return _trained(request, comm, there, pending, began=began, confirm=confirm, say=say)
+        outcome = _trained(request, comm, there, pending, began=began, confirm=confirm, say=say)
+        if outcome.result.get("signal") == signal.SIGUSR1.name:
+            stopping.requeued()
+        return outcome
 
 
 def _trained(

@@ -1,7 +1,9 @@
 """Signals that ask a run to stop. They are noted here and acted upon at the end of an update, by all ranks together."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,8 +11,10 @@ from typing import Any
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
 GRACE_S = 5
+AGAIN_S = 0.2
 
 _pending: list[signal.Signals] = []
+_process = {"ours": False, "requeued": False}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,7 +27,16 @@ class Interrupted(KeyboardInterrupt):
 
 def note_requeue() -> None:
     """From here on SIGUSR1 is noted in place of ending the process: it may come while libraries are still loading."""
+    _process["ours"] = True
     signal.signal(signal.SIGUSR1, _note)
+
+
+def requeued() -> None:
+    """The ranks have agreed to stop for a requeue: where this process is a rank alone, SIGTERM cannot undo that.
+
+    A launcher ends all ranks when the first one has left, which may be while another one still ends its work.
+    """
+    _process["requeued"] = _process["ours"]
 
 
 def ignore(code: int) -> None:
@@ -49,14 +62,50 @@ def collected() -> Iterator[list[signal.Signals]]:
     alarm = signal.getsignal(signal.SIGALRM)
     old = {s: signal.signal(s, _note) for s in EXIT_CODES}
     try:
-        yield _pending
+        with _heard():
+            yield _pending
     finally:
         if any(s != signal.SIGUSR1 for s in _pending):
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             _restore(signal.SIGALRM, alarm)
         _pending.clear()
+        if _process["requeued"]:
+            old[signal.SIGTERM] = signal.SIG_IGN
         for s, previous in old.items():
             _restore(s, previous)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Stop signals reach the main thread even while it is blocked: a thread sends them to it until they are noted.
+
+    Python notes a signal between two instructions of the main thread. One that another thread got, or that came just
+    before a system call, interrupts nothing, and would be noted when a hanging environment returns. Who has a wakeup
+    descriptor already (asyncio) keeps it, and goes without.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(read, True)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    if before != -1:
+        signal.set_wakeup_fd(before)
+    thread = threading.Thread(target=_send_again, args=(read, threading.get_ident()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        if before == -1:
+            signal.set_wakeup_fd(-1)
+        os.close(write)  # the thread reads the end of the file
+        thread.join()
+        os.close(read)
+
+
+def _send_again(read: int, main: int) -> None:
+    while came := os.read(read, 64):
+        for number in EXIT_CODES:
+            while number in came and number not in _pending:
+                signal.pthread_kill(main, number)
+                time.sleep(AGAIN_S)
 
 
 def _restore(number: signal.Signals, handler: Any) -> None:
@@ -68,8 +117,9 @@ def _note(number: int, _: FrameType | None) -> None:
     _pending.append(signal.Signals(number))
     if number != signal.SIGUSR1:
         signal.signal(signal.SIGALRM, _give_up)
-        signal.alarm(GRACE_S)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S, AGAIN_S)  # again: the first may interrupt nothing (_heard)
 
 
 def _give_up(number: int, _: FrameType | None) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
     raise Interrupted(_pending[0] if _pending else signal.SIGINT)
