@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 from distqtrl.allreduce import leftovers
 from distqtrl.allreduce.communicator import Communicator, Serial
@@ -11,14 +12,24 @@ from distqtrl.allreduce.watchdog import MEANING, keeper
 from distqtrl.errors import UserError
 
 LAUNCHERS = (  # what they tell every process they start, MPICH and Intel, Open MPI, srun
-    {"size": "PMI_SIZE", "rank": "PMI_RANK", "on_host": "MPI_LOCALNRANKS"},
-    {"size": "OMPI_COMM_WORLD_SIZE", "rank": "OMPI_COMM_WORLD_RANK", "on_host": "OMPI_COMM_WORLD_LOCAL_SIZE"},
-    {"size": "SLURM_STEP_NUM_TASKS", "rank": "SLURM_PROCID", "on_host": "SLURM_STEP_TASKS_PER_NODE"},
+    {"size": "PMI_SIZE", "rank": "PMI_RANK", "on_host": "MPI_LOCALNRANKS", "here": "MPI_LOCALRANKID"},
+    {
+        "size": "OMPI_COMM_WORLD_SIZE",
+        "rank": "OMPI_COMM_WORLD_RANK",
+        "on_host": "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "here": "OMPI_COMM_WORLD_LOCAL_RANK",
+    },
+    {
+        "size": "SLURM_STEP_NUM_TASKS",
+        "rank": "SLURM_PROCID",
+        "on_host": "SLURM_STEP_TASKS_PER_NODE",
+        "here": "SLURM_LOCALID",
+    },
 )
 
 
 def announced(what: str, without: int) -> int:
-    """The "size", "rank" or ranks "on_host" that the launcher gave this process, known before (or without) MPI.
+    """The "size", the "rank", the ranks "on_host" or the rank among them, "here": known before (or without) MPI.
 
     srun writes its ranks on every host in one variable, such as 2(x3),1: the most of them count.
     """
@@ -29,30 +40,44 @@ def announced(what: str, without: int) -> int:
     return without
 
 
+_given: set[int] = set()
+
+
+def given_cores() -> list[int]:
+    """The cores that the launcher lets this process run on; where they are crowded, it keeps to one of them."""
+    return sorted(_given or _cores(0))
+
+
 def oversubscribed() -> bool:
     """Whether more ranks than cores are on this host.
 
     A launcher that binds its ranks shows each of them its own cores only, its own process still has them all.
     """
-    return announced("on_host", without=1) > max(_cores(0), _cores(os.getppid()))
+    return announced("on_host", without=1) > max(len(given_cores()), len(_cores(os.getppid())))
 
 
-def _let_waiting_yield() -> None:
+def _share_cores() -> None:
     """Let the MPI that is loaded next give up its core while it waits, if more ranks than cores are on this host.
 
     MPI waits by polling, which starves the ranks that still work. MPICH's heavy yield costs latency otherwise, so
-    it is set only then. What the user has set stays.
+    it is set only then. What the user has set stays. Where every core gets as many ranks as the others, they stay on
+    theirs (unless the launcher has bound them): moved about, they find the caches of the others.
     """
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if oversubscribed():
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+        cores = given_cores()
+        _given.update(cores)
+        if len(cores) > 1 and announced("on_host", without=1) % len(cores) == 0:
+            with suppress(AttributeError, OSError):
+                os.sched_setaffinity(0, {cores[announced("here", without=0) % len(cores)]})
 
 
-def _cores(pid: int) -> int:
+def _cores(pid: int) -> set[int]:
     try:
-        return len(os.sched_getaffinity(pid))
+        return os.sched_getaffinity(pid)
     except (AttributeError, OSError):  # macOS has none; a launcher of another user
-        return os.cpu_count() or 1
+        return set(range(os.cpu_count() or 1))
 
 
 def library() -> str:
@@ -73,7 +98,7 @@ def connect(timeout_s: float | None = 1800.0, calling: str = "") -> Communicator
     size = announced("size", without=1)
     if size == 1:
         return Serial()
-    _let_waiting_yield()
+    _share_cores()
     leftovers.remove()
     meaning = f"not all ranks called {calling}, or {MEANING}" if calling else MEANING
     note = f"waits for the other ranks: every rank has to call {calling}" if calling else ""

@@ -1,5 +1,7 @@
 """The communicator at 1 (serial) to 4 ranks, with MPICH and Open MPI: the same bodies, in programs/communicator.py."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,26 @@ def test_bodies(request, launcher, ranks):
         "all_fail_differently",
         "equal",
     ]
+
+
+CORES = """
+import os
+import numpy as np
+from distqtrl.allreduce.connect import connect, given_cores
+
+comm = connect()
+of_ranks = comm.allgather(np.array([len(given_cores()), *sorted(os.sched_getaffinity(0))]))
+if comm.rank == 0:
+    print(of_ranks.tolist())
+"""
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "openmpi"])
+@pytest.mark.parametrize("more", [0, 1])
+def test_crowded_ranks_share_the_cores_evenly_or_not_at_all(request, launcher, more):
+    cores = sorted(os.sched_getaffinity(0))
+    ranks = 2 * len(cores) + more
+    code, out, err = request.getfixturevalue(launcher)(ranks, ["-c", CORES], timeout=60)
+    assert (code, err) == (0, "")
+    whole = [len(cores), *cores]
+    assert sorted(json.loads(out)) == ([whole] * ranks if more else sorted([[len(cores), core] for core in cores] * 2))
