@@ -343,7 +343,7 @@ def figure(results: dict) -> Figure:
     left.set_xlabel("trained numbers")
     left.set_ylabel("greedy return, IQM and 95 % interval")
     unit = {"train.steps": "environment steps", "train.updates": "updates"}[task.budget]
-    right.set_xlabel(f"{unit} ({task.tuned_at} trained numbers)")
+    right.set_xlabel(f"{unit} ({task.tuned_at} trained numbers; direct: all weights)")
     right.set_ylabel("greedy return, IQM")
     right.locator_params(axis="x", nbins=5)  # numbers of steps are wide
     drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
