@@ -240,7 +240,7 @@ def predicted(results: dict[str, Any]) -> list[str]:
         f"({goal(tree >= 0.9)}).",
         "",
         f"Not in it: a checkpoint, every {results['traced']['checkpoint_every']} updates, gathers {size:,} bytes of "
-        f"every rank on every rank: {size * n / 1e6:,.0f} MB and {p['checkpoint_us'][n] / 1e3:.1f} ms at {n:,} ranks.",
+        f"every rank on rank 0: {size * n / 1e6:,.0f} MB and {p['checkpoint_us'][n] / 1e3:.1f} ms at {n:,} ranks.",
     ]
 
 
