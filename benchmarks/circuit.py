@@ -207,7 +207,7 @@ def measured(row, goal, peers, seconds):
 
 
 def all_batches(args):
-    rows, circuits = ({("u3_cu3_ring", 3, 2): (5, 20)}, (1, 9)) if args.quick else (BATCHED, CIRCUITS)
+    rows, circuits = ({("ry_cnot_ring", 3, 2): (5, 20)}, (1, 9)) if args.quick else (BATCHED, CIRCUITS)
     peers = {title: f for title, f in circuit_batches.PEERS.items() if not args.quick or "broadcast" in title}
     results = {
         **setting.facts("numba", "numpy", "torch", "pennylane", "pennylane-lightning", "jax", "tensorcircuit-ng"),

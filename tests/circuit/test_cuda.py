@@ -18,6 +18,7 @@ from distqtrl.circuit.cuda import Cuda
 from distqtrl.config.stages import Circuit, Qpu
 from distqtrl.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("simulated")  # one process simulates for all of them
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 gpu_is_here = pytest.mark.skipif(not cuda.available(), reason="there is no GPU: only the simulator was asked")
 

@@ -9,6 +9,7 @@ import pytest
 from distqtrl.cli import main as cli
 from distqtrl.doctor import gradients
 
+pytestmark = pytest.mark.xdist_group("compared")  # once for all of them
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 
 

@@ -21,6 +21,12 @@ SEVERAL = PROGRAMS / "several.py"
 TINY = as_words(tiny(environment_local_num=1, evaluate_episodes=1))
 
 
+def test_the_group_is_one_workers(request):
+    """With pytest 9.2 and pytest-xdist 3.8 groups were silently none."""
+    if request.config.getoption("loadgroup", False):
+        assert request.node.nodeid.endswith("@ranks")
+
+
 def training(folder, *flags):
     """Arguments of a run of ten thousand updates of three ranks."""
     return [

@@ -18,7 +18,7 @@ def verilator():
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize(("seed", "factored"), [(0, False), (1, False), (2, True), (11, True)])
+@pytest.mark.parametrize(("seed", "factored"), [(1, False), (2, True), (11, True)])
 def test_verilog(verilator, tmp_path, seed, factored):
     """Both cores, without and with a receiver and a sender that pause; Verilator's warnings are errors."""
     made = program(100 + seed, most=24, factored=factored)
