@@ -66,6 +66,7 @@ TASKS = {
     "pendulum": Task("Pendulum-v1", 153_600, 30, -250, SMALL, (32, 128), 128, 10, 153_600),
     "hopper": Task("Hopper-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504),
     "walker2d": Task("Walker2d-v5", 499_712, 61, 3500, LARGE, (512,), 512, 5, 149_504, WIDE),
+    "walker2d-sac": Task("Walker2d-v5, soft actor-critic", 249_600, 52, 3500, (0.001, 0.003), (512,), 512, 5, 59_520),
     "qtrl-cartpole": Task(
         "CartPole-v1 without its end at 500 steps, REINFORCE",
         1000,
