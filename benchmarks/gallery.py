@@ -4,8 +4,8 @@
     python benchmarks/gallery.py --presets hopper    these, whether it has them or not
     python benchmarks/gallery.py --quick             CartPole, 12 updates, and a language model; writes only with -o
 
-Every preset is trained as it is, on one rank, with a budget of its own that its seeds together are through with in
-MINUTES core minutes. Some are solved by then, for others that is the beginning; the table says how far each came. A
+Every preset is trained as it is, on one rank, with a budget that was chosen so that its seeds together take a core
+minute at most. Some are solved by then, for others that is the beginning; the table says how far each came. A
 film is the beginning of the first greedy episode of the first seed's policy, as `distqtrl evaluate` plays it. Presets
 that have a curve in another table (docs/gallery.py) get one seed, for the film. The cheapest come first, and a preset
 is written down as soon as it is through: a second start goes on with the next.
@@ -32,7 +32,6 @@ from distqtrl.policy import policy_file
 from distqtrl.report import animation
 from distqtrl.report.runs import Run
 
-MINUTES = 1  # of a core, for all seeds of a preset: what the budgets were chosen for
 BUDGETS = {  # seeds, and of each the environment steps, or the updates where the preset's own budget is in updates
     "cartpole": (1, 200_000),
     "acrobot": (2, 100_000),
@@ -47,25 +46,25 @@ BUDGETS = {  # seeds, and of each the environment steps, or the updates where th
     "hopper": (1, 60_000),
     "hopper-sac": (1, 15_000),
     "qtrl-cartpole": (1, 1000),
-    "qtrl-cartpole-500": (2, 500),
-    "pendulum": (1, 150_000),
-    "cartpole-sac": (1, 8_000),
-    "halfcheetah": (1, 40_000),
-    "halfcheetah-sac": (1, 15_000),
-    "walker2d": (1, 40_000),
-    "walker2d-sac": (1, 15_000),
-    "qtrl-minigrid": (1, 400),
-    "qtrl-minigrid-corrected": (1, 400),
-    "dist-qtrl": (1, 1000),
-    "hopper-generated": (1, 60_000),
-    "walker2d-generated": (1, 40_000),
-    "halfcheetah-generated": (1, 40_000),
-    "ant": (1, 30_000),
-    "ant-sac": (1, 12_000),
-    "pendulum-sac": (1, 4_000),
-    "humanoid": (1, 30_000),
-    "humanoid-sac": (1, 10_000),
-    "cooperative-pong": (1, 10_000),
+    "qtrl-cartpole-500": (2, 300),
+    "pendulum": (1, 100_000),
+    "cartpole-sac": (1, 6_000),
+    "halfcheetah": (1, 30_000),
+    "halfcheetah-sac": (1, 12_000),
+    "walker2d": (1, 30_000),
+    "walker2d-sac": (1, 12_000),
+    "qtrl-minigrid": (1, 200),
+    "qtrl-minigrid-corrected": (1, 200),
+    "dist-qtrl": (1, 500),
+    "hopper-generated": (1, 30_000),
+    "walker2d-generated": (1, 20_000),
+    "halfcheetah-generated": (1, 20_000),
+    "ant": (1, 20_000),
+    "ant-sac": (1, 10_000),
+    "pendulum-sac": (1, 3_000),
+    "humanoid": (1, 20_000),
+    "humanoid-sac": (1, 8_000),
+    "cooperative-pong": (1, 5_000),
 }
 NEW = {"steps": (1, 10_000), "updates": (1, 100)}  # of a preset that has no entry above
 EPISODES = 10  # greedy ones at the end of a training
@@ -203,7 +202,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         setting.line(results),
         "",
-        f"One rank; budgets chosen for at most {MINUTES:g} core minutes of training per preset, its seeds together.",
+        "One rank; budgets chosen for a core minute of training per preset at most, its seeds together.",
         "Trained is what each seed came to: its budget, or what it took to the preset's own target. Greedy returns are",
         f"means of {EPISODES} episodes at the end of a training. A film is of the first seed's policy, in the first of",
         "the episodes of `distqtrl evaluate` with seed 0.",

@@ -10,8 +10,8 @@ from distqtrl.report import animation
 MOST_BYTES = 60_000
 PICTURES, SHORTEST_MS = 60, 100  # pictures of a film at most; how long each stands at least
 SIZES = (  # pixels of width, colours, one picture in so many: the first that is small enough is taken
-    *((240, 64, 1), (240, 32, 1), (200, 32, 1), (160, 32, 1), (160, 16, 1), (160, 32, 2), (160, 16, 2)),
-    *((120, 16, 2), (120, 16, 3), (80, 16, 3), (80, 8, 4)),
+    *((240, 64, 1), (240, 32, 1), (200, 32, 1), (160, 32, 1), (160, 16, 1), (120, 16, 1)),
+    *((160, 16, 2), (120, 16, 2), (120, 16, 3), (80, 16, 3), (80, 8, 4)),
 )
 
 
