@@ -69,6 +69,7 @@ BUDGETS = {  # seeds, and of each the environment steps, or the updates where th
 NEW = {"steps": (1, 10_000), "updates": (1, 100)}  # of a preset that has no entry above
 EPISODES = 10  # greedy ones at the end of a training
 POINTS = 61  # of a curve
+CAMERAS = {"HalfCheetah-v5": {"camera_name": "track"}}  # what would run out of the picture is followed
 QUICKLY = ("cartpole", "qerl-arithmetic")
 TEXT = "it trains a language model, whose episodes are text: there is nothing to film"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "minigrid", "mpe2", "pettingzoo", "pygame-ce", "pillow")
@@ -174,7 +175,8 @@ def film(run: Run, gif: Path | None) -> dict[str, Any]:
     roles, acts = [policy.agents for policy in policies], [policy.act for policy in policies]
     drawn, steps = run.directory / "episode.gif", drawable(environment)
     try:
-        animation.record(drawn, environment, 0, roles, acts, min(steps, most or steps))
+        followed = environment.model_copy(update={"kwargs": environment.kwargs | CAMERAS.get(environment.id, {})})
+        animation.record(drawn, followed, 0, roles, acts, min(steps, most or steps))
     except UserError as error:
         return {"reason": str(error)}
     episode = evaluation(environment, range(1), 0, "evaluation", acts, roles, max_steps=most)

@@ -9,9 +9,10 @@ from distqtrl.report import animation
 
 MOST_BYTES = 60_000
 PICTURES, SHORTEST_MS = 60, 100  # pictures of a film at most; how long each stands at least
-SIZES = (  # pixels of width, colours, one picture in so many: the first that is small enough is taken
-    *((240, 64, 1), (240, 32, 1), (200, 32, 1), (160, 32, 1), (160, 16, 1), (120, 16, 1)),
-    *((160, 16, 2), (120, 16, 2), (120, 16, 3), (80, 16, 3), (80, 8, 4)),
+LAST = 10  # times as long as the others: films begin again at once
+SIZES = (  # pixels of width, colours, pictures at most: the first that is small enough is taken
+    *((240, 64, PICTURES), (240, 32, PICTURES), (200, 32, PICTURES), (160, 32, PICTURES), (160, 16, PICTURES)),
+    *((160, 16, 40), (160, 16, 30), (120, 16, 40), (120, 16, 20), (80, 16, 20), (80, 8, 10)),
 )
 
 
@@ -20,17 +21,16 @@ def small(path: Path) -> tuple[bytes, float]:
     with Image.open(path) as gif:
         ends_ms = np.cumsum([_ms(frame) for frame in ImageSequence.Iterator(gif)])
         pace_ms = max(SHORTEST_MS, int(np.diff(ends_ms, prepend=0).min()))
-        starts_ms = np.arange(0, ends_ms[-1], pace_ms)[:PICTURES]
+        starts_ms = np.arange(0, ends_ms[-1], pace_ms)
         shown = np.searchsorted(ends_ms, starts_ms, side="right")
-        share = min(1.0, len(shown) * pace_ms / float(ends_ms[-1]))
-        if share == 1:
-            shown[-1] = len(ends_ms) - 1  # how it ends
+        shown[-1] = len(ends_ms) - 1  # how it ends
+        shown = shown[:PICTURES]
         frames = {i: frame.convert("RGB") for i, frame in enumerate(ImageSequence.Iterator(gif)) if i in shown}
-    for width, colours, every in SIZES:
-        pictures = [frames[i] for i in (*shown[:-1:every], shown[-1])]
-        made = animation.gif(_alike(pictures, width, colours), 1000 / (every * pace_ms))
+    for width, colours, most in SIZES:
+        pictures = _alike([frames[i] for i in shown[:most]], width, colours)
+        made = animation.gif([*pictures, *[pictures[-1]] * (LAST - 1)], 1000 / pace_ms)
         if len(made) <= MOST_BYTES:
-            return made, share
+            return made, len(pictures) / len(starts_ms)
     raise ValueError(f"{path} cannot be made smaller than {len(made):,} bytes")
 
 
