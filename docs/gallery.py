@@ -206,7 +206,8 @@ def filmed(name: str, told: dict[str, Any]) -> Iterator[str]:
     some = "" if film["shown"] == film["steps"] else f"the first {film['shown']:,} of "
     mean = f"the mean of {told['greedy_episodes']} is {told['greedy'][0]:.4g}"
     first = {**told, "made": told["made"][:1], "target_reached": told["target_reached"][:1]}
-    yield f"A greedy episode ({some}{film['steps']:,} steps), return {film['return']:.4g} ({mean}), after {extent(first)}."
+    yield f"A greedy episode ({some}{film['steps']:,} steps), return {film['return']:.4g} ({mean}),"
+    yield f"after {extent(first)}."
 
 
 def draw(shown: Shown, path: Path) -> int:

@@ -109,6 +109,17 @@ def test_the_gallery_shows_every_preset_and_draws_what_is_committed(tmp_path):
     assert text.count("\nNo film") == len(presets()) - len(films)
 
 
+def test_every_preset_has_a_film_or_a_reason_why_not():
+    told, folder = gallery.short(), gallery.RESULTS / "gallery"
+    missing = [name for name in presets() if told.get(name, {}).keys().isdisjoint({"film", "reason"})]
+    assert missing == [], "python benchmarks/gallery.py makes what is missing"
+    films = {name: entry["film"] for name, entry in told.items() if "film" in entry}
+    assert {path.stem: path.stat().st_size for path in folder.glob("*.gif")} == {
+        name: film["bytes"] for name, film in films.items()
+    }
+    assert all(film["bytes"] <= 60_000 and 0 < film["shown"] <= film["steps"] for film in films.values())
+
+
 def templates():
     """Every text in the package, with … for what is filled in."""
     for path in (pages.ROOT / "distqtrl").rglob("*.py"):
