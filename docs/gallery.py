@@ -1,4 +1,4 @@
-"""The gallery of presets: what each is, and the learning curve of what was measured with it, if that is committed."""
+"""The gallery of presets: what each is, a learning curve and a film, of committed files alone."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from distqtrl.config.run import Config
 from distqtrl.config.sources import parent, preset, presets
 
 RESULTS = ROOT / "benchmarks" / "results"
+SHORT = "gallery/gallery"  # benchmarks/gallery.py: a short training and a film of every preset
 Curve = tuple[list[float], list[float]]  # environment steps, returns
 
 
@@ -81,7 +82,7 @@ CURVES = {
     "coin-game": Shown("marl/coin-game", several("circuit"), "150,000 steps; returns of training episodes"),
     "simple-spread": Shown("marl/spread", several("circuit"), "120,000 steps; returns of training episodes"),
 }
-# numbers without a curve: the committed table that has them
+# the committed tables that have more numbers
 TABLES = {
     "cartpole": ("solve/cartpole",),
     "acrobot": ("solve/acrobot",),
@@ -140,19 +141,73 @@ def started(name: str, config: Config) -> str:
     return f"distqtrl train {name}" + (" --language.base DIRECTORY" if config.algorithm.name == "grpo" else "")
 
 
+def short() -> dict[str, dict[str, Any]]:
+    """What benchmarks/gallery.py wrote down of every preset."""
+    found: dict[str, dict[str, Any]] = json.loads((RESULTS / f"{SHORT}.json").read_text())["presets"]
+    return found
+
+
+def curve(name: str, told: dict[str, Any]) -> Shown | None:
+    """The committed runs that are drawn: another benchmark's, or else the short ones."""
+    if name in CURVES or "curve" not in told:
+        return CURVES.get(name)
+    what = f"One rank, {extent(told)}; smoothed returns of training episodes"
+    return Shown(SHORT, lambda _: zip(told["curve"]["env_steps"], told["curve"]["returns"], strict=True), what)
+
+
+def extent(told: dict[str, Any]) -> str:
+    """How long the short trainings were, beside what the preset may take.
+
+    >>> extent({"unit": "steps", "of": 9000, "made": [2000], "target_reached": [False]})
+    '2,000 of at most 9,000 steps, far from the end of training'
+    >>> extent({"unit": "steps", "of": 9000, "made": [2000, 1500], "target_reached": [True, True]})
+    '2,000 and 1,500 of at most 9,000 steps, where the target was reached'
+    >>> extent({"unit": "updates", "of": 9000, "made": [9000], "target_reached": [False]})
+    'all of its 9,000 updates'
+    """
+    made = " and ".join(f"{number:,}" for number in dict.fromkeys(told["made"]))
+    if min(told["made"]) >= told["of"]:
+        return f"all of its {told['of']:,} {told['unit']}"
+    part = f"{made} of at most {told['of']:,} {told['unit']}"
+    if all(told["target_reached"]):
+        return f"{part}, where the target was reached"
+    return part + (", far from the end of training" if 2 * max(told["made"]) <= told["of"] else "")
+
+
 def pictured(name: str, folder: Path, address: str) -> Iterator[str]:
-    """The curve and the tables, or the words that there are none."""
-    tables = [CURVES[name].file] if name in CURVES else []
+    """The curve, the film and the tables, or the words that there are none."""
+    told = short().get(name, {})
+    shown = curve(name, told)
+    tables = [shown.file] if shown and shown.file != SHORT else []
     tables += [table for table in TABLES.get(name, ()) if table not in tables]
-    if name in CURVES:
-        number = draw(CURVES[name], folder / f"{name}.png")
-        yield f"![learning curves of {name}, {number} seeds]({address}/{name}.png)"
+    if shown:
+        number = draw(shown, folder / f"{name}.png")
+        seeds = "1 seed" if number == 1 else f"{number} seeds and their mean"
+        yield f"![learning curves of {name}]({address}/{name}.png)"
         yield ""
-        yield f"{number} seeds and their mean. {CURVES[name].what[0].upper()}{CURVES[name].what[1:]}."
+        yield f"{seeds}. {shown.what[0].upper()}{shown.what[1:]}."
     else:
         yield "No learning curve of this preset is committed."
+    yield ""
+    yield from filmed(name, told)
     if tables:
+        yield ""
         yield "Numbers: " + ", ".join(f"[{table}](../benchmarks/results/{table}.md)" for table in tables) + "."
+
+
+def filmed(name: str, told: dict[str, Any]) -> Iterator[str]:
+    """The film with its caption, or the reason why there is none."""
+    if "film" not in told:
+        yield f"No film: {told['reason']}." if "reason" in told else "No film yet."
+        return
+    film = told["film"]
+    yield f"![an episode of {name}](../benchmarks/results/gallery/{name}.gif)"
+    yield ""
+    some = "" if film["shown"] == film["steps"] else f"the first {film['shown']:,} of "
+    mean = f"the mean of {told['greedy_episodes']} is {told['greedy'][0]:.4g}"
+    first = {**told, "made": told["made"][:1], "target_reached": told["target_reached"][:1]}
+    yield f"A greedy episode ({some}{film['steps']:,} steps), return {film['return']:.4g} ({mean}),"
+    yield f"after {extent(first)}."
 
 
 def draw(shown: Shown, path: Path) -> int:

@@ -1,5 +1,6 @@
 """Benchmark scripts run in their quick mode and write what they promise."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import runs
 import torch
-from lib import setting
+from lib import films, setting
+from PIL import Image, ImageSequence
 
 from distqtrl.config import sources
 from distqtrl.config import stages as config
@@ -18,6 +20,7 @@ from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize.aware import Trained
+from distqtrl.report import animation
 
 ROOT = Path(__file__).parents[1]
 
@@ -279,6 +282,45 @@ def test_exploration(quick, tmp_path):
     assert {name: case["noisy_layers"] for name, case in cases.items()} == {"float": 0, "nvfp4 + noise": 2}
     assert "Entropy: **nvfp4 + noise**" in written("exploration/frozenlake.md")
     assert (tmp_path / "exploration/frozenlake.png").stat().st_size > 10_000
+
+
+def test_gallery(quick, tmp_path):
+    kept = ("--runs", tmp_path / "runs")
+    written = quick("gallery", *kept)
+    told = json.loads(written("gallery/gallery.json"))["presets"]
+    film, curve = told["cartpole"]["film"], told["cartpole"]["curve"]
+    assert 0 < film["shown"] <= film["steps"] == film["return"] <= 20  # a step of CartPole pays 1
+    with Image.open(tmp_path / "gallery" / "cartpole.gif") as gif:
+        assert (gif.format, gif.width, gif.is_animated) == ("GIF", 240, True)
+    assert [len(curve["env_steps"]), curve["env_steps"][0][-1]] == [1, told["cartpole"]["made"][0]]
+    assert told["qerl-arithmetic"].keys() == {"reason"}
+    assert "\n| cartpole | 1,920 of 200,000 steps |" in written("gallery/gallery.md")
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    quick("gallery", *kept)  # nothing is run again that is written down
+    assert json.loads(written("gallery/gallery.json"))["presets"] == told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_film_is_made_small_enough(tmp_path):
+    """Noise, which no GIF can store: of 12 seconds as many are shown as there is room for, at their pace."""
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 60, 60, 3), np.uint8)
+    frames = [Image.fromarray(pictures[k % 8]).quantize(64) for k in range(600)]
+    (tmp_path / "long.gif").write_bytes(animation.gif(frames, 50))
+    made, share = films.small(tmp_path / "long.gif")
+    assert 0 < share < 0.5
+    assert len(made) <= films.MOST_BYTES < (tmp_path / "long.gif").stat().st_size
+    with Image.open(io.BytesIO(made)) as gif:
+        shown_ms = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
+    assert shown_ms == [100] * round(120 * share - 1) + [1000]
+
+
+def test_a_film_ends_as_the_episode_does(tmp_path):
+    frames = [Image.fromarray(np.full((4, 6, 3), 60 * k, np.uint8)).quantize(4) for k in range(4)]
+    (tmp_path / "short.gif").write_bytes(animation.gif(frames, 20))
+    made, share = films.small(tmp_path / "short.gif")
+    with Image.open(io.BytesIO(made)) as gif:
+        shades = [frame.convert("RGB").getpixel((0, 0))[0] for frame in ImageSequence.Iterator(gif)]
+    assert (share, shades) == (1.0, [0, 180])  # of 50 ms each, one in two and the last
 
 
 def test_twins(quick, tmp_path):

@@ -46,6 +46,7 @@ def test_every_key_has_its_sentence_type_and_default():
 
 def test_examples_of_what_is_generated():
     assert doctest.testmod(generated) == (0, 4)
+    assert doctest.testmod(gallery) == (0, 3)
 
 
 def test_every_command_and_flag_has_its_sentence():
@@ -97,11 +98,26 @@ def test_every_paper_that_a_module_cites_has_a_title_and_is_on_the_page():
 
 
 def test_the_gallery_shows_every_preset_and_draws_what_is_committed(tmp_path):
-    text = gallery.gallery(tmp_path, "curves")
+    text, told = gallery.gallery(tmp_path, "curves"), gallery.short()
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(presets())
-    assert {path.stem for path in tmp_path.iterdir()} == gallery.CURVES.keys()
-    assert text.count("No learning curve of this preset is committed.") == len(presets()) - len(gallery.CURVES)
-    assert gallery.CURVES.keys() | gallery.TABLES.keys() <= presets().keys()
+    drawn = gallery.CURVES.keys() | {name for name, entry in told.items() if "curve" in entry}
+    assert {path.stem for path in tmp_path.iterdir()} == drawn
+    assert text.count("No learning curve of this preset is committed.") == len(presets()) - len(drawn)
+    assert gallery.CURVES.keys() | gallery.TABLES.keys() | told.keys() <= presets().keys()
+    films = [name for name in presets() if "film" in told.get(name, {})]
+    assert re.findall(r"results/gallery/([\w-]+)\.gif\)$", text, re.MULTILINE) == films
+    assert text.count("\nNo film") == len(presets()) - len(films)
+
+
+def test_every_preset_has_a_film_or_a_reason_why_not():
+    told, folder = gallery.short(), gallery.RESULTS / "gallery"
+    missing = [name for name in presets() if told.get(name, {}).keys().isdisjoint({"film", "reason"})]
+    assert missing == [], "python benchmarks/gallery.py makes what is missing"
+    films = {name: entry["film"] for name, entry in told.items() if "film" in entry}
+    assert {path.stem: path.stat().st_size for path in folder.glob("*.gif")} == {
+        name: film["bytes"] for name, film in films.items()
+    }
+    assert all(film["bytes"] <= 60_000 and 0 < film["shown"] <= film["steps"] for film in films.values())
 
 
 def templates():
