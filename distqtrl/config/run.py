@@ -67,6 +67,11 @@ class Config(BaseModel):
             )
         if a.name == "sac":
             self._fits_sac()
+        elif a.critic_norm != "none":
+            raise ValueError(
+                f"algorithm.critic_norm = {a.critic_norm} normalises SAC's critics, algorithm.name {a.name} has none: "
+                "set algorithm.critic_norm to none, or algorithm.name to sac"
+            )
         if self.language.base is not None and a.name != "grpo":
             raise ValueError(
                 f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set that to grpo"

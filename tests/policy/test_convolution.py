@@ -124,6 +124,29 @@ def test_a_policy_that_reads_more_than_the_image_is_told_so():
         spec(config, ALGORITHMS["ppo"], ("a", "b"), seen)
 
 
+@pytest.mark.parametrize(
+    ("image", "first"),
+    [
+        ((1, 3, 84, 84), True),
+        ((1, 4, 64, 96), True),
+        ((2, 2, 3, 3), True),
+        ((1, 84, 84, 3), False),
+        ((1, 7, 7, 3), False),
+        ((4, 1, 9, 1), False),  # one row, grey
+        ((1, 8, 8, 111), False),  # chess: more planes than rows
+        ((1, 3, 3, 3), False),
+    ],
+)
+def test_an_image_whose_colours_come_first_is_refused(image, first):
+    config = distqtrl.preset("cartpole", {"policy.convolutions": ["8x1"], "environment.id": "Mine-v0"})
+    seen = Spaces(int(np.prod(image)), 3, 0, (), (), image=image)
+    if first:
+        with pytest.raises(UserError, match=r"Mine-v0 observes .* numpy\.moveaxis\(image, 0, -1\)"):
+            spec(config, ALGORITHMS["ppo"], ("",), seen)
+    else:
+        assert spec(config, ALGORITHMS["ppo"], ("",), seen).architecture.image == image
+
+
 def test_a_convolutional_policy_is_trained_on_integers_and_exported(tmp_path):
     distqtrl.train(distqtrl.preset("cartpole", IMAGE), tmp_path / "run")
     policy = policy_file.load(tmp_path / "run" / "policy.safetensors")
