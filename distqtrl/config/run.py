@@ -154,10 +154,12 @@ class Config(BaseModel):
 
     def _fits_sac(self) -> None:
         a = self.algorithm
-        if a.rollout != "steps" or a.rollout_steps % a.train_every:
+        if a.rollout != "steps":
+            raise ValueError(f"algorithm.name sac needs algorithm.rollout steps, not {a.rollout}")
+        if a.rollout_steps % a.train_every:
             raise ValueError(
-                "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
-                f"algorithm.train_every ({a.rollout_steps} is not a multiple of {a.train_every})"
+                f"algorithm.name sac needs algorithm.rollout_steps to be a multiple of algorithm.train_every "
+                f"({a.rollout_steps} is not a multiple of {a.train_every})"
             )
         if a.rollout_steps * a.gradient_steps % a.policy_every:
             raise ValueError(

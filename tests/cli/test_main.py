@@ -75,7 +75,10 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
             "take 27 qubits and about",
         ),
         (["train", "cartpole", "--resum", "x"], "unknown key 'resum': did you mean 'resume'?"),
-        (["export", "x", "-o", "y", "--core", "folded"], "unknown key 'core': known: episodes, help, import-environment, json, "),
+        (
+            ["export", "x", "-o", "y", "--core", "folded"],
+            "unknown key 'core': known: episodes, help, import-environment, json, ",
+        ),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
         (["evaluate", "nowhere"], "cannot read nowhere"),
         (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is not a whole number from 1 to 1000000000"),

@@ -35,9 +35,6 @@ ALGORITHMS = {
     "sac": SAC,
     "sac-layer-norm": {**SAC, "algorithm.critic_norm": "layer_norm", "algorithm.adam_beta1": "0.5"},
     "sac-discrete": {
-        "environment.id": "minigrid:MiniGrid-Empty-5x5-v0",
-        "environment.observation": "image",
-        "policy.convolutions": "2x3/2",
         "algorithm.name": "sac",
         "algorithm.learning_starts": "0",
         "algorithm.batch_size": "20",
