@@ -77,7 +77,7 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
         (["train", "cartpole", "--resum", "x"], "unknown key 'resum': did you mean 'resume'?"),
         (
             ["export", "x", "-o", "y", "--core", "folded"],
-            "unknown key 'core': known: episodes, help, import-environment, json, ",
+            "unknown key 'core': known: bits, calibration, ",
         ),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
         (["evaluate", "nowhere"], "cannot read nowhere"),

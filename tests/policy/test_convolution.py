@@ -85,7 +85,8 @@ def test_outputs_and_gradient_equal_torchs(image, drawn, data):
         (["0x3"], (1, 7, 7, 3), "0x3 is not FILTERSxSIZE"),
         (["8x3/0"], (1, 7, 7, 3), "8x3/0 is not FILTERSxSIZE"),
         (["8x3", "8x3", "8x3", "8x3"], (1, 7, 7, 3), "8x3 reads 3 x 3 places, its image has 1 x 1"),
-        (["32x8/4"], (4, 84, 84, 1), "12,800 x 28,224 = 361,267,200 entries here, at most 134,217,728"),
+        (["32x8/4"], (4, 84, 84, 1), "12,800 x 28,224 here, with those before it 361,267,200 entries, at most 134"),
+        (["1x1"] * 3, (1, 90, 90, 1), "8,100 x 8,100 here, with those before it 196,830,000 entries"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(words, image, said):
