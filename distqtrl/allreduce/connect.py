@@ -31,8 +31,11 @@ LAUNCHERS = (  # what they tell every process they start, MPICH and Intel, Open 
 def announced(what: str, without: int) -> int:
     """The "size", the "rank", the ranks "on_host" or the rank among them, "here": known before (or without) MPI.
 
-    srun writes its ranks on every host in one variable, such as 2(x3),1: the most of them count.
+    srun writes its ranks on every host in one variable, such as 2(x3),1: the most of them count. One process is rank 0,
+    whatever a job around it has left in its variables.
     """
+    if what == "rank" and announced("size", without=1) == 1:
+        return without
     for launcher in LAUNCHERS:
         numbers = re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get(launcher[what], ""))
         if numbers:
@@ -68,7 +71,8 @@ def _share_cores() -> None:
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
         cores = given_cores()
         _given.update(cores)
-        if len(cores) > 1 and announced("on_host", without=1) % len(cores) == 0:
+        free = len(cores) > 1 and set(cores) == _cores(os.getppid())
+        if free and announced("on_host", without=1) % len(cores) == 0:
             with suppress(AttributeError, OSError):
                 os.sched_setaffinity(0, {cores[announced("here", without=0) % len(cores)]})
 

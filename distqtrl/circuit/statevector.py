@@ -151,7 +151,10 @@ class StateVector:
 
 def threads() -> int:
     """How many threads run circuits: as many as torch has, where this process may use as many cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS has none; a container may refuse to tell
+        cores = os.cpu_count() or 1
     return min(torch.get_num_threads(), cores)
 
 

@@ -25,6 +25,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._negative_number_matcher = NEGATIVE  # a value, not a flag
+        self.commands: dict[str, Parser] = {}
+
+    @property
+    def flags(self) -> list[str]:
+        """The names of its flags."""
+        return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

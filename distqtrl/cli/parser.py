@@ -18,7 +18,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
         word = rest[0].removeprefix("--").partition("=")[0]
         if not rest[0].startswith("--"):
             raise UserError(f"unexpected argument '{rest[0]}'; values follow their flag: --stage.field value")
-        raise UserError(f"unknown key '{word}': {nearest(word, [*fields, 'json', 'help'])}")
+        raise UserError(f"unknown key '{word}': {nearest(word, parser().commands[args.command].flags)}")
     return args, {key: vars(args)[key] for key in fields if vars(args)[key] is not None}
 
 
@@ -37,4 +37,5 @@ def parser() -> Parser:
         sub = commands.add_parser(name, help=command.TEXT, description=command.TEXT, allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         command.add(sub)
+        made.commands[name] = sub
     return made

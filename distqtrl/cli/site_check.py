@@ -65,7 +65,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
 def _site(args: Namespace) -> "Site":
     """What is to be checked."""
     from distqtrl import slurm
-    from distqtrl.doctor.launching import Site
+    from distqtrl.doctor.launching import Site, slurm_number
 
     if args.mpirun and args.launcher == "srun":
         raise UserError("--mpirun FILE and --launcher srun: choose one of them")
@@ -74,5 +74,5 @@ def _site(args: Namespace) -> "Site":
         launcher = slurm.Launcher(None, args.mpirun)
     else:
         launcher = slurm.launcher(args.launcher if args.launcher != "auto" or job else "mpirun")
-    ranks = args.ranks or (int(os.environ.get("SLURM_NTASKS", "2")) if job else 2)
+    ranks = args.ranks or (slurm_number("SLURM_NTASKS", without=2) if job else 2)
     return Site(args.directory.absolute(), ranks, launcher, args.submit, tuple(args.sbatch))

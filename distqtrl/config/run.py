@@ -67,6 +67,11 @@ class Config(BaseModel):
             )
         if a.name == "sac":
             self._fits_sac()
+        elif a.critic_norm != "none":
+            raise ValueError(
+                f"algorithm.critic_norm = {a.critic_norm} normalises SAC's critics, algorithm.name {a.name} has none: "
+                "set algorithm.critic_norm to none, or algorithm.name to sac"
+            )
         if self.language.base is not None and a.name != "grpo":
             raise ValueError(
                 f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set that to grpo"
@@ -149,10 +154,12 @@ class Config(BaseModel):
 
     def _fits_sac(self) -> None:
         a = self.algorithm
-        if a.rollout != "steps" or a.rollout_steps % a.train_every:
+        if a.rollout != "steps":
+            raise ValueError(f"algorithm.name sac needs algorithm.rollout steps, not {a.rollout}")
+        if a.rollout_steps % a.train_every:
             raise ValueError(
-                "algorithm.name sac needs algorithm.rollout steps, and algorithm.rollout_steps a multiple of "
-                f"algorithm.train_every ({a.rollout_steps} is not a multiple of {a.train_every})"
+                f"algorithm.name sac needs algorithm.rollout_steps to be a multiple of algorithm.train_every "
+                f"({a.rollout_steps} is not a multiple of {a.train_every})"
             )
         if a.rollout_steps * a.gradient_steps % a.policy_every:
             raise ValueError(

@@ -54,6 +54,12 @@ class Job:
         return until(lambda: self.process.poll() is not None and not ranks_here(self), limit_s)
 
 
+def slurm_number(variable: str, without: int) -> int:
+    """The number that SLURM says in a variable; ``without`` where it says none, or a shell has left it empty."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else without
+
+
 def command(site: Site, words: Sequence[str]) -> list[str]:
     """The line that starts ranks of ``python *words``."""
     program = [sys.executable, *words]
@@ -61,7 +67,7 @@ def command(site: Site, words: Sequence[str]) -> list[str]:
         return [site.launcher.mpirun, "-n", str(site.ranks), *program]
     # --overlap: the check itself may be a step of this job
     flags = [f"--mpi={site.launcher.plugin}", "--kill-on-bad-exit=1", "--overlap", f"--ntasks={site.ranks}"]
-    return ["srun", *flags, f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}", *program]
+    return ["srun", *flags, f"--cpus-per-task={slurm_number('SLURM_CPUS_PER_TASK', without=1)}", *program]
 
 
 def environment() -> dict[str, str]:

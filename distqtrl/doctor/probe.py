@@ -22,6 +22,7 @@ from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.connect import announced, connect
 from distqtrl.allreduce.reductions import REDUCTIONS, allgather_bytes
 from distqtrl.doctor import cgroup
+from distqtrl.doctor.launching import slurm_number
 from distqtrl.errors import UserError
 from distqtrl.files.lock import Held, locked
 
@@ -81,16 +82,15 @@ def facts(comm: Communicator, folder: Path) -> dict[str, Any]:
     with suppress(OSError):
         shm = os.statvfs("/dev/shm")
         shared = shm.f_bavail * shm.f_frsize
-    affinity = hasattr(os, "sched_getaffinity")
     launcher_cores = None
-    with suppress(OSError):
-        launcher_cores = len(os.sched_getaffinity(os.getppid())) if affinity else None
+    with suppress(AttributeError, OSError):  # macOS has none; a launcher of another user
+        launcher_cores = len(os.sched_getaffinity(os.getppid()))
     return {
         **comm.describe(),
         **rank_facts(),
         "versions": versions(),
         "torch_threads": torch.get_num_threads(),
-        "allocated": int(os.environ.get("SLURM_CPUS_ON_NODE", "0")),
+        "allocated": slurm_number("SLURM_CPUS_ON_NODE", without=0),
         "launcher_cores": launcher_cores,
         "host_cores": os.cpu_count(),
         "quota": cgroup.cpus(),

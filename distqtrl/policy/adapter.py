@@ -39,6 +39,11 @@ def base(settings: Settings, architecture: Architecture, head: Head) -> Policy |
             f"adapter.base = {settings.base} was trained on integers, which round activations, too: give a policy in "
             "floating point (adapter.precision rounds its weights)"
         )
+    if found.architecture.convolutions:
+        raise UserError(
+            f"adapter.base = {settings.base} has convolutions ({' '.join(found.architecture.convolutions)}), which "
+            "repeat their weights, and an update would change them one by one: give a policy without"
+        )
     if (found.architecture, found.head) != (architecture, head):
         raise UserError(
             f"adapter.base = {settings.base} is a {found.architecture.widths} {found.architecture.activation} policy, "

@@ -18,7 +18,7 @@ from torch import Tensor
 from distqtrl.errors import UserError
 
 WORD = r"([1-9]\d{0,3})x([1-9]\d{0,2})(?:/([1-9]\d{0,2}))?"
-MOST = 1 << 27  # entries of a matrix
+MOST = 1 << 27  # entries of all matrices: a small file may ask for large ones
 Image = tuple[int, int, int, int]  # frames one behind the other, each of rows, columns and colours
 
 
@@ -95,7 +95,7 @@ def convolutions(words: Sequence[str], image: Sequence[int]) -> tuple[Convolutio
     >>> [c.written for c in convolutions(["8x3", "16x3/2"], (1, 7, 7, 3))]
     [(1, 5, 5, 8), (1, 2, 2, 16)]
 
-    Raises UserError where there is no image, for a filter that is larger than what it reads, and for a large matrix.
+    Raises UserError where there is no image, for a filter that is larger than what it reads, and for large matrices.
     """
     made: list[Convolution] = []
     if words and len(image) != 4:
@@ -117,10 +117,11 @@ def convolutions(words: Sequence[str], image: Sequence[int]) -> tuple[Convolutio
                 "smaller filter or leave it out"
             )
         made.append(one := Convolution((frames, rows, columns, colours), filters, size, stride))
-        if (entries := math.prod(one.shape)) > MOST:
+        if (entries := sum(math.prod(each.shape) for each in made)) > MOST:
+            n, k = one.shape
             raise UserError(
-                f"policy.convolutions: {word} is a matrix of {one.shape[0]:,} x {one.shape[1]:,} = {entries:,} entries "
-                f"here, at most {MOST:,}: set environment.image, use a larger stride or fewer filters"
+                f"policy.convolutions: {word} is a matrix of {n:,} x {k:,} here, with those before it {entries:,} "
+                f"entries, at most {MOST:,}: set environment.image, use a larger stride or fewer filters"
             )
         image = one.written
     return tuple(made)

@@ -115,7 +115,8 @@ TRACKERS = {
 def check(names: Sequence[str]) -> None:
     """Raise UserError for a tracker that is not installed."""
     for name in names:
-        if importlib.util.find_spec(TRACKERS[name].module) is None:
+        found = importlib.util.find_spec(TRACKERS[name].module)
+        if found is None or found.origin is None:  # a folder of its files, beside the runs, is no package
             raise UserError(
                 f"train.trackers {name}: {name} is not installed here: pip install '{TRACKERS[name].package}', or "
                 "leave it out (TensorBoard's files are written anyway)"

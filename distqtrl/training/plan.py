@@ -69,6 +69,13 @@ def spec(config: Config, algorithm: Algorithm, role: Role, spaces: Spaces) -> Sp
             "agents.sharing to independent or shared_circuit"
         )
     image = spaces.image if p.convolutions else ()
+    if image and image[1] < min(image[2:]):
+        rows, columns, colours = image[1:]
+        raise UserError(
+            f"policy.convolutions read rows, columns, colours; {config.environment.id} observes {rows} x {columns} x "
+            f"{colours}, whose shortest side is the first, as where colours come first: let it move its axes, such as "
+            "numpy.moveaxis(image, 0, -1)"
+        )
     architecture = Architecture(num_inputs, p.hidden, head.num_outputs, p.activation, image, p.convolutions)
     if config.generator.source == "equal_mlp":
         architecture = _equal_mlp(config, architecture)

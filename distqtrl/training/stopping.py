@@ -15,6 +15,7 @@ AGAIN_S = 0.2
 
 _pending: list[signal.Signals] = []
 _process = {"ours": False, "requeued": False}
+_before: list[dict[signal.Signals, Any]] = []  # whose the stop signals were, while they are noted
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,6 +62,7 @@ def collected() -> Iterator[list[signal.Signals]]:
         return
     alarm = signal.getsignal(signal.SIGALRM)
     old = {s: signal.signal(s, _note) for s in EXIT_CODES}
+    _before.append(old)
     try:
         with _heard():
             yield _pending
@@ -71,8 +73,7 @@ def collected() -> Iterator[list[signal.Signals]]:
         _pending.clear()
         if _process["requeued"]:
             old[signal.SIGTERM] = signal.SIG_IGN
-        for s, previous in old.items():
-            _restore(s, previous)
+        _give_back(_before.pop())
 
 
 @contextmanager
@@ -83,8 +84,8 @@ def _heard() -> Iterator[None]:
     before a system call, interrupts nothing, and would be noted when a hanging environment returns. Who has a wakeup
     descriptor already (asyncio) keeps it, and goes without.
     """
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(read, True)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     if before != -1:
         signal.set_wakeup_fd(before)
@@ -101,11 +102,29 @@ def _heard() -> Iterator[None]:
 
 
 def _send_again(read: int, main: int) -> None:
+    """Until the end of the file. Who takes a signal over meanwhile, as a simulator may, gets it once."""
     while came := os.read(read, 64):
         for number in EXIT_CODES:
-            while number in came and number not in _pending:
+            while number in came and number not in _pending and signal.getsignal(number) is _note:
                 signal.pthread_kill(main, number)
                 time.sleep(AGAIN_S)
+
+
+def _give_back(old: dict[signal.Signals, Any]) -> None:
+    for number, handler in old.items():
+        _restore(number, handler)
+
+
+def _forked() -> None:
+    """A process that an environment forks is none of ours: a signal ends it, and comes to us by no descriptor."""
+    if _before:
+        signal.set_wakeup_fd(-1)
+        _give_back(_before[0])
+        _before.clear()
+        _pending.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _restore(number: signal.Signals, handler: Any) -> None:

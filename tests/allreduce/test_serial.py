@@ -1,10 +1,12 @@
 """One rank without MPI: the serial communicator, and what is told of a launcher."""
 
+import os
 import sys
 
 import numpy as np
 import pytest
 
+from distqtrl.allreduce import connect as connecting
 from distqtrl.allreduce.agreement import Refused, agreed, check_equal
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.allreduce.connect import announced, connect
@@ -35,6 +37,13 @@ def test_the_launcher_announces_the_number_of_ranks(monkeypatch, name):
     assert announced("size", without=1) == 3
     monkeypatch.setenv(name, "")
     assert announced("size", without=1) == 1
+
+
+@pytest.mark.parametrize(("size", "rank", "found"), [("4", "3", 3), ("4", "0", 0), ("1", "3", 0), ("", "3", 0)])
+def test_the_only_process_is_rank_0_whatever_is_left_over(monkeypatch, size, rank, found):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", size)
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    assert announced("rank", without=0) == found
 
 
 def test_ranks_without_mpi4py_are_told_what_to_install(monkeypatch):
@@ -91,3 +100,25 @@ def test_abort_ends_the_process_with_its_code():
     with pytest.raises(SystemExit) as exit:
         Serial().abort(3)
     assert exit.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "launchers", "kept"),
+    [
+        ({0, 1}, {0, 1}, [{1}]),  # rank 3 of 4
+        ({0, 1}, {0, 1, 2}, []),  # bound by the launcher, which knows which ranks share these
+        ({0, 1, 2}, {0, 1, 2}, []),  # uneven
+        ({0}, {0}, []),
+    ],
+)
+def test_crowded_ranks_stay_where_a_launcher_has_bound_them(monkeypatch, own, launchers, kept):
+    for name, value in {"PMI_SIZE": "4", "MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("OMPI_MCA_mpi_yield_when_idle", "MPIR_CVAR_ENABLE_HEAVY_YIELD"):
+        monkeypatch.setenv(name, "1")
+    found = []
+    monkeypatch.setattr(connecting, "_given", set())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: own if pid == 0 else launchers)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: found.append(cores))
+    connecting._share_cores()
+    assert found == kept

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pennylane as qml
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import circuits, seeds
 
-from distqtrl.circuit import ansatz, plan
+from distqtrl.circuit import ansatz, plan, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
@@ -240,3 +242,14 @@ def test_a_control_in_between_keeps_gates_apart():
     gates = [("x", 1, 0), ("ry", 0), ("x", 1, 0), ("x", 2, 1), ("ry", 1)]
     p = plan.plan(ansatz.program(3, [Gate(*gate) for gate in gates]))
     assert (p.step_J["end"] - p.step_J["first"]).tolist() == [1] * 5
+
+
+def refused(_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("affinity", [None, refused])  # macOS, and a container's filter of system calls
+def test_cores_that_nobody_tells_are_all(monkeypatch, affinity):
+    monkeypatch.setattr(os, "sched_getaffinity", affinity) if affinity else monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert statevector.threads() == 1

@@ -53,7 +53,7 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
     dummy.SHARED = True
     assert command("hello") == (3, "hello  {} 1\n", "")
     assert "Say hello." in command("--help")[1]
-    assert command("hello", "--time", 2)[2] == "distqtrl: unknown key 'time': known: help, json\n"
+    assert command("hello", "--time", 2)[2] == "distqtrl: unknown key 'time': did you mean 'times'?\n"
     parser.parser.cache_clear()
 
 
@@ -73,6 +73,11 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
         (
             ["train", "acrobot", "--policy.hidden", "10000", "10000", "--mapping.chunk", "1"],
             "take 27 qubits and about",
+        ),
+        (["train", "cartpole", "--resum", "x"], "unknown key 'resum': did you mean 'resume'?"),
+        (
+            ["export", "x", "-o", "y", "--core", "folded"],
+            "unknown key 'core': known: bits, calibration, ",
         ),
         (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
         (["evaluate", "nowhere"], "cannot read nowhere"),

@@ -88,6 +88,7 @@ def test_flags_replace_single_fields():
         ({"evaluate.target": "1"}, "evaluate.target needs evaluate.every"),
         ({"train.steps": "none"}, "train.steps none needs train.updates"),
         ({"algorithm.normalize_over": "episode"}, "algorithm.normalize_over episode needs algorithm.rollout episodes"),
+        ({"algorithm.critic_norm": "layer_norm"}, "layer_norm normalises SAC's critics, algorithm.name ppo has"),
         ({"algorithm.rate_scaling": "2"}, "flags: algorithm.rate_scaling = '2': Input should be 'none', 'sqrt' or"),
         ({"algorithm.warmup": "-1"}, "flags: algorithm.warmup = '-1': Input should be greater than or equal to 0"),
         (

@@ -12,7 +12,7 @@ import pytest
 from needs import soon
 
 from distqtrl.doctor import cgroup, installation, run_folder, said, scheduler, site
-from distqtrl.doctor.launching import Site, environment
+from distqtrl.doctor.launching import Site, environment, slurm_number
 from distqtrl.doctor.said import Said
 from distqtrl.doctor.verdict import Unanswered, failed, limited, ok
 from distqtrl.errors import UserError
@@ -281,6 +281,12 @@ def test_ranks_do_not_inherit_what_a_launcher_said(monkeypatch):
         monkeypatch.setenv(name, "1")
     assert {"SLURM_JOB_ID", "OMPI_MCA_pml"} <= environment().keys()
     assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & environment().keys()
+
+
+@pytest.mark.parametrize(("told", "number"), [("4", 4), ("", 2), ("4(x2)", 2), ("-1", 2), (None, 2)])
+def test_a_variable_that_is_left_over_is_no_bug(monkeypatch, told, number):
+    monkeypatch.delenv("SLURM_NTASKS", raising=False) if told is None else monkeypatch.setenv("SLURM_NTASKS", told)
+    assert slurm_number("SLURM_NTASKS", without=2) == number
 
 
 # ---- SLURM, by what its commands say

@@ -27,7 +27,9 @@ RUNS = {
         --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8 --quantize.aware true
         --quantize.warmup 20 --algorithm.critic_norm batch_renorm --algorithm.renorm_warmup 30
         --allreduce.check_every 1""",
-    "sac-discrete": "--algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8",
+    "sac-discrete": """--environment.id minigrid:MiniGrid-Empty-5x5-v0 --environment.observation image
+        --environment.frames 2 --policy.convolutions 2x3/2 --policy.normalize_observations true
+        --algorithm.name sac --algorithm.learning_starts 40 --algorithm.batch_size 8""",
     "averaging": """--environment.id FrozenLake-v1 --algorithm.name reinforce --algorithm.entropy 0.01
         --allreduce.aggregation average --allreduce.average_every 2""",
     "whitened": """--mapping.kind gnn_expansion --circuit.layers 2 --generator.whiten every --generator.whiten_steps 3

@@ -76,5 +76,9 @@ def test_a_base_of_another_shape_is_refused(path):
     trained.save(path)
     with pytest.raises(UserError, match="was trained on integers"):
         adapter.base(Settings(base=str(path)), SHAPE, Categorical(2))
+    seen = Architecture(16, (3,), 2, "relu", (1, 4, 4, 1), ("2x3",))
+    Policy(seen, Categorical(2), torch.zeros(seen.num_weights), Normalizer.fresh(16), {}).save(path)
+    with pytest.raises(UserError, match=r"has convolutions \(2x3\)"):  # the same widths are another policy
+        adapter.base(Settings(base=str(path)), Architecture(16, (8, 3), 2, "relu"), Categorical(2))
     with pytest.raises(UserError, match="absent"):
         adapter.base(Settings(base="absent"), SHAPE, Categorical(2))

@@ -85,7 +85,8 @@ def test_outputs_and_gradient_equal_torchs(image, drawn, data):
         (["0x3"], (1, 7, 7, 3), "0x3 is not FILTERSxSIZE"),
         (["8x3/0"], (1, 7, 7, 3), "8x3/0 is not FILTERSxSIZE"),
         (["8x3", "8x3", "8x3", "8x3"], (1, 7, 7, 3), "8x3 reads 3 x 3 places, its image has 1 x 1"),
-        (["32x8/4"], (4, 84, 84, 1), "12,800 x 28,224 = 361,267,200 entries here, at most 134,217,728"),
+        (["32x8/4"], (4, 84, 84, 1), "12,800 x 28,224 here, with those before it 361,267,200 entries, at most 134"),
+        (["1x1"] * 3, (1, 90, 90, 1), "8,100 x 8,100 here, with those before it 196,830,000 entries"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(words, image, said):
@@ -122,6 +123,29 @@ def test_a_policy_that_reads_more_than_the_image_is_told_so():
     assert spec(config, ALGORITHMS["ppo"], ("a",), seen).architecture.image == (1, 7, 7, 3)
     with pytest.raises(UserError, match=r"set agents\.sharing to independent"):
         spec(config, ALGORITHMS["ppo"], ("a", "b"), seen)
+
+
+@pytest.mark.parametrize(
+    ("image", "first"),
+    [
+        ((1, 3, 84, 84), True),
+        ((1, 4, 64, 96), True),
+        ((2, 2, 3, 3), True),
+        ((1, 84, 84, 3), False),
+        ((1, 7, 7, 3), False),
+        ((4, 1, 9, 1), False),  # one row, grey
+        ((1, 8, 8, 111), False),  # chess: more planes than rows
+        ((1, 3, 3, 3), False),
+    ],
+)
+def test_an_image_whose_colours_come_first_is_refused(image, first):
+    config = distqtrl.preset("cartpole", {"policy.convolutions": ["8x1"], "environment.id": "Mine-v0"})
+    seen = Spaces(int(np.prod(image)), 3, 0, (), (), image=image)
+    if first:
+        with pytest.raises(UserError, match=r"Mine-v0 observes .* numpy\.moveaxis\(image, 0, -1\)"):
+            spec(config, ALGORITHMS["ppo"], ("",), seen)
+    else:
+        assert spec(config, ALGORITHMS["ppo"], ("",), seen).architecture.image == image
 
 
 def test_a_convolutional_policy_is_trained_on_integers_and_exported(tmp_path):

@@ -11,6 +11,7 @@ import runs
 
 from distqtrl.cli import main as cli
 from distqtrl.config.run import Config
+from distqtrl.errors import UserError
 from distqtrl.record import trackers
 from distqtrl.record.trackers import Opened, Tracker, Trackers
 
@@ -93,6 +94,14 @@ def test_a_tracker_that_fails_is_one_warning(faked, tmp_path, capsys, fails):
     assert err.count(warning) == err.count("wandb") == 1
     assert len(fake.told) == (3 if fails == "close" else 0)
     assert (run / "result.json").exists()
+
+
+def test_a_folder_of_a_trackers_files_is_no_installation(tmp_path, monkeypatch):
+    (tmp_path / "unheard_of").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", Tracker("unheard_of", "unheard-of", Fake().open))
+    with pytest.raises(UserError, match=r"wandb is not installed here: pip install 'unheard-of'"):
+        trackers.check(("wandb",))
 
 
 def test_updates_in_between_are_left_out_and_the_last_is_not(faked, tmp_path, monkeypatch):

@@ -67,11 +67,14 @@ def _check(config: Config) -> None:
     """Raise UserError for settings of networks that a language model has no use for."""
     adapted, integers = config.adapter.base, config.quantize.aware
     aggregation, source = config.allreduce.aggregation, config.generator.source
+    filters, temperature = config.policy.convolutions, config.algorithm.temperature
     for key, value, meaningless, why in (
         ("adapter.base", adapted, adapted is not None, "language.base is what is adapted"),
         ("quantize.aware", integers, integers, "adapter.precision rounds a decoder"),
         ("allreduce.aggregation", aggregation, aggregation == "average", "the divisor is the tokens of all ranks"),
         ("generator.source", source, source == "equal_mlp", "it is a network's control"),
+        ("policy.convolutions", " ".join(filters), bool(filters), "a decoder reads tokens"),
+        ("algorithm.temperature", temperature, temperature != 1, "completions are drawn at language.temperature"),
     ):
         if meaningless:
             raise UserError(f"{key} = {value} has no meaning with algorithm.name grpo ({why}): leave it out")

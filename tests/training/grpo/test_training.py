@@ -141,6 +141,8 @@ def test_evaluate_and_export(trained, tmp_path, capsys):
         ({"quantize.aware": True, "rollout.noise": "none"}, "quantize.aware = True has no meaning"),
         ({"allreduce.aggregation": "average"}, "allreduce.aggregation = average has no meaning"),
         ({"generator.source": "equal_mlp"}, "generator.source = equal_mlp has no meaning"),
+        ({"policy.convolutions": ["8x3"]}, "policy.convolutions = 8x3 has no meaning"),
+        ({"algorithm.temperature": 0.7}, r"has no meaning .* drawn at language\.temperature\): leave it out"),
         ({"language.max_tokens": 1000}, "exceed the context"),
         ({"generator.source": "random_subspace", "generator.numbers": 10**7}, "generator.numbers"),
     ],

@@ -241,7 +241,7 @@ def test_critics_beyond_all_rewards_are_named():
             {"algorithm__critic_norm": "batch"},
             "algorithm.critic_norm = 'batch': Input should be 'none', 'batch_renorm' or",
         ),
-        ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps"),
+        ({"algorithm__rollout": "episodes"}, "needs algorithm.rollout steps, not episodes$"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags, message):
