@@ -203,10 +203,12 @@ def filmed(name: str, told: dict[str, Any]) -> Iterator[str]:
     film = told["film"]
     yield f"![an episode of {name}](../benchmarks/results/gallery/{name}.gif)"
     yield ""
-    some = "" if film["shown"] == film["steps"] else f"the first {film['shown']:,} of "
+    length = f"{film['steps']:,} steps"
+    if film["shown"] < film["steps"]:
+        length += f", of which the first {film['shown']:,} are shown"
     mean = f"the mean of {told['greedy_episodes']} is {told['greedy'][0]:.4g}"
     first = {**told, "made": told["made"][:1], "target_reached": told["target_reached"][:1]}
-    yield f"A greedy episode ({some}{film['steps']:,} steps), return {film['return']:.4g} ({mean}),"
+    yield f"A greedy episode ({length}), return {film['return']:.4g} ({mean}),"
     yield f"after {extent(first)}."
 
 
