@@ -32,6 +32,8 @@ class Drawn(gymnasium.Env):
     def render(self):
         if self.broken == "raises" and self.k == 2:
             raise RuntimeError("no\nscreen")
+        if self.broken == "pygame":
+            raise gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip install ...`")
         pictures = {None: np.full(self.shape, SHADE * self.k % 256, np.uint8), "none": None, "flat": np.zeros((4, 6))}
         return pictures.get(self.broken, pictures[None])
 

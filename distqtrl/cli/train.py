@@ -49,6 +49,8 @@ def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
         draw(directory)
     if comm.rank == 0:
         report(directory, result, comm.size, args.json)
+        if not trained and not args.json:
+            print("nothing was trained: this run was complete; another budget or evaluate.target goes on with it")
     agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
     return int(result.get("exit_code", 0))
 
@@ -74,7 +76,8 @@ def _print_begin(b: "Beginning") -> None:
     from distqtrl.circuit import compiled
     from distqtrl.training.start import qpu_line
 
-    print(f"run directory {b.directory}, {b.ranks} rank{'s' if b.ranks > 1 else ''}")
+    done = f", goes on after {b.updates:,} update{'s' if b.updates > 1 else ''}" if b.updates else ""
+    print(f"run directory {b.directory}, {b.ranks} rank{'s' if b.ranks > 1 else ''}{done}")
     if b.replicas > 1:
         print(f"{b.replicas} replicas per rank, circuits {'as one batch' if b.batched else 'one by one'}")
     if line := compiled.told():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.error import DependencyNotInstalled
 
 from distqtrl.environment.failures import failure
 from distqtrl.errors import UserError
@@ -28,6 +29,8 @@ def picture(render: Callable[[], Any], name: str) -> Picture:
             warnings.simplefilter("ignore")  # Gymnasium's, of environments that do not say how fast they are
             drawn = render()
     except Exception as error:  # what draws is any library's, and may fail with any exception
+        if isinstance(error, DependencyNotInstalled) and "pygame" in str(error):
+            raise UserError(f"{name} cannot be drawn without pygame: pip install 'distqtrl[pictures]'") from None
         raise failure(error, f"{name} cannot be drawn") or error from None
     if not isinstance(drawn, np.ndarray):
         raise UserError(f"{name} cannot be drawn: it gives a {type(drawn).__name__} in place of an array")

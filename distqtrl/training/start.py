@@ -45,6 +45,7 @@ class Beginning:
     """What is known when a training begins; ``asked`` is what the QPUs of all ranks will be asked for."""
 
     directory: Path
+    updates: int  # that are done already
     ranks: int
     replicas: int  # of every rank
     batched: bool  # whether the replicas' circuits run as one batch
@@ -123,7 +124,8 @@ def _trained(
         if run.restarted:
             say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
         if run.comm.rank == 0:
-            began(Beginning(made, comm.size, len(runs), batched, run.learner.generator.qpu, asked))
+            done, qpu = run.counters.update, run.learner.generator.qpu
+            began(Beginning(made, done, ranks=comm.size, replicas=len(runs), batched=batched, qpu=qpu, asked=asked))
         return train(run, made, pending)
 
     try:

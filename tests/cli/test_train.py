@@ -26,6 +26,7 @@ def test_a_complete_run_is_not_trained_again(trained, command):
     code, out, _ = command("train", "--resume", trained, "--json")
     assert code == 0
     assert json.loads(out)["status"] == "complete"
+    assert "nothing was trained: this run was complete" in command("train", "--resume", trained)[1]
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 

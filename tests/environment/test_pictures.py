@@ -68,6 +68,7 @@ def test_a_film_changes_no_sample(name):
         ({"broken": "none"}, "cannot be drawn: it gives a NoneType in place of an array"),
         ({"broken": "flat"}, "cannot be drawn: it gives (4, 6) of float64, not (H, W, 3) of uint8"),
         ({"broken": "raises"}, "step 3 of its episode: drawn:Drawn-v0 cannot be drawn: RuntimeError: no screen"),
+        ({"broken": "pygame"}, "cannot be drawn without pygame: pip install 'distqtrl[pictures]'"),
     ],
 )
 def test_what_draws_nothing_is_refused(kwargs, message):

@@ -91,8 +91,9 @@ def test_a_complete_run_is_extended(tmp_path, capfd):
     assert (run / "policy.safetensors").read_bytes() == first
     capfd.readouterr()
     code = cli.main(["train", "--resume", str(run), "--train.checkpoint_every", "2", "--evaluate.episodes", "3"])
-    err = capfd.readouterr().err
+    out, err = capfd.readouterr()
     assert code == 0, err
+    assert f"run directory {run}, 1 rank, goes on after 3 updates\n" in out
     assert f"distqtrl: {run} goes on with train.checkpoint_every 1 -> 2\n" in err
     assert f"distqtrl: {run} goes on with evaluate.episodes 2 -> 3\n" in err
     made, wanted = (policy_file.load(place / "policy.safetensors") for place in (run, whole))
