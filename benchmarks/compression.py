@@ -167,17 +167,22 @@ def counts(name: str, arm: str, size: int) -> tuple[int, int]:
     """Trained numbers and policy weights of an arm."""
     task = TASKS[name]
     words = (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false")
-    config = with_flags(preset(task.preset or name), runs.fields(words))
+    config = with_flags(preset(base(name)), runs.fields(words))
     (spec,) = plan(config).specs
     generator = Generator(config, spec.layers(config.adapter))
     return generator.counts()["total"], spec.architecture.num_weights
+
+
+def base(name: str) -> str:
+    """The name of the preset that a task changes."""
+    return TASKS[name].preset or name
 
 
 def flags(name: str, task: Task, arm: str, size: int, rate: float) -> list[str]:
     """The words that make an arm, at a size and a learning rate."""
     made = ARMS[arm](size)
     assert made is not None
-    if "generator.source" not in made and preset(task.preset or name).generator.source != "circuit":
+    if "generator.source" not in made and preset(base(name)).generator.source != "circuit":
         made = {"generator.source": "circuit", **made}
     made = {"algorithm.source_learning_rate": f"{rate:g}", **made}
     if arm in TRAINS_MAPPING:
@@ -208,9 +213,7 @@ class Lines(Kept):
         schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
         words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, f"--{self.task.budget}", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
-        return self.job(
-            runs.Job(self.task.preset or self.args.task, seed, 1, (*words, *quick)), arm, size, rate, seed, steps
-        )
+        return self.job(runs.Job(base(self.args.task), seed, 1, (*words, *quick)), arm, size, rate, seed, steps)
 
     def complete(self, wanted: list[runs.Job]) -> None:
         """Run what no line is kept of."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from distqtrl.report import figures
 from distqtrl.report.runs import Run
-from distqtrl.report.statistics import interval, iqm
+from distqtrl.report.statistics import interval, iqm, spread
 
 COMMON = ("--generator.source", "direct", "--evaluate.every", "none", "--evaluate.target", "none")
 TASKS = {
@@ -63,8 +63,7 @@ def main() -> None:
 
 def case(whole: list[Run], wanted: int) -> dict:
     """Scores and entropies of every seed, and their curves at a hundred places of the budget."""
-    last = min(len(run.columns["update"]) for run in whole) - 1
-    at = np.unique(np.linspace(0, last, min(last + 1, 101)).astype(int))
+    at = spread(min(len(run.columns["update"]) for run in whole), 101)
     scores = np.array([run.result["evaluation"]["mean"] for run in whole])
     return {
         **{"runs": len(whole), "of": wanted, "scores": scores.tolist()},

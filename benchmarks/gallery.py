@@ -7,8 +7,8 @@
 Every preset is trained as it is, on one rank, with a budget that was chosen so that its seeds together take a core
 minute at most. Some are solved by then, for others that is the beginning; the table says how far each came. A
 film is the beginning of the first greedy episode of the first seed's policy, as `distqtrl evaluate` plays it. Presets
-that have a curve in another table (docs/gallery.py) get one seed, for the film. The cheapest come first, and a preset
-is written down as soon as it is through: a second start goes on with the next.
+that have a curve in another table (docs/preset_gallery.py) get one seed, for the film. The cheapest come first, and a
+preset is written down as soon as it is through: a second start goes on with the next.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lib import films, runs, setting
 
 from distqtrl.config.run import Config
@@ -31,6 +30,7 @@ from distqtrl.errors import UserError
 from distqtrl.policy import policy_file
 from distqtrl.report import animation
 from distqtrl.report.runs import Run
+from distqtrl.report.statistics import spread
 
 BUDGETS = {  # seeds, and of each the environment steps, or the updates where the preset's own budget is in updates
     "cartpole": (1, 200_000),
@@ -144,12 +144,11 @@ def unit(config: Config) -> str:
 
 def progress(whole: list[Run], config: Config) -> dict[str, Any]:
     """How far the trainings came of what the preset may take, at what price, and to what return."""
-    column = "updates" if unit(config) == "updates" else "env_steps"
-    last = {"updates": "update", "env_steps": "env_steps"}[column]
+    made, most = {"updates": ("update", config.train.updates), "steps": ("env_steps", config.train.steps)}[unit(config)]
     return {
         "unit": unit(config),
-        "of": config.train.updates if column == "updates" else config.train.steps,
-        "made": [int(run.result[last]) for run in whole],
+        "of": most,
+        "made": [int(run.result[made]) for run in whole],
         "target_reached": [bool(run.result["target_reached"]) for run in whole],
         "core_minutes": round(sum(run.result["cpu_s"] for run in whole) / 60, 2),
         "greedy": [round(run.score, 3) for run in whole],
@@ -162,7 +161,7 @@ def curve(whole: list[Run]) -> dict[str, Any]:
     steps, returns = [], []
     for run in whole:
         x_T, y_T = run.curve("env_steps", "return_smoothed")
-        at = np.unique(np.linspace(0, len(x_T) - 1, min(len(x_T), POINTS)).astype(int))
+        at = spread(len(x_T), POINTS)
         steps.append(x_T[at].astype(int).tolist())
         returns.append([float(f"{y:.5g}") for y in y_T[at]])
     return {"env_steps": steps, "returns": returns}

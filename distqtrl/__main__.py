@@ -22,7 +22,7 @@ def main() -> int:
         output.say(f"distqtrl: {lost}; {'files are as they should be' if training else 'the output is incomplete'}")
         code = code if training else code or 1
     if training:
-        stopping.ignore(code)
+        stopping.ignore_requeue()
     return code
 
 

@@ -7,8 +7,8 @@ nothing of a network.
 import re
 from pathlib import Path
 
-import gallery
 import generated
+import preset_gallery
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -63,7 +63,7 @@ def filled(app: Sphinx, docname: str, source: list[str]) -> None:
         "commands": generated.commands,
         "papers": generated.papers,
         "tutorials": generated.tutorials,
-        "presets": lambda: gallery.gallery(ROOT / "build" / "curves", "../build/curves"),
+        "presets": lambda: preset_gallery.gallery(ROOT / "build" / "curves", "../build/curves"),
     }
     source[0] = PLACE.sub(lambda match: makers[match[1]](), source[0])
 

@@ -9,9 +9,9 @@ import importlib
 import inspect
 import re
 
-import gallery
 import generated
 import pages
+import preset_gallery as gallery
 import pytest
 
 import distqtrl

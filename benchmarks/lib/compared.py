@@ -6,15 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distqtrl.report import figures
-from distqtrl.report.statistics import interval, probability_of_improvement, verdict
+from distqtrl.report.statistics import interval, probability_of_improvement, spread, verdict
 from lib import runs
 
 
 def case(everything: dict, jobs: list[runs.Job]) -> dict:
     """Scores of every seed, and the smoothed returns at a hundred places of the budget."""
     whole = runs.whole(everything, jobs)
-    last = min(len(run.columns["update"]) for run in whole) - 1
-    at = np.unique(np.linspace(0, last, min(last + 1, 101)).astype(int))
+    at = spread(min(len(run.columns["update"]) for run in whole), 101)
     return {
         **runs.scored(whole, jobs),
         "updates": (at + 1).tolist(),

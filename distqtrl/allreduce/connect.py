@@ -64,7 +64,7 @@ def _share_cores() -> None:
 
     MPI waits by polling, which starves the ranks that still work. MPICH's heavy yield costs latency otherwise, so
     it is set only then. What the user has set stays. Where every core gets as many ranks as the others, they stay on
-    theirs (unless the launcher has bound them): moved about, they find the caches of the others.
+    theirs, unless the launcher has bound them.
     """
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if oversubscribed():

@@ -207,15 +207,24 @@ def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Con
         raise UserError(f"{origin}: {value}{first['msg'].removeprefix('Value error, ')}") from None
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """``stage.field`` -> value, as JSON has it.
+
+    >>> flat(Config())["circuit.layers"]
+    3
+    """
+    stages = config.model_dump(mode="json").items()
+    return {f"{stage}.{field}": value for stage, fields in stages for field, value in fields.items()}
+
+
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """``stage.field`` -> (in a, in b) of every field that differs.
 
     >>> differences(Config(), validated({"circuit": {"layers": 5}}, "here"))
     {'circuit.layers': (3, 5)}
     """
-    old, new = a.model_dump(mode="json"), b.model_dump(mode="json")
-    pairs = ((f"{stage}.{field}", old[stage][field], x) for stage in new for field, x in new[stage].items())
-    return {key: (x, y) for key, x, y in pairs if x != y}
+    old, new = flat(a), flat(b)
+    return {key: (old[key], x) for key, x in new.items() if old[key] != x}
 
 
 def may_change(key: str) -> bool:

@@ -132,9 +132,8 @@ def scratch(site: Site) -> Verdict:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 20))
             file.flush()
-        facts = os.statvfs(folder)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         return failed(f"TMPDIR={os.environ.get('TMPDIR', 'unset')}: {error.strerror}")
-    free = facts.f_bavail * facts.f_frsize
     text = f"{free >> 20:,} MiB free in {folder}"
     return ok(text) if free >= SCRATCH_BYTES else failed(text)

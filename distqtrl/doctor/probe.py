@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -75,13 +76,13 @@ def facts(comm: Communicator, folder: Path) -> dict[str, Any]:
     """What this rank runs on."""
     import torch
 
+    from distqtrl.circuit.memory import machine_memory
     from distqtrl.doctor.ranks import rank_facts
     from distqtrl.versions import versions
 
     shared = None
     with suppress(OSError):
-        shm = os.statvfs("/dev/shm")
-        shared = shm.f_bavail * shm.f_frsize
+        shared = shutil.disk_usage("/dev/shm").free
     launcher_cores = None
     with suppress(AttributeError, OSError):  # macOS has none; a launcher of another user
         launcher_cores = len(os.sched_getaffinity(os.getppid()))
@@ -94,17 +95,10 @@ def facts(comm: Communicator, folder: Path) -> dict[str, Any]:
         "launcher_cores": launcher_cores,
         "host_cores": os.cpu_count(),
         "quota": cgroup.cpus(),
-        "memory": min(filter(None, [cgroup.memory(), _memory()]), default=None),
+        "memory": min(filter(None, [cgroup.memory(), int(machine_memory())])),
         "shared": shared,
         "limits": {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in LIMITS},
     }
-
-
-def _memory() -> int | None:
-    """Bytes of memory that this host has."""
-    with suppress(ValueError, OSError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
 
 
 def sums(comm: Communicator, folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a site check finds of the filesystem that runs are written to, from this host alone."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -125,8 +126,7 @@ KEPT: list[object] = []
 
 def space(folder: Path) -> Verdict:
     """Room for checkpoints."""
-    facts = os.statvfs(folder)
-    free = facts.f_bavail * facts.f_frsize
+    free = shutil.disk_usage(folder).free
     text = f"{free / (1 << 30):,.2f} GiB free (a quota is not seen)"
     if free < FULL:
         return failed(text)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,22 +171,23 @@ def cpus(said: Said) -> Verdict:
 
 def memory(said: Said) -> Verdict:
     """Memory for all ranks of a host."""
-    shares = [(facts["memory"] // facts["on_host"], facts) for facts in said.facts if facts["memory"]]
-    if not shares:
-        return not_checked("neither the host nor a control group says how much there is")
-    least, facts = min(shares, key=lambda pair: pair[0])
-    text = f"{least // MIB:,} MiB for each of {facts['on_host']} ranks on {facts['host']}"
-    return ok(text) if least >= RANK_BYTES else failed(text)
+    unknown = "neither the host nor a control group says how much there is"
+    return _shared(said, "memory", RANK_BYTES, lambda share: f"{share // MIB:,}", unknown)
 
 
 def shared_memory(said: Said) -> Verdict:
     """Room in /dev/shm, by which ranks of a host speak."""
-    shares = [(facts["shared"] // facts["on_host"], facts) for facts in said.facts if facts["shared"] is not None]
+    return _shared(said, "shared", SHARED_BYTES, lambda share: f"{share / MIB:,.1f}", "there is no /dev/shm here")
+
+
+def _shared(said: Said, name: str, enough: int, shown: Callable[[int], str], unknown: str) -> Verdict:
+    """Whether what a host has of something, shared among its ranks, is enough bytes for each."""
+    shares = [(facts[name] // facts["on_host"], facts) for facts in said.facts if facts[name] is not None]
     if not shares:
-        return not_checked("there is no /dev/shm here")
+        return not_checked(unknown)
     least, facts = min(shares, key=lambda pair: pair[0])
-    text = f"{least / MIB:,.1f} MiB for each of {facts['on_host']} ranks on {facts['host']}"
-    return ok(text) if least >= SHARED_BYTES else failed(text)
+    text = f"{shown(least)} MiB for each of {facts['on_host']} ranks on {facts['host']}"
+    return ok(text) if least >= enough else failed(text)
 
 
 def limits(said: Said) -> Verdict:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -134,8 +135,13 @@ def _followed(number: str, output: Path, deadline: float) -> Verdict:
         return not_checked(
             f"job {number} was {fields.get('JobState', 'unknown').lower()} ({why}) until there was no time left"
         )
-    what = "got SIGUSR1 and saved, and was not requeued" if stopped else "got no SIGUSR1 before its time limit"
-    return failed(f"job {number} {what}: {fields['JobState']}, exit code {fields.get('ExitCode', 'unknown')}")
+    code = fields.get("ExitCode", "unknown")
+    what = "got no SIGUSR1 before its time limit"
+    if stopped:
+        what = "got SIGUSR1 and saved, and was not requeued"
+    elif code.split(":")[0] == str(128 + signal.SIGUSR1):
+        what = "was ended by SIGUSR1, which came before its ranks noted it"
+    return failed(f"job {number} {what}: {fields['JobState']}, exit code {code}")
 
 
 def _said(*command: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from distqtrl.doctor import installation, run_folder, said, scheduler, trials
 from distqtrl.doctor.launching import Site
@@ -220,7 +220,7 @@ class _Asked:
 
 def as_json(site: Site, found: list[Result], host: str, took_s: float) -> dict[str, Any]:
     """All results as JSON has them; docs/hpc.md names the fields."""
-    counts = {status: sum(result.status == status for result in found) for status in STATUSES}
+    counts = {status: sum(result.status == status for result in found) for status in get_args(Status)}
     return {
         "format": FORMAT,
         "status": "failed" if counts["failed"] else "warning" if counts["warning"] else "ok",
@@ -232,6 +232,3 @@ def as_json(site: Site, found: list[Result], host: str, took_s: float) -> dict[s
         "counts": counts,
         "checks": [asdict(result) for result in found],
     }
-
-
-STATUSES: tuple[Status, ...] = ("ok", "warning", "failed", "not checked")

@@ -27,7 +27,10 @@ TINY = [word for name, value in FLAGS.items() for word in (f"--{name}", str(valu
 UPDATES, FOREVER = 30, 1_000_000
 START_S = 90.0  # until the first checkpoint; kernels may have to be compiled first
 GONE_S = 30.0  # from a kill or a signal until every rank is gone
-TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "received_bytes")
+TIMES = (  # what differs from run to run: clocks, joules
+    *("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "received_bytes"),
+    *("metered", "energy"),
+)
 
 
 def words(run: Path, updates: int = UPDATES) -> list[str]:
@@ -110,5 +113,9 @@ def _last(job: Job) -> str:
 def left(run: Path) -> dict[str, Any]:
     """What a whole run leaves, without times."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-    return {"policy": (run / "policy.safetensors").read_bytes(), "metrics": metrics}
+    return {"policy": (run / "policy.safetensors").read_bytes(), "metrics": [without_times(row) for row in rows]}
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Its entries but for TIMES."""
+    return {name: value for name, value in record.items() if name not in TIMES}

@@ -24,7 +24,7 @@ from safetensors.numpy import save as dumps
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import gather_bytes
-from distqtrl.config.run import Config, may_change
+from distqtrl.config.run import Config, flat, may_change
 from distqtrl.environment import vector
 from distqtrl.errors import UserError, shortened
 from distqtrl.files import schema
@@ -196,12 +196,7 @@ def _files(run: Path) -> list[Path]:
 
 def _identity(config: Config) -> str:
     """A digest of what a run keeps: a checkpoint serves every budget, target and evaluation."""
-    kept = [
-        (f"{stage}.{field}", value)
-        for stage, fields in config.model_dump(mode="json").items()
-        for field, value in fields.items()
-        if not may_change(f"{stage}.{field}")
-    ]
+    kept = [(key, value) for key, value in flat(config).items() if not may_change(key)]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 

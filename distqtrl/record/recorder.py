@@ -73,7 +73,8 @@ class Recorder:
             self._file.write(json.dumps(metrics) + "\n")
             self._file.flush()
         self._unwritten = metrics
-        self._trackers.write(dict(_scalars(metrics)), metrics["env_steps"])
+        if self._trackers.listen:
+            self._trackers.write(dict(_scalars(metrics)), metrics["env_steps"])
         if time.monotonic() - self._last_events > EVENTS_EVERY_S:
             self._write_events()
         self._show(metrics, done)

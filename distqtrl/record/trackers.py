@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distqtrl.config.run import Config
+from distqtrl.config.run import Config, flat
 from distqtrl.errors import UserError
 from distqtrl.files.replace import replace
 
@@ -132,20 +132,23 @@ class Trackers:
         if not config.train.trackers:
             return
         names = _names(run / FILE)
-        values = config.model_dump(mode="json").items()
-        flat = {f"{stage}.{field}": value for stage, fields in values for field, value in fields.items()}
         for name in dict.fromkeys(config.train.trackers):
             subject = Subject(
                 folder=run.absolute().parent,
                 title=run.absolute().name,
                 name=names.get(name, f"{run.absolute().name}-{uuid.uuid4().hex[:8]}"),
                 known=name in names,
-                config=flat,
+                config=flat(config),
             )
             opened = self._tried(name, lambda name=name, subject=subject: TRACKERS[name].open(subject))  # type: ignore[misc]
             if opened is not None:
                 self._opened[name], names[name] = opened, opened.name
         replace(run / FILE, (json.dumps(names, indent=2) + "\n").encode())
+
+    @property
+    def listen(self) -> bool:
+        """Whether any is told."""
+        return bool(self._opened)
 
     def write(self, numbers: Numbers, step: int) -> None:
         """An update; told at once where the last is long enough ago."""

@@ -9,6 +9,7 @@ import numpy as np
 from distqtrl.report import figures
 from distqtrl.report.effort import GREEDY, Target
 from distqtrl.report.runs import Array, Group, Run
+from distqtrl.report.statistics import spread
 
 POINTS = 400  # of a curve on the page
 Column = str | Callable[[Run], Array]
@@ -63,7 +64,7 @@ def _lines(axes: Any, group: Group, columns: tuple[str, Column], number: int, la
     if len(whole) > 1:
         for run in whole:
             x_T, y_T = run.curve(*columns)
-            at = np.unique(np.linspace(0, len(x_T) - 1, POINTS).astype(int))[: len(x_T)]
+            at = spread(len(x_T), POINTS)
             axes.plot(x_T[at], y_T[at], color=color, linewidth=0.6, alpha=0.5)
     x_T, y_RT = group.curve(*columns, POINTS)
     if len(x_T):

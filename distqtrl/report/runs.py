@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.config.run import OUTPUT, Config
+from distqtrl.config.run import OUTPUT, Config, flat
 from distqtrl.config.sources import load
 from distqtrl.errors import UserError
 from distqtrl.record import directory as run_directory
 from distqtrl.record import history
-from distqtrl.report.statistics import on_grid, smoothed
+from distqtrl.report.statistics import on_grid, smoothed, spread
 
 Array = npt.NDArray[np.float64]
 COLUMNS = (
@@ -127,7 +127,7 @@ class Group:
             return np.zeros(0), np.zeros((0, 0))
         end = min(x_T[-1] for x_T, _ in curves)
         inside = np.unique(np.concatenate([x_T[x_T <= end] for x_T, _ in curves]))
-        grid_T = inside[np.unique(np.linspace(0, len(inside) - 1, points).astype(int))]
+        grid_T = inside[spread(len(inside), points)]
         rows = [np.where(grid_T < x_T[0], np.nan, on_grid(x_T, y_T, grid_T)) for x_T, y_T in curves]
         return grid_T, np.array(rows)
 
@@ -242,11 +242,8 @@ def _check_alike(runs: Sequence[Run]) -> None:
 
 def _key(run: Run) -> dict[str, Any]:
     """What makes two runs the same but for their seed."""
-    values = run.config.model_dump(mode="json")
-    for key in ("train.seed", "train.target", *OUTPUT):
-        del values["train"][key.removeprefix("train.")]
-    flat = {f"{stage}.{name}": x for stage, fields in values.items() for name, x in fields.items()}
-    return {"ranks": run.ranks, **flat}
+    own = ("train.seed", "train.target", *OUTPUT)
+    return {"ranks": run.ranks, **{key: x for key, x in flat(run.config).items() if key not in own}}
 
 
 def _word(value: Any) -> str:

@@ -84,6 +84,15 @@ def on_grid(steps: np.ndarray, values: np.ndarray, grid_T: np.ndarray) -> np.nda
     return values[np.maximum(np.searchsorted(steps, grid_T, side="right") - 1, 0)]
 
 
+def spread(length: int, points: int) -> np.ndarray:
+    """So many places or fewer among ``length``, evenly, the first and the last among them.
+
+    >>> spread(9, 3).tolist(), spread(2, 3).tolist(), spread(0, 3).tolist()
+    ([0, 4, 8], [0, 1], [])
+    """
+    return np.unique(np.linspace(0, max(length - 1, 0), min(length, points)).astype(int))
+
+
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """At every point the mean of the last known values, window of them or fewer; NaN is unknown, and before the first.
 

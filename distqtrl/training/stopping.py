@@ -35,19 +35,14 @@ def note_requeue() -> None:
 def requeued() -> None:
     """The ranks have agreed to stop for a requeue: where this process is a rank alone, SIGTERM cannot undo that.
 
-    A launcher ends all ranks when the first one has left, which may be while another one still ends its work.
+    A launcher, such as srun, ends all ranks when the first one has left, which may be while another one still ends.
     """
     _process["requeued"] = _process["ours"]
 
 
-def ignore(code: int) -> None:
-    """Nothing is left to save: no signal may replace this exit code any more.
-
-    srun ends a step when its first rank leaves, and the time limit's notice may come while Python ends.
-    """
+def ignore_requeue() -> None:
+    """Nothing is left to save: the time limit's notice, which may come while Python ends, replaces no exit code."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if code == EXIT_CODES[signal.SIGUSR1]:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager

@@ -341,6 +341,7 @@ def test_jobs_that_may_not_be_requeued(slurm_says, monkeypatch):
         ("JobState=PENDING Restarts=1", "stopped by SIGUSR1 after 9 updates", "ok", "saved, and was requeued"),
         ("JobState=TIMEOUT Restarts=0 ExitCode=0:0", "", "failed", "got no SIGUSR1 before its time limit: TIMEOUT"),
         ("JobState=FAILED Restarts=0 ExitCode=75:0", "stopped by SIGUSR1 after 9", "failed", "was not requeued"),
+        ("JobState=FAILED Restarts=0 ExitCode=138:0", "", "failed", "ended by SIGUSR1, which came before its ranks"),
         ("JobState=PENDING Reason=Priority Restarts=0", "", "not checked", "was pending (Priority)"),
     ],
 )

@@ -65,10 +65,7 @@ class DiscreteSoftActorCritic(SoftActorCritic):
         a = self.config.algorithm
         with self.profile("loss"):
             obs_NO, next_NO = self.observed(batch.obs_NO), self.observed(batch.next_obs_NO)
-            if self.targets is None:  # CrossQ: both batches at once, so that statistics are of both
-                values_2NA, next_2NA = self.critics(torch.cat([obs_NO, next_NO]), batch=True).chunk(2, dim=1)
-            else:
-                values_2NA, next_2NA = self.critics(obs_NO), self.targets(next_NO)
+            values_2NA, next_2NA = self._values((obs_NO,), (next_NO,))
             rewards_N, temperature = torch.from_numpy(batch.rewards_N), float(self.log_temperature.detach().exp())
             with torch.no_grad():
                 logits_NA = self.outputs(self.weights(), torch.from_numpy(batch.next_obs_NO), next_NO)

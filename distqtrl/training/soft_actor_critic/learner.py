@@ -213,15 +213,21 @@ class SoftActorCritic(NetworkLearner):
             with torch.no_grad():
                 raw_NO = torch.from_numpy(batch.next_obs_NO)
                 next_NA, log_prob_N = self.actions(self.weights(), raw_NO, next_NO, noise_NA)
-            if self.targets is None:  # CrossQ: both batches at once, so that statistics are of both
-                both_2N = self.critics(torch.cat([obs_NO, next_NO]), torch.cat([actions_NA, next_NA]), batch=True)
-                q_2N, next_q_2N = both_2N.split(len(noise_NA), dim=1)
-            else:
-                q_2N, next_q_2N = self.critics(obs_NO, actions_NA), self.targets(next_NO, next_NA)
+            q_2N, next_q_2N = self._values((obs_NO, actions_NA), (next_NO, next_NA))
             rewards_N, ended_N = torch.from_numpy(batch.rewards_N), torch.from_numpy(batch.terminated_N)
             temperature = float(self.log_temperature.detach().exp())
             y_N = sac.targets(rewards_N, ended_N, next_q_2N.detach(), log_prob_N, temperature, a.gamma)
             return self._of_values(q_2N, y_N, rewards_N - a.gamma * temperature * log_prob_N, count)
+
+    def _values(self, now: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What the critics say of what they read now, and their targets of what comes after.
+
+        CrossQ, which has no targets, reads both at once, so that statistics are of both.
+        """
+        if self.targets is not None:
+            return self.critics(*now), self.targets(*after)
+        both = self.critics(*(torch.cat(pair) for pair in zip(now, after, strict=True)), batch=True)
+        return both.tensor_split(2, dim=1)
 
     def _of_values(self, q_2N: Tensor, y_N: Tensor, soft_N: Tensor, count: int) -> Loss:
         """The critics' loss against their targets y_N; soft_N: rewards and the entropies after them."""
