@@ -305,8 +305,9 @@ def figure(results: dict[str, Any]) -> Figure:
     right.axhline(90, color="0.5", linestyle=":")
     right.set_xscale("log", base=2)
     right.set(xlabel="ranks", ylabel="predicted efficiency of weak scaling, %", ylim=(0, 102))
-    for axes in (left, middle, right):
+    for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
+    middle.legend(frameon=False, fontsize=7, ncols=3, loc="center left", bbox_to_anchor=(0, 0.42))  # between the lines
     return drawn
 
 
