@@ -62,7 +62,6 @@ def filled(app: Sphinx, docname: str, source: list[str]) -> None:
         "configuration": generated.configuration,
         "commands": generated.commands,
         "papers": generated.papers,
-        "tutorials": generated.tutorials,
         "presets": lambda: preset_gallery.gallery(ROOT / "build" / "curves", "../build/curves"),
     }
     source[0] = PLACE.sub(lambda match: makers[match[1]](), source[0])

@@ -148,9 +148,8 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 def commands() -> str:
     """A section for every command: what it does, its arguments and flags; fields of the configuration are left out."""
-    (choices,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
     fields, lines = set(field_names()), []
-    for name, command in choices.items():
+    for name, command in parser().commands.items():
         actions = [action for action in command._actions if action.dest not in (*fields, "help")]
         lines += [f"## {name}", "", escaped(command.description or ""), ""]
         for action in actions:
@@ -200,11 +199,6 @@ def modules() -> Iterator[tuple[str, str, str]]:
         text = path.read_text()
         first = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
         yield path.relative_to(ROOT).as_posix(), " ".join(first.split()), text
-
-
-def tutorials() -> str:
-    """The entries of the notebooks' list; none as long as there are no notebooks."""
-    return "tutorials/index\ntutorials/*" if (ROOT / "docs" / "tutorials" / "index.md").exists() else ""
 
 
 def escaped(text: str) -> str:
