@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -80,12 +81,11 @@ class Hosts:
         _ip(f"link set {self._port(host)} down")
 
     def mend(self, host: str) -> None:
-        """Plug the host in again; when this is over, the bridge forwards to it."""
-        port = self._port(host)
-        _ip(f"link set {port} up")
+        """Plug the host in again; when this is over, it is reached and answers."""
+        _ip(f"link set {self._port(host)} up")
         deadline = time.monotonic() + 30
-        while Path(f"/sys/class/net/{port}/brport/state").read_text().strip() != "3":  # BR_STATE_FORWARDING
-            assert time.monotonic() < deadline, f"{port} does not forward"
+        while not _answers(self.addresses[host]):
+            assert time.monotonic() < deadline, f"{host} does not answer"
             time.sleep(0.05)
 
     def kill(self, host: str) -> None:
@@ -109,6 +109,17 @@ class Hosts:
 
     def _port(self, host: str) -> str:
         return _port(self.bridge, self.names.index(host) + 1)
+
+
+def _answers(address: str) -> bool:
+    """Whether a host refuses to be called where nobody listens: a packet came to it, and one back."""
+    try:
+        socket.create_connection((address, 9), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
