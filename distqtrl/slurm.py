@@ -178,8 +178,8 @@ def script(job: Job, launch: Launcher, python: str) -> str:
             run += "-n$n"
     else:
         run = "-job$SLURM_JOB_ID"
-    command = f'{shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
-    lines += [f'run={shlex.quote(job.path)}"{run}"', ""]
+    command = f'"${{held[@]}}" {shlex.quote(python)} -m distqtrl train {shlex.join(job.words)}{own} --run "$run"'
+    lines += [f'run={shlex.quote(job.path)}"{run}"', HELD, ""]
     if by_step:
         # MPICH's UCX puts addresses that SLURM's PMI-2 was seen to garble, in the second start of a requeued job
         lines += ['export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD-ofi}"'] if launch.plugin == "pmi2" else []
@@ -200,6 +200,8 @@ def _quoted(flag: str) -> str:
     return flag if re.fullmatch(r"[^\s#'\"\\]+", flag) else shlex.quote(flag)
 
 
+# blocked, a signal that comes before Python runs waits for it (``stopping.note_requeue``); env knows how since 2019
+HELD = "held=(); ! env --block-signal=USR1 true 2> /dev/null || held=(env --block-signal=USR1)  # until Python listens"
 MPIRUN_BEFORE = [
     "# mpirun hands SIGUSR1 on to its ranks; Open MPI's must not bind more ranks than it thinks there are cores",
     "export PRTE_MCA_hwloc_default_binding_policy=none",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,18 @@ SCRIPTS = {
         Launcher("pmi2"),
     ),
 }
+
+
+STARTS = 'while [ "$1" = -n ] || [ "${1#--}" != "$1" ]; do [ "$1" != -n ] || shift; shift; done; exec "$@"'
+
+
+def stand_in(folder, programs):
+    """Shell scripts of these names and lines below ``folder``."""
+    for name, lines in programs.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{lines}\n")
+        path.chmod(0o755)
 
 
 def test_every_batch_script_is_checked():
@@ -67,18 +80,13 @@ def test_odd_names_reach_the_program_as_they_are(tmp_path, odd, launch):
     job = replace(JOB, **fields)
     text = script(job, launch, "my python's/python")
     assert f"#SBATCH --job-name={label}\n" in text
-    starts = 'while [ "$1" = -n ] || [ "${1#--}" != "$1" ]; do [ "$1" != -n ] || shift; shift; done; exec "$@"'
     programs = {
-        "bin/srun": f'echo "$@" >srun; {starts}',
-        "my mpi/mpirun": starts,
+        "bin/srun": f'echo "$@" >srun; {STARTS}',
+        "my mpi/mpirun": STARTS,
         "bin/scontrol": "exit 1",
         "my python's/python": 'printf "%s\\0" "$@" >words; exit 3',
     }
-    for name, lines in programs.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{lines}\n")
-        path.chmod(0o755)
+    stand_in(tmp_path, programs)
     file = tmp_path / "job.sbatch"
     file.write_text(text)
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
@@ -94,6 +102,26 @@ def test_odd_names_reach_the_program_as_they_are(tmp_path, odd, launch):
         need("there is no shellcheck: apt-get install shellcheck")
     done = subprocess.run(["shellcheck", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("launch", [Launcher("pmi2"), Launcher(None, "mpirun")], ids=["srun", "mpirun"])
+def test_a_notice_before_python_runs_is_not_lost(tmp_path, launch):
+    """A time limit's signal reaches ranks whenever it likes; where Python still loads, it ended them with 138."""
+    programs = {
+        "srun": STARTS,
+        "mpirun": STARTS,
+        "scontrol": 'echo "$@"',
+        "python": f'kill -USR1 $$; exec {shlex.quote(sys.executable)} "$@"',
+    }
+    stand_in(tmp_path, programs)
+    job = replace(JOB, words=("cartpole", "--train.updates", "1000"), directory=str(tmp_path / "runs"))
+    file = tmp_path / "job.sbatch"
+    file.write_text(script(job, launch, str(tmp_path / "python")))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", file], cwd=LAUNCH.parent, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGUSR1 after" in done.stdout
+    assert "requeue 7" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -116,11 +144,7 @@ def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
         "scontrol": 'echo "$@"',
         PYTHON: f'echo "$@" >words; exit {code}',
     }
-    for name, text in programs.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
+    stand_in(tmp_path, programs)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     command = ["bash", LAUNCH / "search.sbatch", "--stop-at-failure"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
@@ -136,10 +160,7 @@ def test_a_search_is_requeued_when_its_time_is_up(tmp_path, code, requeued):
 )
 def test_a_task_of_the_speedup_array_is_a_part_of_the_study(tmp_path, number, task, policy):
     """The script, with a stand-in for the program."""
-    path = tmp_path / PYTHON
-    path.parent.mkdir(parents=True)
-    path.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >words; exit 3\n')
-    path.chmod(0o755)
+    stand_in(tmp_path, {PYTHON: 'printf "%s\\n" "$@" >words; exit 3'})
     env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(number), "SLURM_CPUS_PER_TASK": "8"}
     command = ["bash", LAUNCH / "speedup.sbatch", "--seeds", "3"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
@@ -167,6 +188,7 @@ OTHERS = {  # schedulers that are not here: the file, the variable of a job, wha
 }
 STAND_INS = {
     ".venv/bin/mpirun": 'shift 2; exec "$@"',
+    "bin/env": "exit 1",  # one that blocks no signals: a shell, in place of Python, would never get it
     "bin/qsub": 'echo "qsub $@" >>submitted',
     "bin/sleep": """echo "$1" >>slept
 [ -z "${CODE:-}" ] || exec /bin/sleep 60
@@ -203,10 +225,7 @@ while true; do /bin/sleep 0.02; done""",
 def test_other_schedulers_go_on_with_a_run(tmp_path, name, env, code, again):
     """The script, with stand-ins for the scheduler and the program; LSF sends its signal itself, and requeues on 75."""
     file, job, _, submits = OTHERS[name]
-    for path, lines in STAND_INS.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(f"#!/bin/bash\n{lines}\n")
-        (tmp_path / path).chmod(0o755)
+    stand_in(tmp_path, STAND_INS)
     clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "SCRIPT")}
     env = {**clean, **job, **env, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     with subprocess.Popen(["bash", LAUNCH / file], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:

@@ -27,9 +27,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def note_requeue() -> None:
-    """From here on SIGUSR1 is noted in place of ending the process: it may come while libraries are still loading."""
+    """From here on SIGUSR1 is noted in place of ending the process: it may come while libraries are still loading.
+
+    Batch scripts start ranks with SIGUSR1 blocked, so that one which came before Python ran is noted now.
+    """
     _process["ours"] = True
     signal.signal(signal.SIGUSR1, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
 def requeued() -> None:

@@ -57,6 +57,13 @@ def test_a_signal_that_another_thread_got_ends_a_blocked_main_thread(name, code)
     assert ran(BLOCKED.format(name=name)) == (0, [code], "")
 
 
+def test_a_requeue_that_came_while_it_was_blocked_is_noted():
+    """Batch scripts block it until Python listens."""
+    signals = "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {10}); os.kill(os.getpid(), 10)\n"
+    listens = "from distqtrl.training import stopping; stopping.note_requeue()\n"
+    assert ran(f"{signals}{listens}with stopping.collected() as pending: print(*pending)") == (0, ["10"], "")
+
+
 def test_sigterm_cannot_undo_a_requeue_of_a_rank():
     assert ran(REQUEUED.format(ours=True)) == (0, ["here"], "")
 
