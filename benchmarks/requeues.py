@@ -16,14 +16,12 @@ imports; what happens while libraries load is benchmarks/crashes.py's. Needs SLU
 import argparse
 import os
 import random
-import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,17 +107,13 @@ def main() -> None:
 
 @contextmanager
 def _server(folder: Path) -> Any:
-    """A python whose programs are forks of one that has loaded everything (tests/rank_server.py).
-
-    The folder ``forks`` beside it has a file for each job, with the process ids of its forks.
-    """
+    """A python whose programs are forks of one that has loaded everything (tests/rank_server.py)."""
     env = {**os.environ, "PYTHONPATH": f"{setting.ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     with runs.rank_server(env) as socket:
         python = folder / "python"
         program = f'{TAG}=$SLURM_JOB_ID exec {sys.executable} {runs.RANK_SERVER} {socket} "$@"'
         python.write_text(f"#!/bin/sh\n{program}\n")
         python.chmod(0o755)
-        (folder / "forks").symlink_to(f"{socket}.d")
         yield python
 
 
@@ -206,18 +200,9 @@ def _happens(slurm: private_slurm.Slurm, slot: Slot, kind: str, rng: random.Rand
         return slurm.run(*command, "--wrap", "sleep 0.1").returncode == 0
     if kind == KINDS[2]:
         return slurm.run("scontrol", "requeue", slot.job).returncode == 0
-    forks = (slot.folder.parent / "forks" / str(slot.job)).read_text().split() if _ranks(slot.job) else []
-    if sum(map(_listens, forks)) < RANKS:
-        return False  # Python itself has not begun: a notice two minutes before a limit does not come so early
+    if len(_ranks(slot.job)) < RANKS:
+        return False
     return slurm.run("scancel", "--signal=USR1", slot.job).returncode == 0
-
-
-def _listens(pid: str) -> bool:
-    """Whether a process is there, and catches SIGUSR1."""
-    with suppress(OSError):
-        (caught,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return bool(int(caught, 16) >> (signal.SIGUSR1 - 1) & 1)
-    return False
 
 
 def _ranks(job: int) -> list[psutil.Process]:

@@ -33,11 +33,13 @@ def client(path, argv):
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: passed_on(link, number))
         open_here = [0, 1, 2, *([int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else [])]
-        asked = json.dumps({"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "fds": open_here})
+        held = list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        asked = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "fds": open_here, "held": held}
         parcel = Path(f"{path}.d") / f"{os.getpid()}.json"
-        parcel.write_text(asked)
+        parcel.write_text(json.dumps(asked))
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", open_here))
         link.sendmsg([str(parcel).encode()], [rights])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         status = int(link.recv(64) or b"9")
     if os.WIFSIGNALED(status):
         signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
@@ -67,6 +69,7 @@ def load():
 def serve(path):
     """Fork a rank for every client. Returns what is to be run, in the rank; in the server never."""
     load()
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # of forks, too, until they have what their clients have
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -141,6 +144,7 @@ def become(asked, received):
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["held"])
     program, *words = asked["argv"]
     path = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     if program in ("-m", "-c"):
