@@ -6,7 +6,8 @@
 
 Every preset is trained as it is, on one rank, with a budget that was chosen so that its seeds together take a core
 minute at most. Some are solved by then, for others that is the beginning; the table says how far each came. A
-film is the beginning of the first greedy episode of the first seed's policy, as `distqtrl evaluate` plays it. Presets
+film is the beginning of the first greedy episode of the first seed's policy, as `distqtrl evaluate` plays it; a
+language model has none, and gets a base pre-trained by `distqtrl pretrain` with seed 0. Presets
 that have a curve in another table (docs/preset_gallery.py) get one seed, for the film. The cheapest come first, and a
 preset is written down as soon as it is through: a second start goes on with the next.
 """
@@ -19,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import qerl
 from lib import films, runs, setting
 
 from distqtrl.config.run import Config
@@ -65,13 +67,14 @@ BUDGETS = {  # seeds, and of each the environment steps, or the updates where th
     "humanoid": (1, 20_000),
     "humanoid-sac": (1, 8_000),
     "cooperative-pong": (1, 5_000),
+    "qerl-arithmetic": (2, 120),
 }
 NEW = {"steps": (1, 10_000), "updates": (1, 100)}  # of a preset that has no entry above
 EPISODES = 10  # greedy ones at the end of a training
 POINTS = 61  # of a curve
 CAMERAS = {"HalfCheetah-v5": {"camera_name": "track"}}  # what would run out of the picture is followed
 QUICKLY = ("cartpole", "qerl-arithmetic")
-TEXT = "it trains a language model, whose episodes are text: there is nothing to film"
+TEXT = {"reason": "it trains a language model, whose episodes are text: there is nothing to film"}
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "minigrid", "mpe2", "pettingzoo", "pygame-ce", "pillow")
 
 
@@ -111,8 +114,6 @@ def keep(args: argparse.Namespace, found: dict[str, Any], failed: dict[str, str]
 def entry(args: argparse.Namespace, name: str, folder: Path | None) -> dict[str, Any]:
     """A preset's curve and film; raises UserError where a training of it fails."""
     config = preset(name)
-    if config.algorithm.name == "grpo":
-        return {"reason": TEXT}
     jobs = trainings(args, name, config)
     outcomes = runs.done(jobs, args.runs, args.cores)
     for job, run in outcomes.items():
@@ -121,7 +122,7 @@ def entry(args: argparse.Namespace, name: str, folder: Path | None) -> dict[str,
     whole = runs.whole(outcomes, jobs)
     return {
         **progress(whole, config),
-        **film(whole[0], None if folder is None else folder / f"{name}.gif"),
+        **(film(whole[0], None if folder is None else folder / f"{name}.gif") if has_pictures(config) else TEXT),
         "commits": runs.commits(jobs, args.runs),
         "machine": setting.facts()["machine"],
         "curve": curve(whole),
@@ -130,11 +131,23 @@ def entry(args: argparse.Namespace, name: str, folder: Path | None) -> dict[str,
 
 def trainings(args: argparse.Namespace, name: str, config: Config) -> list[runs.Job]:
     """A training for every seed."""
+    language: tuple[str, ...] = ()
+    if not has_pictures(config):
+        qerl.prepare(args, seed=0)
+        language = ("--language.base", str(qerl.place(args, seed=0)))
     if args.quick:
-        return [runs.Job(name, 0, 1, runs.QUICK)]
+        return [runs.Job(name, 0, 1, (*language, *(qerl.SMALL if language else runs.QUICK)))]
     seeds, number = BUDGETS.get(name, NEW[unit(config)])
-    flags = (f"--train.{unit(config)}", str(number), "--evaluate.episodes", str(EPISODES))
-    return [runs.Job(name, seed, 1, flags) for seed in range(seeds)]
+    greedy = language or (
+        "--evaluate.episodes",
+        str(EPISODES),
+    )  # answers are many and quick: as many as the preset asks
+    return [runs.Job(name, seed, 1, (f"--train.{unit(config)}", str(number), *greedy)) for seed in range(seeds)]
+
+
+def has_pictures(config: Config) -> bool:
+    """Whether an episode can be looked at; a language model's are text."""
+    return config.algorithm.name != "grpo"
 
 
 def unit(config: Config) -> str:

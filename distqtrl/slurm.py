@@ -1,8 +1,9 @@
 """A training run as a SLURM job: the batch script, and its submission by sbatch.
 
 The script goes on with its run directory after every requeue (``train --run``). What it believes is
-``result.json``, not the launcher's exit status, and it asks to be requeued on exit code 75 alone, which SIGUSR1
-leads to; a cancelled job gets SIGTERM, ends with 143 and stays cancelled.
+``result.json``, not the launcher's exit status. It asks to be requeued on exit code 75, which SIGUSR1 leads to, and
+where its ranks alone got SIGTERM, which is how a preemption with a grace time begins; a cancelled job gets SIGTERM as
+a whole, ends with 143 and stays cancelled.
 """
 
 import math
@@ -218,7 +219,11 @@ MPIRUN_AFTER = [
     "done",
 ]
 DONE = ['[ ! -e "$run/result.json" ] || exit 0  # the mark of a complete training, whatever the launcher says']
-REQUEUE = ['[ "$code" != 75 ] || scontrol requeue "$SLURM_JOB_ID"  # stopped by SIGUSR1, and saved']
+REQUEUE = [
+    "# a SIGTERM that left this script running was for the ranks alone: a preemption with a grace time, no scancel",
+    """[ "$code" != 143 ] || [ "$(squeue -h -o %T -j "$SLURM_JOB_ID")" != RUNNING ] || code=75""",
+    '[ "$code" != 75 ] || scontrol requeue "$SLURM_JOB_ID"  # stopped by SIGUSR1, and saved',
+]
 END = [
     'if [ "$code" = 0 ]; then',
     '    echo "the launcher says 0, but $run has no result.json: the training is not complete" >&2',

@@ -90,6 +90,9 @@ def serve(path):
             elif key.fileobj is listening:
                 link, _ = listening.accept()
                 text, rights, *_ = link.recvmsg(4096, 1024)
+                if not text:  # the client was killed before it asked
+                    link.close()
+                    continue
                 asked = json.loads(Path(text.decode()).read_text())
                 Path(text.decode()).unlink()
                 received = array.array("i", rights[0][2])

@@ -22,5 +22,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     need(private_slurm.missing())
-    with private_slurm.cluster(tmp_path_factory.mktemp("slurm")) as up:
+    options = {"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"}
+    with private_slurm.cluster(tmp_path_factory.mktemp("slurm"), options=options) as up:
         yield up

@@ -81,6 +81,28 @@ def test_the_signal_saves_and_requeues(slurm, submitted, tmp_path, launcher):
     assert {row["ranks"] for row in rows(run)} == {2}
 
 
+@pytest.fixture
+def urgent(slurm):
+    """A partition whose jobs take the nodes of others, which get a minute's grace: SIGTERM for the ranks alone."""
+    for words in (["update", "PartitionName=test", "GraceTime=60"],
+                  ["create", "PartitionName=urgent", "Nodes=ALL", "PriorityTier=9", "State=UP"]):  # fmt: skip
+        assert slurm.run("scontrol", *words).returncode == 0
+    yield "urgent"
+    slurm.run("scontrol", "update", "PartitionName=test", "GraceTime=0")
+    slurm.run("scontrol", "delete", "PartitionName=urgent")
+
+
+def test_a_preemption_with_a_grace_time_is_a_requeue(slurm, submitted, tmp_path, urgent):
+    job_id = submitted("--nodes", "2", "--ranks-per-node", "1", "--train.updates", "30", pace=0.008)
+    assert soon(has_trained(tmp_path), 120)
+    command = ["sbatch", f"--partition={urgent}", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true"]
+    assert slurm.run(*command).returncode == 0
+    job = slurm.wait(job_id, "COMPLETED", "FAILED", "CANCELLED", timeout=120)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), output(tmp_path)
+    assert "stopped by SIGTERM after" in output(tmp_path)
+    assert "DUE TO PREEMPTION" not in output(tmp_path)
+
+
 def test_without_requeue_the_job_ends_with_75(slurm, submitted, tmp_path):
     job_id = submitted("--no-requeue", "--ranks-per-node", "2", "--train.updates", "5000", pace=0.01)
     assert soon(has_trained(tmp_path), 120)
