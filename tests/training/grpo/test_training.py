@@ -59,10 +59,15 @@ def trained(place, tmp_path):
         flags = SMALL | {"language.base": str(place / "base"), "language.task": str(place / "task.py")}
         config = distqtrl.preset("qerl-arithmetic", flags | {k.replace("__", "."): v for k, v in changes.items()})
         distqtrl.train(config, tmp_path / name)
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return adapted.load(tmp_path / name / "policy.safetensors"), rows
+        return left(tmp_path / name)
 
     return train
+
+
+def left(run):
+    """A run's update and metrics."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return adapted.load(run / "policy.safetensors"), rows
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
@@ -74,6 +79,20 @@ def test_ranks_times_prompts_is_what_counts(trained, minibatches):
     assert rows[0]["gradient_norm"] > 0
     moved = np.linalg.norm(one.factors_F - one.start_F)
     assert np.linalg.norm(one.factors_F - two.factors_F) < 1e-6 * moved
+
+
+def test_the_command_on_two_ranks_is_two_replicas(trained, forked_ranks, place, tmp_path):
+    """Over MPI: the same bits, and a break changes none."""
+    flags = SMALL | {"language.base": place / "base", "language.task": place / "task.py", "language.prompts": 2}
+    for updates in (1, 2):
+        words = as_words(flags | {"train.updates": updates})
+        command = ["-m", "distqtrl", "train", "qerl-arithmetic", *words, "--run", str(tmp_path / "ranks")]
+        code, out, err = forked_ranks(2, command)
+        assert code == 0, err
+    assert ", 2 ranks, goes on after 1 update" in err + out
+    (ranks, rows), (two, others) = left(tmp_path / "ranks"), trained("replicas", qpu__replicas=2, language__prompts=2)
+    assert torch.equal(ranks.factors_F, two.factors_F)
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in others]
 
 
 def test_the_first_step_is_of_the_policy_that_acted(trained):
