@@ -202,7 +202,7 @@ def _quoted(flag: str) -> str:
 
 
 # blocked, a signal that comes before Python runs waits for it (``stopping.note_requeue``); env knows how since 2019
-HELD = "held=(); ! env --block-signal=USR1 true 2> /dev/null || held=(env --block-signal=USR1)  # until Python listens"
+HELD = "held=(env); ! env --block-signal=USR1 true 2> /dev/null || held+=(--block-signal=USR1)  # until Python listens"
 MPIRUN_BEFORE = [
     "# mpirun hands SIGUSR1 on to its ranks; Open MPI's must not bind more ranks than it thinks there are cores",
     "export PRTE_MCA_hwloc_default_binding_policy=none",

@@ -11,7 +11,7 @@ limit_s=3600 notice_s=120  # the time limit above in seconds, and how long befor
 run=${RUN:-runs/cartpole-job$(flux getattr jobid)}  # a job that follows is told the run of the first
 script=${SCRIPT:-launch/job.flux}
 
-held=(); ! env --block-signal=USR1 true 2> /dev/null || held=(env --block-signal=USR1)  # until Python listens
+held=(env); ! env --block-signal=USR1 true 2> /dev/null || held+=(--block-signal=USR1)  # until Python listens
 ranks=$(flux submit -n 8 "${held[@]}" .venv/bin/python -m distqtrl train cartpole --run "$run") || exit 1
 signalled=''
 trap 'signalled=1; flux job kill --signal=SIGUSR1 "$ranks"' USR1
