@@ -30,8 +30,6 @@ def client(path, argv):
     """Ask for the rank, pass signals on, and end as it ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
         link.connect(path)
-        for number in PASSED_ON:
-            signal.signal(number, lambda number, _: passed_on(link, number))
         open_here = [0, 1, 2, *([int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else [])]
         held = list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         asked = {"argv": argv, "env": dict(os.environ), "cwd": str(Path.cwd()), "fds": open_here, "held": held}
@@ -39,6 +37,8 @@ def client(path, argv):
         parcel.write_text(json.dumps(asked))
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", open_here))
         link.sendmsg([str(parcel).encode()], [rights])
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _: passed_on(link, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         status = int(link.recv(64) or b"9")
     if os.WIFSIGNALED(status):
