@@ -7,9 +7,9 @@
 Every preset is trained as it is, on one rank, with a budget that was chosen so that its seeds together take a core
 minute at most. Some are solved by then, for others that is the beginning; the table says how far each came. A
 film is the beginning of the first greedy episode of the first seed's policy, as `distqtrl evaluate` plays it; a
-language model has none, and gets a base pre-trained by `distqtrl pretrain` with seed 0. Presets
-that have a curve in another table (docs/preset_gallery.py) get one seed, for the film. The cheapest come first, and a
-preset is written down as soon as it is through: a second start goes on with the next.
+language model has none, and gets a base pre-trained by `distqtrl pretrain` with seed 0. Presets that have a curve in
+another table (docs/preset_gallery.py) get one seed, for the film. The cheapest come first, and a preset is written down
+as soon as it is through: a second start goes on with the next.
 """
 
 import argparse
@@ -131,18 +131,17 @@ def entry(args: argparse.Namespace, name: str, folder: Path | None) -> dict[str,
 
 def trainings(args: argparse.Namespace, name: str, config: Config) -> list[runs.Job]:
     """A training for every seed."""
-    language: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
+    greedy, quick = ("--evaluate.episodes", str(EPISODES)), runs.QUICK
     if not has_pictures(config):
         qerl.prepare(args, seed=0)
-        language = ("--language.base", str(qerl.place(args, seed=0)))
+        base = ("--language.base", str(qerl.place(args, seed=0)))
+        greedy, quick = (), qerl.SMALL  # answers are quick: as many as the preset asks
     if args.quick:
-        return [runs.Job(name, 0, 1, (*language, *(qerl.SMALL if language else runs.QUICK)))]
+        return [runs.Job(name, 0, 1, (*base, *quick))]
     seeds, number = BUDGETS.get(name, NEW[unit(config)])
-    greedy = language or (
-        "--evaluate.episodes",
-        str(EPISODES),
-    )  # answers are many and quick: as many as the preset asks
-    return [runs.Job(name, seed, 1, (f"--train.{unit(config)}", str(number), *greedy)) for seed in range(seeds)]
+    budget = (f"--train.{unit(config)}", str(number))
+    return [runs.Job(name, seed, 1, (*budget, *base, *greedy)) for seed in range(seeds)]
 
 
 def has_pictures(config: Config) -> bool:
@@ -210,7 +209,7 @@ def drawable(environment: Environment) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    filmed = {name: told for name, told in results["presets"].items() if "made" in told}
+    trained = {name: told for name, told in results["presets"].items() if "made" in told}
     lines = [
         "# The presets after a short training",
         "",
@@ -218,15 +217,16 @@ def table(results: dict[str, Any]) -> str:
         "",
         "One rank; budgets chosen for a core minute of training per preset at most, its seeds together.",
         "Trained is what each seed came to: its budget, or what it took to the preset's own target. Greedy returns are",
-        f"means of {EPISODES} episodes at the end of a training. A film is of the first seed's policy, in the first of",
-        "the episodes of `distqtrl evaluate` with seed 0.",
+        "means of the episodes at the end of a training, as many as stand in brackets; a language model's episode is a",
+        "question with its answer. A film is of the first seed's policy, in the first of the episodes of",
+        "`distqtrl evaluate` with seed 0.",
         "",
         "| preset | trained, of the preset's budget | core minutes | greedy returns | film: return, steps | KB |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, told in filmed.items():
+    for name, told in trained.items():
         made = ", ".join(f"{n:,}" for n in told["made"])
-        greedy = ", ".join(f"{x:.4g}" for x in told["greedy"])
+        greedy = ", ".join(f"{x:.4g}" for x in told["greedy"]) + f" ({told['greedy_episodes']:,})"
         cells = [f"{made} of {told['of']:,} {told['unit']}", f"{told['core_minutes']:.1f}", greedy]
         shown = told.get("film")
         cells += ["none", ""] if shown is None else [_episode(shown), f"{shown['bytes'] / 1000:.0f}"]
@@ -236,8 +236,8 @@ def table(results: dict[str, Any]) -> str:
         lines += ["", "Without a film:", "", *reasons]
     if results["failed"]:
         lines += ["", "**Failed**: " + "; ".join(f"{name}: {text}" for name, text in results["failed"].items()) + "."]
-    machines = {told["machine"] for told in filmed.values()}
-    commits = sorted({commit for told in filmed.values() for commit in told["commits"]})
+    machines = {told["machine"] for told in trained.values()}
+    commits = sorted({commit for told in trained.values() for commit in told["commits"]})
     return "\n".join([*lines, "", f"Runs made at {', '.join(commits)} on {'; '.join(sorted(machines))}."])
 
 

@@ -38,7 +38,6 @@ sys.path.append(str(setting.ROOT / "tests"))
 
 import private_slurm
 import runs
-from rank_server import TAG
 
 KINDS = ("a rank killed", "preempted by priority", "requeued", "told of its limit (SIGUSR1)")
 WITHIN_S = 2.0  # events come so long after a start, at a random moment
@@ -111,7 +110,7 @@ def _server(folder: Path) -> Any:
     env = {**os.environ, "PYTHONPATH": f"{setting.ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     with runs.rank_server(env) as socket:
         python = folder / "python"
-        program = f'{TAG}=$SLURM_JOB_ID exec {sys.executable} {runs.RANK_SERVER} {socket} "$@"'
+        program = f'exec {sys.executable} {runs.RANK_SERVER} {socket} "$@"'
         python.write_text(f"#!/bin/sh\n{program}\n")
         python.chmod(0o755)
         yield python
@@ -201,7 +200,7 @@ def _happens(slurm: private_slurm.Slurm, slot: Slot, kind: str, rng: random.Rand
     if kind == KINDS[2]:
         return slurm.run("scontrol", "requeue", slot.job).returncode == 0
     if len(_ranks(slot.job)) < RANKS:
-        return False
+        return False  # env has not begun on every rank: a notice two minutes before a limit does not come so early
     return slurm.run("scancel", "--signal=USR1", slot.job).returncode == 0
 
 

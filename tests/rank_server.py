@@ -37,7 +37,7 @@ def client(path, argv):
         parcel.write_text(json.dumps(asked))
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", open_here))
         link.sendmsg([str(parcel).encode()], [rights])
-        for number in PASSED_ON:
+        for number in PASSED_ON:  # not before: the server would take a signal for what is asked
             signal.signal(number, lambda number, _: passed_on(link, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         status = int(link.recv(64) or b"9")

@@ -20,7 +20,7 @@ from distqtrl.cli import search_bits
 from distqtrl.cli.parser import parse
 from distqtrl.doctor.launching import Site
 from distqtrl.doctor.site import Result, as_json
-from distqtrl.slurm import DONE, END, MPIRUN_AFTER, Job, Launcher, script
+from distqtrl.slurm import DONE, END, HELD, MPIRUN_AFTER, REQUEUE, Job, Launcher, script
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 PYTHON, MPIRUN = ".venv/bin/python", ".venv/bin/mpirun"
@@ -251,7 +251,8 @@ def test_other_schedulers_go_on_with_a_run(tmp_path, name, env, code, again):
 
 
 def test_what_other_schedulers_are_asked_for():
-    """Limits in seconds are those of the directives, and the loop around the ranks is that of SLURM's scripts."""
+    """Limits in seconds are those of the directives, and what is around the ranks is that of SLURM's scripts."""
+    assert all(line in (LAUNCH / "search.sbatch").read_text() for line in (HELD, *REQUEUE))
     texts = {name: (LAUNCH / file).read_text() for name, (file, *_) in OTHERS.items()}
     assert "walltime=01:00:00" in texts["pbs"]
     assert "--time-limit=60m" in texts["flux"]
@@ -259,7 +260,7 @@ def test_what_other_schedulers_are_asked_for():
     assert "#BSUB -Q 75\n" in texts["lsf"]
     assert "#PBS -r y\n" in texts["pbs"]
     for text in texts.values():
-        assert all(line in text for line in (*MPIRUN_AFTER[1:], *DONE, *END[:-1]))
+        assert all(line in text for line in (HELD, *MPIRUN_AFTER[1:], *DONE, *END[:-1]))
         assert text.count("limit_s=3600 notice_s=120") == ("limit_s" in text)
 
 
