@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from distqtrl.allreduce.agreement import Refused
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.connect import connect
-from distqtrl.allreduce.watchdog import NOTE_S
+from distqtrl.allreduce.watchdog import NOTE_S, say
 from distqtrl.errors import UserError
 
 POLL_S = 0.002
@@ -98,6 +98,5 @@ def _wait(ranks: Ranks, calling: str, timeout_s: float | None) -> None:
             )
         if waited_s > NOTE_S and not told:
             told = True
-            text = f"distqtrl: rank {rank} waits for the other ranks: every rank has to call {calling}\n"
-            os.write(2, text.encode())
+            say(f"rank {rank} waits for the other ranks: every rank has to call {calling}")
         time.sleep(POLL_S)

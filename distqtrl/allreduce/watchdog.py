@@ -75,7 +75,7 @@ def keeper(rank: int, limit_s: float | None, doing: str, meaning: str = MEANING,
                 if select.select([reading], [], [], wait_s)[0] or os.getppid() != process:
                     break
                 if text:
-                    os.write(2, f"distqtrl: rank {rank} {text}\n".encode())
+                    say(f"rank {rank} {text}")
             else:
                 _say(rank, limit_s, f"{meaning}, while {doing}")
                 os.kill(process, signal.SIGKILL)
@@ -88,6 +88,12 @@ def keeper(rank: int, limit_s: float | None, doing: str, meaning: str = MEANING,
         os.waitpid(child, 0)
 
     return done
+
+
+def say(text: str) -> None:
+    """A line on standard error; who says it goes on where nobody reads it any more: a launcher may have been killed."""
+    with suppress(OSError):
+        os.write(2, f"distqtrl: {text}\n".encode())
 
 
 def until_read(fd: int) -> None:
@@ -105,6 +111,5 @@ def _turn_s(rank: int) -> float:
 
 
 def _say(rank: int, limit_s: float, what: str) -> None:
-    text = f"distqtrl: rank {rank}: no word from the other ranks for {limit_s:g} s (allreduce.timeout_s): {what}\n"
-    os.write(2, text.encode())
+    say(f"rank {rank}: no word from the other ranks for {limit_s:g} s (allreduce.timeout_s): {what}")
     until_read(2)

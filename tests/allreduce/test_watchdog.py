@@ -1,0 +1,40 @@
+"""A rank that waits too long ends, in a process of its own; also where nobody reads what it says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+WAITS = {
+    "inside a library": (
+        "import time\nfrom distqtrl.allreduce.watchdog import Watchdog\n"
+        "watch = Watchdog(0)\nwatch.limit(0.2)\nwith watch():\n    time.sleep(600)",
+        1,
+    ),
+    "holding the interpreter": (
+        "import time\nfrom distqtrl.allreduce.watchdog import keeper\n"
+        "keeper(0, 0.2, 'connecting', note='waits')\ntime.sleep(600)",
+        -9,
+    ),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("read", [True, False], ids=["read", "nobody reads"])
+def test_a_wait_ends(wait, read):
+    """A launcher that was killed leaves ranks whose standard error has no reader."""
+    program, code = WAITS[wait]
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as errors:
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=writing)
+        os.close(writing)
+        if not read:
+            errors.close()
+        try:
+            assert process.wait(timeout=60) == code
+        finally:
+            process.kill()
+            process.wait()
+        if read:
+            assert b"rank 0: no word from the other ranks for 0.2 s (allreduce.timeout_s)" in errors.read()
