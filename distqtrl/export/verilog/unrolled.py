@@ -91,14 +91,14 @@ def verilog(program: Program, depth: int = 2, name: str = "policy_unrolled", cha
     ]
     for i in range(len(x)):
         core.lines.append(f"    wire signed [{bits - 1}:0] x{i} = in_data[{i * bits} +: {bits}];")
-    steps = list(program.steps())
-    for (op, _, y), following in zip(steps, [*program.ops[1:], None], strict=True):
+    for at, (op, _, y) in enumerate(program.steps()):
+        following = program.ops[at + 1 :]
         if isinstance(op, Matmul):
-            x = _matmul(core, op, x, following)
-        elif isinstance(op, Scale):
-            table = following.table if isinstance(following, Lookup) else None
-            x = [_scaled(core, op, i, wire, y, table) for i, wire in enumerate(x)]
-            if op is program.ops[0]:  # a clamp at 0 is then these registers' reset
+            x = _matmul(core, op, x, bool(following) and isinstance(following[0], Scale))
+        elif isinstance(op, Scale) and not (at and isinstance(program.ops[at - 1], Lookup)):
+            tables = _tables(following, len(x))
+            x = [_scaled(core, op, i, wire, y, table) for i, (wire, table) in enumerate(zip(x, tables, strict=True))]
+            if at == 0:  # a clamp at 0 is then these registers' reset
                 x = [core.register(wire) for wire in x]
         elif isinstance(op, Argmax):
             x = [_argmax(core, start, x[first : first + num]) for first, num, start in op.factors(len(x))]
@@ -121,13 +121,23 @@ def verilog(program: Program, depth: int = 2, name: str = "policy_unrolled", cha
     return text
 
 
-def _matmul(core: Core, op: Matmul, x: list[Wire], following: Op | None) -> list[Wire]:
+def _tables(following: tuple[Op, ...], num: int) -> list[Ints] | list[None]:
+    """What every number's levels are looked up in, if a table follows; a scaling after that is of its entries."""
+    if not following or not isinstance(following[0], Lookup):
+        return [None] * num
+    table_LN = np.repeat(following[0].table[:, None], num, axis=1)
+    if len(following) > 1 and isinstance(following[1], Scale):
+        table_LN = following[1](table_LN)
+    return list(table_LN.T)
+
+
+def _matmul(core: Core, op: Matmul, x: list[Wire], scaled: bool) -> list[Wire]:
     """Every row's sum; where a scaling follows, its sign, shift and offset move into that."""
     found, sums = adders.graph(op.weights_NK)
     wires = list(x)
     for add in found:
         wires.append(_added(core, add, wires[add.a], wires[add.b]))
-    return [_row(core, wires, total, isinstance(following, Scale)) for total in sums]
+    return [_row(core, wires, total, scaled) for total in sums]
 
 
 def _added(core: Core, add: adders.Adder, a: Wire, b: Wire) -> Wire:
@@ -198,7 +208,8 @@ def _scaled(core: Core, op: Scale, i: int, x: Wire, y: Range, table: Ints | None
         return _compared(core, x, [-((plus - (k << op.shift)) // factor) for k in first], low, high)
     factor *= x.sign << x.shift
     level = _multiplied(core, op, factor, plus + factor * x.offset, x)
-    return level if table is None else _looked_up(core, table, level)
+    # clip and table are mapped apart: together Yosys makes three times the tables of them
+    return level if table is None else _looked_up(core, table, core.register(level))
 
 
 def _multiplied(core: Core, op: Scale, factor: int, plus: int, x: Wire) -> Wire:

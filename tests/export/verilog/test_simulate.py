@@ -7,7 +7,7 @@ from quantize.programs import observations, program
 from distqtrl.export import tools
 from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
 from distqtrl.export.verilog.folded import Folding
-from distqtrl.quantize.program import Matmul, Program, Scale
+from distqtrl.quantize.program import Lookup, Matmul, Program, Scale
 
 
 @pytest.fixture
@@ -52,6 +52,25 @@ def test_icarus_agrees(tmp_path, seed):
     for name, (text, width) in cores.items():
         y_BA = simulate.icarus(text, f"policy_{name}", tmp_path, made, x_BO, width)
         np.testing.assert_equal(y_BA, made.run(x_BO))
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["any table", "an ordered table of few values"])
+def test_a_scaling_after_a_table(tmp_path, ordered):
+    """The unrolled core takes it into the table, other for every output, where levels are looked up or compared."""
+    try:
+        tools.icarus()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(3)
+    table = rng.integers(0, 1 << 15, 256)
+    ends = Scale(np.array([32770, -5]), np.array([-536854528, 9]), 15, -16000, 16000)
+    if ordered:
+        table, ends = np.sort(table) >> 12, Scale(np.array([3, 1]), np.array([0, 2]), 1, 0, 10)
+    levels = Scale(np.array([3, 40]), np.array([9, 1000]), 8, 0, 255)
+    made = Program((0, 0), 16, (levels, Lookup(table), ends))
+    x_BO = observations(made, 300)
+    y_BA = simulate.icarus(unrolled.verilog(made), "policy_unrolled", tmp_path, made, x_BO, 2)
+    np.testing.assert_equal(y_BA, made.run(x_BO))
 
 
 def test_sums_beside_the_ends_are_clipped(tmp_path):
