@@ -121,6 +121,10 @@ class Config(BaseModel):
             raise ValueError("train.steps none needs train.updates: a run has a budget in steps, in updates or in both")
         if self.evaluate.target is not None and self.evaluate.every is None:
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
+        if self.evaluate.keep == "best" and self.evaluate.every is None:
+            raise ValueError("evaluate.keep best needs evaluate.every: validations say which policy is the best")
+        if self.evaluate.keep == "best" and a.name == "grpo":
+            raise ValueError("evaluate.keep best keeps policies of networks, a language model's is always the last")
         return self
 
     @property

@@ -400,6 +400,9 @@ class Evaluate(Stage):
     every: Positive | None = Field(None, description="updates between two validations while training; none = never")
     validation_episodes: Many = Field(40, description="episodes of a validation (own seeds)")
     target: float | None = Field(None, description="stop when a validation's mean return reaches this")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the policy that a run leaves: the last one, or the one whose validation was the best"
+    )
     episodes: Many = Field(100, description="episodes of the final evaluation (own seeds)")
     max_steps: Positive | None = Field(
         None,

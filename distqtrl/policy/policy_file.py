@@ -58,6 +58,9 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
+Parts = tuple[dict[str, Any], tensorfile.Tensors]  # of a policy, as its file holds them
+
+
 class Shape(Record):
     """The keys of ``architecture``."""
 
@@ -151,6 +154,10 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """Write the policy file, whole or not at all."""
+        tensorfile.write(path, *self.parts())
+
+    def parts(self) -> Parts:
+        """What its file holds: the description, and tensors, which may change with the run."""
         head = next(name for name, kind in HEADS.items() if type(self.head) is kind)
         about = {
             "format": FORMAT,
@@ -166,7 +173,7 @@ class Policy:
         if self.trained is not None:
             about["quantize"] = self.trained.settings.model_dump(mode="json")
             tensors["scales_S"] = self.trained.scales_S
-        tensorfile.write(path, about, tensors)
+        return about, tensors
 
 
 def load(path: Path) -> Policy:
@@ -174,12 +181,12 @@ def load(path: Path) -> Policy:
     about, tensors = tensorfile.read(path, FORMAT, REMEDY)
     try:
         with np.errstate(all="ignore"):  # what overflows is refused by what it gives
-            return _policy(about, tensors)
+            return made(about, tensors)
     except (ValueError, UserError) as error:
         raise UserError(f"{path} holds no policy ({error}): {REMEDY}") from None
 
 
-def _policy(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
+def made(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
     """The policy of a description and tensors; raises ValueError and UserError for what does not fit."""
     told = schema.checked(Description, about)
     architecture = Architecture(**told.architecture.model_dump())

@@ -6,6 +6,8 @@
         environment/<name>        of all environments, keyed by global index: any number of ranks can share them;
                                   replay_<name> among them, where the algorithm has a replay
         rank<r>/ledger            what rank r's QPU was asked for
+        best/policy<k>/<name>     of the policies that validated best, where they are kept; their descriptions are in
+                                  the checkpoint's
 
 Random streams need no saving: they are keyed by (purpose, index, update).
 """
@@ -31,9 +33,10 @@ from distqtrl.files import schema
 from distqtrl.files import tensors as tensorfile
 from distqtrl.files.schema import LARGE, Count, Record, Sha256
 from distqtrl.files.tensors import Tensors
+from distqtrl.policy.policy_file import Parts
 
 FORMAT = "distqtrl checkpoint 5"
-NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger)\Z")
+NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger|best/policy\d+/\w+)\Z")
 DTYPES = [np.float32, np.float64, np.int64, np.bool_]
 MOST_RANKS = 1 << 20
 REPLAY = "replay_"
@@ -59,6 +62,7 @@ class Description(Record):
     longest_episode: Count
     validation_return: float | None
     metered: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    best: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass
@@ -71,6 +75,7 @@ class State:
     ledger: np.ndarray
     origin: str = ""  # the file, where it is from one
     replay: Tensors = field(default_factory=dict)  # a row per environment; names begin with REPLAY
+    best: list[Parts] = field(default_factory=list)  # of all policies, where one validated
 
 
 def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
@@ -92,7 +97,10 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
         tensors[f"rank{r}/ledger"] = part["ledger"]
         prefix = f"rank{r}/" if _differ(config) else ""
         tensors |= {f"{prefix}{name}": t for name, t in part.items() if name.startswith("learner/")}
+    for k, (_, best) in enumerate(state.best):
+        tensors |= {f"best/policy{k}/{name}": t for name, t in best.items()}
     about = {"format": FORMAT, "ranks": comm.size, "config": _identity(config), **state.counters}
+    about["best"] = [described for described, _ in state.best]
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     tensorfile.write(folder / f"update-{state.counters['update']:06d}.safetensors", about, tensors)
@@ -146,6 +154,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
         ledger=ledger_R[comm.rank],
         origin=str(path),
         replay={name: t for name, t in environments.items() if name.startswith(REPLAY)},
+        best=[(described, below(tensors, f"best/policy{k}/")) for k, described in enumerate(told.best)],
     )
 
 

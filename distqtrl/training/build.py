@@ -14,6 +14,7 @@ from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
 from distqtrl.errors import UserError
+from distqtrl.policy import policy_file
 from distqtrl.record import checkpoint, trackers
 from distqtrl.record.checkpoint import State
 from distqtrl.record.profile import Profile
@@ -126,6 +127,10 @@ def _restore(run: Run, state: State) -> None:
         found = checkpoint.below(state.learner, f"policy{role}/")
         learner.load({name: torch.from_numpy(t) for name, t in found.items()})
     run.policies.generated.set_ledger(state.ledger)
+    if run.config.evaluate.keep == "best":
+        run.best = state.best
+        for parts in run.best:
+            policy_file.made(*parts)  # raises what an end of the run would
     run.restarted = run.environments.restore(state.environments)
     if run.replay is not None:
         rows = state.environments["index_B"].tolist()

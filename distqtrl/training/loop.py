@@ -137,7 +137,7 @@ def _recover(run: Run, before: Sequence[State]) -> None:
     )
     run.environments.close()
     run.policies, run.environments, run.counters = again.policies, again.environments, again.counters
-    run.replay = again.replay
+    run.replay, run.best = again.replay, again.best
     run.num_environments, run.restarted = again.num_environments, again.restarted
 
 
@@ -208,10 +208,21 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
         found = algorithms.chosen(run.config).greedy(run.config, run.comm, policies, "validation", counters.update, num)
     counters.validation_steps += found.steps
     counters.validation_return = float(found.returns.mean())
+    if run.config.evaluate.keep == "best":
+        _keep(run, policies, counters.validation_return)
     if found.cut and not run.told:
         run.told = True
         recorder.say(f"validation: {cut(found.cut, num, policies[0].origin['max_steps'])}")
     return {"validation_return": counters.validation_return, **({"validation_cut": found.cut} if found.cut else {})}
+
+
+def _keep(run: Run, policies: list[Policy], validated: float) -> None:
+    """Keep copies of the policies that validated better than any before."""
+    if not run.best or validated > run.best[0][0]["origin"]["validation_return"]:
+        for policy in policies:
+            policy.origin = {**policy.origin, "validation_return": validated}
+        parts = [policy.parts() for policy in policies]
+        run.best = [(about, {name: t.copy() for name, t in tensors.items()}) for about, tensors in parts]
 
 
 def _policies(run: Run) -> list[Policy]:
@@ -237,6 +248,7 @@ def state(run: Run) -> State:
         environments=run.environments.state(),
         ledger=run.policies.generated.ledger(),
         replay={} if run.replay is None else run.replay.state(),
+        best=run.best,
     )
 
 
@@ -247,6 +259,10 @@ def _copy(state: State) -> State:
 def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     """Write the policies, then evaluate them, and mark the run as complete."""
     policies, num = _policies(run), run.config.evaluate.episodes
+    if run.best:
+        policies = [policy_file.made(*parts) for parts in run.best]
+        of = policies[0].origin
+        recorder.say(f"the best validation, {of['validation_return']:.1f}, is of the policy at {of['env_steps']:,} steps")
     _meter(run)
     if run.comm.rank == 0:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
@@ -257,6 +273,7 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     result = {
         "status": "complete",
         "target_reached": run.reached,
+        "policy_env_steps": policies[0].origin["env_steps"],
         "evaluation": {**summary(found.returns), "cut": found.cut, "max_steps": policies[0].origin.get("max_steps")},
         **({"agents": dict(zip(agents, found.returns_GE.mean(1).tolist(), strict=True))} if len(agents) > 1 else {}),
         "ranks": run.comm.size,

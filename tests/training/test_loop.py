@@ -87,6 +87,38 @@ def test_reaching_the_target_ends_the_run(tmp_path):
     assert result["update"] == 1
 
 
+KEPT = {
+    **{"evaluate.every": "1", "evaluate.validation_episodes": "3", "evaluate.keep": "best", "evaluate.target": "none"},
+    **{"train.steps": "none", "train.updates": "6", "algorithm.learning_rate": "0.05", "train.checkpoint_every": "1"},
+    **{"environment.id": "CartPole-v1", "environment.local_num": "4", "algorithm.rollout_steps": "16"},
+}
+AVERAGED_OBSERVATIONS = {"policy.normalize_observations": "true", "quantize.aware": "true"}
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flags", [{}, AVERAGED_OBSERVATIONS], ids=["floating point", "integers"])
+def test_the_best_policy_is_kept(tmp_path, flags):
+    """A copy of it, from the moment of its validation, and across a resume."""
+    _, result = trained(tmp_path, "cartpole", **KEPT, **flags)
+    best = max(metrics_of(tmp_path), key=lambda row: row["validation_return"])
+    assert best["update"] < 6 - 1  # so that a later one did not win by being the last
+    policy = policy_file.load(tmp_path / "policy.safetensors")
+    assert policy.origin["validation_return"] == best["validation_return"]
+    assert policy.origin["env_steps"] == result["policy_env_steps"] == best["env_steps"]
+    kept = (tmp_path / "policy.safetensors").read_bytes()
+
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    last.unlink()  # go on from the one before
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "policy.safetensors").unlink()
+    cfg = with_flags(sources.preset("cartpole"), {**SMALL, **KEPT, **flags})
+    assert train(prepare(cfg, Serial(), resume=tmp_path), tmp_path)["evaluation"] == result["evaluation"]
+    assert (tmp_path / "policy.safetensors").read_bytes() == kept
+
+
 def test_a_budget_in_updates_ends_the_run(tmp_path):
     _, result = trained(tmp_path, "qtrl-cartpole", **{"train.steps": "none", "train.updates": "7"})
     assert (result["update"], result["episodes"], result["target_reached"]) == (7, 7, False)
