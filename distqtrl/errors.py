@@ -1,6 +1,7 @@
 """What goes wrong in the user's hands, said in one line, and the nearest name that is known."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -43,6 +44,27 @@ class Foreign(UserError):
 
 class Diverged(UserError):
     """A training cannot go on: its numbers are no longer finite, or integers cannot hold them."""
+
+
+REMEDIES = {
+    errno.EISDIR: "give the name of a file in it",
+    errno.ENOTDIR: "give a name in a folder",
+    errno.ENOENT: "see that its folder exists",
+    errno.EEXIST: "give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write where you may, or change its permissions"),
+}
+
+
+def of_system(error: OSError) -> str:
+    """What the operating system refused, of which file, and the remedy, in a line.
+
+    >>> of_system(IsADirectoryError(errno.EISDIR, "Is a directory", "runs"))
+    'Is a directory: runs (give the name of a file in it)'
+    """
+    told = ": ".join(filter(None, [error.strerror or str(error), error.filename and str(error.filename)]))
+    return f"{told} ({REMEDIES[error.errno]})" if error.errno in REMEDIES else told
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

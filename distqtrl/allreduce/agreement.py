@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from distqtrl.allreduce.communicator import Communicator, T
 from distqtrl.allreduce.reductions import allgather_bytes
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, of_system
 
 
 class Refused(UserError):
@@ -27,7 +27,7 @@ def agreed(comm: Communicator, step: Callable[[], T]) -> T:
     except UserError as error:
         message, trace = str(error), error.trace
     except OSError as error:
-        message = ": ".join(filter(None, [error.strerror or str(error), error.filename and str(error.filename)]))
+        message = of_system(error)
     by_rank = [text.decode() for text in allgather_bytes(comm, message.encode())]
     if any(by_rank):
         texts = allgather_bytes(comm, trace.encode())

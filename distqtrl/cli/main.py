@@ -22,7 +22,7 @@ from distqtrl.cli.commands import COMMANDS
 from distqtrl.cli.output import say, words
 from distqtrl.cli.parser import parse
 from distqtrl.config import stages as configuration
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, of_system
 
 Request = tuple[argparse.Namespace, Flags]
 
@@ -82,7 +82,7 @@ def explain(error: BaseException, comm: Communicator) -> int:
             say(words(error, where))
         return error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
-        say(f"distqtrl: {where}{error.strerror}: {error.filename}; nothing half-written was kept")
+        say(f"distqtrl: {where}{of_system(error)}; nothing half-written was kept")
         return 1
     if isinstance(error, KeyboardInterrupt):
         say(f"distqtrl: {where}interrupted{f' by {error}' if str(error) else ''}; files that were written stay whole")

@@ -1,5 +1,6 @@
 """A file that is replaced whole or not at all, and errors that name it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,12 @@ from pathlib import Path
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put data in the place of path's content in one step; the same promise as ``write``."""
+    """Put data in the place of path's content in one step, or raise OSError that names path, which stays as it was.
+
+    A device or a pipe is not replaced: the superuser would lose it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:

@@ -18,7 +18,7 @@ COMMON = f"""
     --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
     --algorithm.rollout_steps {STEPS} --environment.local_num 2 --algorithm.anneal true
     --train.checkpoint_every 3 --evaluate.every 4 --evaluate.validation_episodes 2 --evaluate.target none
-    --evaluate.episodes 3"""
+    --evaluate.keep best --evaluate.episodes 3"""
 RUNS = {
     "gaussian": """--environment.id Pendulum-v1 --environment.max_episode_steps 30 --policy.normalize_observations true
         --algorithm.epochs 2 --algorithm.minibatches 2 --qpu.shots 50 --qpu.shift distributed
