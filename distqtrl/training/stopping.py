@@ -132,8 +132,9 @@ def _restore(number: signal.Signals, handler: Any) -> None:
 
 
 def _note(number: int, _: FrameType | None) -> None:
+    awaited = any(s != signal.SIGUSR1 for s in _pending)  # who asks once more waits no longer for it
     _pending.append(signal.Signals(number))
-    if number != signal.SIGUSR1:
+    if number != signal.SIGUSR1 and not awaited:
         signal.signal(signal.SIGALRM, _give_up)
         signal.setitimer(signal.ITIMER_REAL, GRACE_S, AGAIN_S)  # again: the first may interrupt nothing (_heard)
 

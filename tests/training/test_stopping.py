@@ -57,6 +57,14 @@ def test_a_signal_that_another_thread_got_ends_a_blocked_main_thread(name, code)
     assert ran(BLOCKED.format(name=name)) == (0, [code], "")
 
 
+def test_who_asks_again_and_again_waits_no_longer():
+    """Ctrl-C, pressed more often than the grace lasts, while an environment hangs."""
+    again = BLOCKED.replace("    signal.pthread_kill", "    for _ in range(90):\n        time.sleep(0.5)\n        os.kill")
+    again = again.replace("threading.get_ident(), ", "os.getpid(), ").replace("import signal", "import os, signal")
+    again = again.replace("Thread(target=take)", "Thread(target=take, daemon=True)")
+    assert ran(again.format(name="SIGINT")) == (0, ["130"], "")
+
+
 def test_a_requeue_that_came_while_it_was_blocked_is_noted():
     """Batch scripts block it until Python listens."""
     signals = "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {10}); os.kill(os.getpid(), 10)\n"
