@@ -261,8 +261,8 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     policies, num = _policies(run), run.config.evaluate.episodes
     if run.best:
         policies = [policy_file.made(*parts) for parts in run.best]
-        of = policies[0].origin
-        recorder.say(f"the best validation, {of['validation_return']:.1f}, is of the policy at {of['env_steps']:,} steps")
+        kept = policies[0].origin
+        recorder.say(f"best validation: {kept['validation_return']:.1f} after {kept['env_steps']:,} steps; its policy stays")
     _meter(run)
     if run.comm.rank == 0:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):

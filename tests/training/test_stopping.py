@@ -59,7 +59,8 @@ def test_a_signal_that_another_thread_got_ends_a_blocked_main_thread(name, code)
 
 def test_who_asks_again_and_again_waits_no_longer():
     """Ctrl-C, pressed more often than the grace lasts, while an environment hangs."""
-    again = BLOCKED.replace("    signal.pthread_kill", "    for _ in range(90):\n        time.sleep(0.5)\n        os.kill")
+    pressed = "    for _ in range(90):\n        time.sleep(0.5)\n        os.kill"
+    again = BLOCKED.replace("    signal.pthread_kill", pressed)
     again = again.replace("threading.get_ident(), ", "os.getpid(), ").replace("import signal", "import os, signal")
     again = again.replace("Thread(target=take)", "Thread(target=take, daemon=True)")
     assert ran(again.format(name="SIGINT")) == (0, ["130"], "")
