@@ -262,7 +262,9 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     if run.best:
         policies = [policy_file.made(*parts) for parts in run.best]
         kept = policies[0].origin
-        recorder.say(f"best validation: {kept['validation_return']:.1f} after {kept['env_steps']:,} steps; its policy stays")
+        recorder.say(
+            f"best validation: {kept['validation_return']:.1f} after {kept['env_steps']:,} steps; its policy stays"
+        )
     _meter(run)
     if run.comm.rank == 0:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
