@@ -87,6 +87,7 @@ def test_flags_replace_single_fields():
         ({"algorithm.name": "reinforce", "algorithm.baseline": "false"}, "algorithm.baseline false needs"),
         ({"evaluate.target": "1"}, "evaluate.target needs evaluate.every"),
         ({"evaluate.keep": "best"}, "evaluate.keep best needs evaluate.every"),
+        ({"evaluate.keep": "best", "evaluate.every": "2", "algorithm.name": "grpo"}, "leaves its last"),
         ({"train.steps": "none"}, "train.steps none needs train.updates"),
         ({"algorithm.normalize_over": "episode"}, "algorithm.normalize_over episode needs algorithm.rollout episodes"),
         ({"algorithm.critic_norm": "layer_norm"}, "layer_norm normalises SAC's critics, algorithm.name ppo has"),
