@@ -124,7 +124,9 @@ class Config(BaseModel):
         if self.evaluate.keep == "best" and self.evaluate.every is None:
             raise ValueError("evaluate.keep best needs evaluate.every: validations say which policy is the best")
         if self.evaluate.keep == "best" and a.name == "grpo":
-            raise ValueError("evaluate.keep best is of policies of networks, a language model leaves its last: set evaluate.keep to last")
+            raise ValueError(
+                "evaluate.keep best is of networks, a language model leaves its last: set evaluate.keep to last"
+            )
         return self
 
     @property
