@@ -78,7 +78,7 @@ def test_agreed_returns_the_result():
     ("error", "message"),
     [
         (UserError("no such thing: make one"), "no such thing: make one"),
-        (NotADirectoryError(20, "Not a directory", "a/b"), "Not a directory: a/b"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "Not a directory: a/b (give a name in a folder)"),
     ],
 )
 def test_agreed_refuses_bad_input(error, message):

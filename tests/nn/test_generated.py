@@ -170,7 +170,8 @@ def test_copies_and_files_hold_the_same_net(tmp_path):
 def test_moving_between_types():
     net = made()
     out = net(X)
-    assert torch.equal(copy.deepcopy(net).to("cpu", torch.float32)(X), out)
+    # weights are made anew, and some processors round products by where their numbers lie in memory
+    torch.testing.assert_close(copy.deepcopy(net).to("cpu", torch.float32)(X), out)
     double = copy.deepcopy(net).double()
     torch.testing.assert_close(double(X.double()).float(), out)
     double(X.double()).sum().backward()

@@ -90,7 +90,10 @@ def one_fails(comm):
     last = comm.size - 1
     where = f"rank {last}: " if last else ""
     assert fail_on(comm, last, UserError("no such thing")) == f"{where}no such thing"
-    assert fail_on(comm, last, FileNotFoundError(2, "No such file", "x/y")) == f"{where}No such file: x/y"
+    assert (
+        fail_on(comm, last, FileNotFoundError(2, "No such file", "x/y"))
+        == f"{where}No such file: x/y (see that its folder exists)"
+    )
 
 
 def all_fail_alike(comm):
