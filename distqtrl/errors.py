@@ -49,11 +49,11 @@ class Diverged(UserError):
 REMEDIES = {
     errno.EISDIR: "give the name of a file in it",
     errno.ENOTDIR: "give a name in a folder",
-    errno.ENOENT: "see that its folder exists",
+    errno.ENOENT: "see that its path exists",
     errno.EEXIST: "give another name",
     errno.ENAMETOOLONG: "give a shorter name",
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write where you may, or change its permissions"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "use a place where you may, or change its permissions"),
 }
 
 

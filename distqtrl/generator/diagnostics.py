@@ -50,8 +50,9 @@ def diagnose(generator: Generator) -> Diagnostics:
     if not whole > 0:
         return Diagnostics(0, 0.0, 0.0)
     held = int(torch.searchsorted(energy.cumsum(0), HELD * whole)) + 1
-    share = float(source_NX.square().sum() / whole)
-    return Diagnostics(min(held, len(energy)), float(whole**2 / energy.square().sum()), min(share, 1.0))
+    of_source, of_mapping = source_NX.square().sum(), mapping_NX.square().sum()
+    share = float(of_source / (of_source + of_mapping))
+    return Diagnostics(min(held, len(energy)), float(whole**2 / energy.square().sum()), share)
 
 
 def jacobian(generator: Generator) -> tuple[Tensor, Tensor]:

@@ -99,8 +99,8 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
         tensors |= {f"{prefix}{name}": t for name, t in part.items() if name.startswith("learner/")}
     for k, (_, best) in enumerate(state.best):
         tensors |= {f"best/policy{k}/{name}": t for name, t in best.items()}
-    about = {"format": FORMAT, "ranks": comm.size, "config": _identity(config), **state.counters}
-    about["best"] = [described for described, _ in state.best]
+    described = [about for about, _ in state.best]
+    about = {"format": FORMAT, "ranks": comm.size, "config": _identity(config), "best": described, **state.counters}
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     tensorfile.write(folder / f"update-{state.counters['update']:06d}.safetensors", about, tensors)

@@ -128,9 +128,7 @@ def _restore(run: Run, state: State) -> None:
         learner.load({name: torch.from_numpy(t) for name, t in found.items()})
     run.policies.generated.set_ledger(state.ledger)
     if run.config.evaluate.keep == "best":
-        run.best = state.best
-        for parts in run.best:
-            policy_file.made(*parts)  # raises what an end of the run would
+        run.best = [policy_file.made(*parts) for parts in state.best]
     run.restarted = run.environments.restore(state.environments)
     if run.replay is not None:
         rows = state.environments["index_B"].tolist()

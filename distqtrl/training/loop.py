@@ -4,6 +4,7 @@ One update = one rollout of every environment of every rank, and the optimizer s
 (stop, validate, save) from reduced numbers alone, so they always decide alike.
 """
 
+import copy
 import json
 import signal
 import time
@@ -218,11 +219,9 @@ def _validation(run: Run, recorder: Recorder) -> dict[str, Any]:
 
 def _keep(run: Run, policies: list[Policy], validated: float) -> None:
     """Keep copies of the policies that validated better than any before."""
-    if not run.best or validated > run.best[0][0]["origin"]["validation_return"]:
-        for policy in policies:
-            policy.origin = {**policy.origin, "validation_return": validated}
-        parts = [policy.parts() for policy in policies]
-        run.best = [(about, {name: t.copy() for name, t in tensors.items()}) for about, tensors in parts]
+    if not run.best or validated > run.best[0].origin["validation_return"]:
+        told = {"validation_return": validated}
+        run.best = [replace(copy.deepcopy(policy), origin={**policy.origin, **told}) for policy in policies]
 
 
 def _policies(run: Run) -> list[Policy]:
@@ -248,7 +247,7 @@ def state(run: Run) -> State:
         environments=run.environments.state(),
         ledger=run.policies.generated.ledger(),
         replay={} if run.replay is None else run.replay.state(),
-        best=run.best,
+        best=[policy.parts() for policy in run.best],
     )
 
 
@@ -258,9 +257,8 @@ def _copy(state: State) -> State:
 
 def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
     """Write the policies, then evaluate them, and mark the run as complete."""
-    policies, num = _policies(run), run.config.evaluate.episodes
+    policies, num = run.best or _policies(run), run.config.evaluate.episodes
     if run.best:
-        policies = [policy_file.made(*parts) for parts in run.best]
         kept = policies[0].origin
         recorder.say(
             f"best validation: {kept['validation_return']:.1f} after {kept['env_steps']:,} steps; its policy stays"

@@ -6,7 +6,7 @@ from distqtrl.algorithm.replay import Replay
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.config.run import Config
 from distqtrl.environment.vector import Environments
-from distqtrl.policy.policy_file import Parts
+from distqtrl.policy.policy_file import Policy
 from distqtrl.record.energy import Energy
 from distqtrl.training.learner import Learner
 from distqtrl.training.policies import Policies
@@ -44,7 +44,7 @@ class Run:
     lost: list[int] = field(default_factory=list)  # ranks, by their numbers at the start
     setup_s: float = 0.0
     energy: Energy | None = None  # of all machines, while it trains
-    best: list[Parts] = field(default_factory=list)  # the policies of the best validation, where they are kept
+    best: list[Policy] = field(default_factory=list)  # the policies of the best validation, where they are kept
     told: bool = False  # that validations cut episodes, or that groups have equal rewards
 
     @property

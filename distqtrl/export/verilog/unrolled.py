@@ -92,12 +92,11 @@ def verilog(program: Program, depth: int = 2, name: str = "policy_unrolled", cha
     for i in range(len(x)):
         core.lines.append(f"    wire signed [{bits - 1}:0] x{i} = in_data[{i * bits} +: {bits}];")
     for at, (op, _, y) in enumerate(program.steps()):
-        following = program.ops[at + 1 :]
+        following, later = (*program.ops[at + 1 :], None, None)[:2]
         if isinstance(op, Matmul):
-            x = _matmul(core, op, x, bool(following) and isinstance(following[0], Scale))
+            x = _matmul(core, op, x, following)
         elif isinstance(op, Scale) and not (at and isinstance(program.ops[at - 1], Lookup)):
-            tables = _tables(following, len(x))
-            x = [_scaled(core, op, i, wire, y, table) for i, (wire, table) in enumerate(zip(x, tables, strict=True))]
+            x = [_scaled(core, op, i, wire, y, _table(following, later, i)) for i, wire in enumerate(x)]
             if at == 0:  # a clamp at 0 is then these registers' reset
                 x = [core.register(wire) for wire in x]
         elif isinstance(op, Argmax):
@@ -121,23 +120,20 @@ def verilog(program: Program, depth: int = 2, name: str = "policy_unrolled", cha
     return text
 
 
-def _tables(following: tuple[Op, ...], num: int) -> list[Ints] | list[None]:
-    """What every number's levels are looked up in, if a table follows; a scaling after that is of its entries."""
-    if not following or not isinstance(following[0], Lookup):
-        return [None] * num
-    table_LN = np.repeat(following[0].table[:, None], num, axis=1)
-    if len(following) > 1 and isinstance(following[1], Scale):
-        table_LN = following[1](table_LN)
-    return list(table_LN.T)
+def _table(following: Op | None, later: Op | None, i: int) -> Ints | None:
+    """What the i-th number's levels are looked up in, if a table follows; a scaling after that is of its entries."""
+    if not isinstance(following, Lookup):
+        return None
+    return later(following.table[:, np.newaxis])[:, i] if isinstance(later, Scale) else following.table
 
 
-def _matmul(core: Core, op: Matmul, x: list[Wire], scaled: bool) -> list[Wire]:
+def _matmul(core: Core, op: Matmul, x: list[Wire], following: Op | None) -> list[Wire]:
     """Every row's sum; where a scaling follows, its sign, shift and offset move into that."""
     found, sums = adders.graph(op.weights_NK)
     wires = list(x)
     for add in found:
         wires.append(_added(core, add, wires[add.a], wires[add.b]))
-    return [_row(core, wires, total, scaled) for total in sums]
+    return [_row(core, wires, total, isinstance(following, Scale)) for total in sums]
 
 
 def _added(core: Core, add: adders.Adder, a: Wire, b: Wire) -> Wire:

@@ -18,6 +18,14 @@ def verilator():
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def icarus():
+    try:
+        tools.icarus()
+    except tools.Missing as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize(("seed", "factored"), [(1, False), (2, True), (11, True)])
 def test_verilog(verilator, tmp_path, seed, factored):
     """Both cores, without and with a receiver and a sender that pause; Verilator's warnings are errors."""
@@ -36,12 +44,8 @@ def test_verilog(verilator, tmp_path, seed, factored):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_icarus_agrees(tmp_path, seed):
+def test_icarus_agrees(icarus, tmp_path, seed):
     """The second opinion, on more programs and foldings: it needs no C++ compiler."""
-    try:
-        tools.icarus()
-    except tools.Missing as error:
-        pytest.skip(str(error))
     made = program(200 + seed, most=24, factored=seed % 3 == 2)
     x_BO = observations(made, 40)
     columns = 1 << seed % 4
@@ -55,12 +59,8 @@ def test_icarus_agrees(tmp_path, seed):
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["any table", "an ordered table of few values"])
-def test_a_scaling_after_a_table(tmp_path, ordered):
+def test_a_scaling_after_a_table(icarus, tmp_path, ordered):
     """The unrolled core takes it into the table, other for every output, where levels are looked up or compared."""
-    try:
-        tools.icarus()
-    except tools.Missing as error:
-        pytest.skip(str(error))
     rng = np.random.default_rng(3)
     table = rng.integers(0, 1 << 15, 256)
     ends = Scale(np.array([32770, -5]), np.array([-536854528, 9]), 15, -16000, 16000)
@@ -73,12 +73,8 @@ def test_a_scaling_after_a_table(tmp_path, ordered):
     np.testing.assert_equal(y_BA, made.run(x_BO))
 
 
-def test_sums_beside_the_ends_are_clipped(tmp_path):
+def test_sums_beside_the_ends_are_clipped(icarus, tmp_path):
     """The folded core compares before it shifts: every sum around the lowest and the highest level."""
-    try:
-        tools.icarus()
-    except tools.Missing as error:
-        pytest.skip(str(error))
     one, zero = np.ones(1, np.int64), np.zeros(1, np.int64)
     levels = Scale(one, zero, 2, 0, 7)
     made = Program((0,), 16, (levels, Matmul(np.ones((1, 1), np.int64)), Scale(3 * one, zero, 1, 1, 9), levels))
