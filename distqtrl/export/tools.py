@@ -12,12 +12,13 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from distqtrl import signals
 from distqtrl.export import loader
 
 ROOM = 64 << 20  # bytes that a folder for temporary files should have
@@ -317,10 +318,14 @@ def orderly(limit_s: float | None = None) -> Iterator[None]:
         error.exit_code = 128 + number  # type: ignore[attr-defined]
         raise error
 
+    def awaited(number: signal.Signals) -> bool:
+        return signal.getsignal(number) is interrupt
+
     for s in theirs:
         signal.signal(s, interrupt)
     try:
-        yield
+        with signals.heard(theirs, awaited) if theirs else nullcontext():
+            yield
     finally:
         _limit_s = before
         for s, old in theirs.items():

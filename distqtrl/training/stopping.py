@@ -3,15 +3,15 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from distqtrl import signals
+
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
 GRACE_S = 5
-AGAIN_S = 0.2
 
 _pending: list[signal.Signals] = []
 _process = {"ours": False, "requeued": False}
@@ -63,7 +63,7 @@ def collected() -> Iterator[list[signal.Signals]]:
     old = {s: signal.signal(s, _note) for s in EXIT_CODES}
     _before.append(old)
     try:
-        with _heard():
+        with signals.heard(EXIT_CODES, _awaited):
             yield _pending
     finally:
         if any(s != signal.SIGUSR1 for s in _pending):
@@ -75,38 +75,9 @@ def collected() -> Iterator[list[signal.Signals]]:
         _give_back(_before.pop())
 
 
-@contextmanager
-def _heard() -> Iterator[None]:
-    """Stop signals reach the main thread even while it is blocked: a thread sends them to it until they are noted.
-
-    Python notes a signal between two instructions of the main thread. One that another thread got, or that came just
-    before a system call, interrupts nothing, and would be noted when a hanging environment returns. Who has a wakeup
-    descriptor already (asyncio) keeps it, and goes without.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    if before != -1:
-        signal.set_wakeup_fd(before)
-    thread = threading.Thread(target=_send_again, args=(read, threading.get_ident()), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        if before == -1:
-            signal.set_wakeup_fd(-1)
-        os.close(write)  # the thread reads the end of the file
-        thread.join()
-        os.close(read)
-
-
-def _send_again(read: int, main: int) -> None:
-    """Until the end of the file. Who takes a signal over meanwhile, as a simulator may, gets it once."""
-    while came := os.read(read, 64):
-        for number in EXIT_CODES:
-            while number in came and number not in _pending and signal.getsignal(number) is _note:
-                signal.pthread_kill(main, number)
-                time.sleep(AGAIN_S)
+def _awaited(number: signal.Signals) -> bool:
+    """Whether a signal that came is still to be noted. Who takes one over, as a simulator may, gets it once."""
+    return number not in _pending and signal.getsignal(number) is _note
 
 
 def _give_back(old: dict[signal.Signals, Any]) -> None:
@@ -115,9 +86,8 @@ def _give_back(old: dict[signal.Signals, Any]) -> None:
 
 
 def _forked() -> None:
-    """A process that an environment forks is none of ours: a signal ends it, and comes to us by no descriptor."""
+    """A process that an environment forks is none of ours: a signal ends it."""
     if _before:
-        signal.set_wakeup_fd(-1)
         _give_back(_before[0])
         _before.clear()
         _pending.clear()
@@ -136,7 +106,7 @@ def _note(number: int, _: FrameType | None) -> None:
     _pending.append(signal.Signals(number))
     if number != signal.SIGUSR1 and not awaited:
         signal.signal(signal.SIGALRM, _give_up)
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S, AGAIN_S)  # again: the first may interrupt nothing (_heard)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S, signals.AGAIN_S)  # again: the first may interrupt nothing
 
 
 def _give_up(number: int, _: FrameType | None) -> None:

@@ -97,6 +97,33 @@ def test_a_signal_ends_the_tools_and_leaves_nothing(policies, tmp_path, sent):
     assert [*(tmp_path / "made").iterdir(), *(tmp_path / "tmp").iterdir()] == []
 
 
+BLOCKED = """
+import pathlib, signal, threading, time
+from distqtrl.export import tools
+
+
+def wait():
+    time.sleep(0.5)  # until the main thread waits for this one
+    signal.pthread_kill(threading.get_ident(), signal.{0})
+    tools.run(tools.Tool("sleep", ("sleep", "100"), ""), [], pathlib.Path())
+
+
+try:
+    with tools.orderly(), tools.pool() as threads:
+        threads.submit(wait).result()
+except KeyboardInterrupt as error:
+    print(error, error.exit_code, signal.getsignal(signal.{0}) is {1})
+"""
+
+
+@pytest.mark.parametrize(("name", "own"), [("SIGTERM", "signal.SIG_DFL"), ("SIGINT", "signal.default_int_handler")])
+def test_a_signal_that_another_thread_got_interrupts_one_that_waits(name, own, tmp_path):
+    """As does one that comes just before the main thread waits."""
+    words = [sys.executable, "-c", BLOCKED.format(name, own)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.stderr) == (f"{name} {128 + signal.Signals[name]} True\n", "")
+
+
 def test_a_place_that_works_is_chosen(tmp_path, monkeypatch):
     spaced, absent, good = tmp_path / "with space", tmp_path / "absent", tmp_path / "good"
     spaced.mkdir()

@@ -9,6 +9,7 @@ import time
 import pytest
 import runs
 
+from distqtrl import signals
 from distqtrl.training import stopping
 
 BLOCKED = """
@@ -93,7 +94,7 @@ def ends_a_fork():
         os.read(reading, 4)
         os.kill(child, signal.SIGTERM)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        time.sleep(2 * stopping.AGAIN_S)
+        time.sleep(2 * signals.AGAIN_S)
         print(list(pending))
 
 
@@ -102,7 +103,7 @@ def takes_a_signal_over():
     with stopping.collected():
         signal.signal(signal.SIGTERM, lambda *_: print("mine"))
         signal.raise_signal(signal.SIGTERM)
-        time.sleep(3 * stopping.AGAIN_S)
+        time.sleep(3 * signals.AGAIN_S)
     print("over")
 
 

@@ -1,0 +1,64 @@
+"""Signals reach the main thread even while it is blocked."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+AGAIN_S = 0.2
+
+_listening: list[int] = []  # the wakeup descriptor, while it is ours
+
+
+@contextmanager
+def heard(numbers: Iterable[signal.Signals], awaited: Callable[[signal.Signals], bool]) -> Iterator[None]:
+    """A thread sends these signals to the main thread, which has to be the caller, for as long as they are awaited.
+
+    Python handles a signal between two instructions of the main thread. One that another thread got, or that came just
+    before a system call, interrupts nothing, and would be handled when the call returns. Who has a wakeup descriptor
+    already (asyncio) keeps it, and goes without.
+
+    awaited: whether a signal that came has not been handled yet; asked by that thread.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    if before == -1:
+        _listening.append(write)
+    else:
+        signal.set_wakeup_fd(before)
+    arguments = (read, threading.get_ident(), tuple(numbers), awaited)
+    thread = threading.Thread(target=_send_again, args=arguments, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        if before == -1:
+            signal.set_wakeup_fd(-1)
+            _listening.remove(write)
+        os.close(write)  # the thread reads the end of the file
+        thread.join()
+        os.close(read)
+
+
+def _send_again(
+    read: int, main: int, numbers: tuple[signal.Signals, ...], awaited: Callable[[signal.Signals], bool]
+) -> None:
+    """Until the end of the file."""
+    while came := os.read(read, 64):
+        for number in numbers:
+            while number in came and awaited(number):
+                signal.pthread_kill(main, number)
+                time.sleep(AGAIN_S)
+
+
+def _forked() -> None:
+    """A signal to a process that somebody forks comes to us by no descriptor."""
+    if _listening:
+        signal.set_wakeup_fd(-1)
+        _listening.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
