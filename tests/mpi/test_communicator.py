@@ -45,7 +45,7 @@ if comm.rank == 0:
 def test_crowded_ranks_share_the_cores_evenly_or_not_at_all(request, launcher, more):
     cores = sorted(os.sched_getaffinity(0))
     ranks = 2 * len(cores) + more
-    code, out, err = request.getfixturevalue(launcher)(ranks, ["-c", CORES], timeout=60)
+    code, out, err = request.getfixturevalue(launcher)(ranks, ["-c", CORES], timeout=120)
     assert (code, err) == (0, "")
     whole = [len(cores), *cores]
     assert sorted(json.loads(out)) == ([whole] * ranks if more else sorted([[len(cores), core] for core in cores] * 2))
