@@ -210,7 +210,7 @@ class Lines(Kept):
 
     def made(self, arm: str, size: int, rate: float, seed: int, steps: int) -> runs.Job:
         """One training run of an arm."""
-        schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none"]
+        schedule = ["--evaluate.every", str(self.task.every), "--evaluate.target", "none", "--evaluate.keep", "last"]
         words = [*flags(self.args.task, self.task, arm, size, rate), *schedule, f"--{self.task.budget}", str(steps)]
         quick = runs.QUICK if self.args.quick else ("--evaluate.validation_episodes", "20")
         return self.job(runs.Job(base(self.args.task), seed, 1, (*words, *quick)), arm, size, rate, seed, steps)

@@ -18,7 +18,12 @@ from typing import Any
 from distqtrl.config import sources
 
 RANK_SERVER = Path(__file__).with_name("rank_server.py")
-UNJUDGED = {"evaluate.every": None, "evaluate.target": None, "evaluate.episodes": 2}  # nothing but the end is evaluated
+UNJUDGED = {  # nothing but the end is evaluated
+    "evaluate.every": None,
+    "evaluate.target": None,
+    "evaluate.keep": "last",
+    "evaluate.episodes": 2,
+}
 TRAINED_MAPPING = {  # a mapping that is trained, in the place of the one that preset cartpole draws once
     "circuit.ansatz": "u3_cu3_ring",
     "circuit.layers": 3,

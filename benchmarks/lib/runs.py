@@ -41,6 +41,8 @@ CAUTION = (
 SAC_OF_PEER = {  # stable-baselines3's defaults as our flags, whatever a preset says
     "policy.hidden": "256 256",
     "environment.local_num": "1",
+    "evaluate.every": "none",
+    "evaluate.keep": "last",
     "algorithm.value_hidden": "256 256",
     "algorithm.critic_norm": "none",
     "algorithm.learning_rate": "0.0003",
