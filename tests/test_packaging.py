@@ -155,7 +155,7 @@ def test_make_train_needs_little_and_exports_what_it_trained(tmp_path):
     def make(*words, **env):
         env["PATH"] = str(tmp_path / "path")
         command = [tmp_path / "path" / "make", "--silent", "train", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, [line.removeprefix(".venv/bin/") for line in done.stdout.splitlines()]
 
     code, (trained, exported) = make("FLAGS=--train.seed 1")

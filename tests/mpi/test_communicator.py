@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).parent / "programs" / "communicator.py"
 @pytest.mark.parametrize("launcher", ["mpirun", "openmpi"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_bodies(request, launcher, ranks):
-    code, out, err = request.getfixturevalue(launcher)(ranks, [PROGRAM, ranks], timeout=30)
+    code, out, err = request.getfixturevalue(launcher)(ranks, [PROGRAM, ranks], timeout=120)
     assert (code, err) == (0, "")
     assert out.split() == [
         "allgather",
