@@ -4,7 +4,7 @@
     python benchmarks/speedup.py --task cartpole-ppo            or minigrid, hopper, simple-spread
     python benchmarks/speedup.py --ranks 1 2 4 --cores 1        a part of it
     python benchmarks/speedup.py --hosts FILE --slots 64        N ranks on the hosts of mpirun's machine file
-    python benchmarks/speedup.py --quick             2 seeds, 1 and 2 ranks, 2 rates, 12 updates; writes only with -o
+    python benchmarks/speedup.py --quick      2 seeds, 1 to tune by, 1 and 2 ranks, 12 updates; writes only with -o
 
 The protocol is benchmarks/results/speedup/protocol.md. A run that ends is a line of runs-TASK.jsonl there; a second
 start, on any machine that has the file, does what is missing, the cheapest first. Runs of several machines: join lines.
@@ -110,6 +110,7 @@ class Lines(Kept):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.task = args, TASKS[args.task]
+        self.tuning_seeds = TUNING_SEEDS[:1] if args.quick else TUNING_SEEDS
         super().__init__(
             (args.output or setting.RESULTS) / "speedup" / f"runs-{args.task}.jsonl",
             *(WHAT, line, lambda jobs: runs.done(jobs, args.runs, *self._place(jobs))),
@@ -167,7 +168,7 @@ def line(run: runs.Run) -> Line:
 def tuned(kept: Lines, policy: str, n: int) -> float:
     """The factor of the learning rates with the highest mean over tuning seeds and evaluations."""
     factors = kept.task.factors[:2] if kept.args.quick else kept.task.factors
-    jobs = {factor: [kept.made(policy, n, factor, seed) for seed in TUNING_SEEDS] for factor in factors}
+    jobs = {factor: [kept.made(policy, n, factor, seed) for seed in kept.tuning_seeds] for factor in factors}
     kept.complete([job for each in jobs.values() for job in each])
     means = {x: [float(np.mean(told["validations"])) for told in kept.of(each)] for x, each in jobs.items()}
     return max(factors, key=lambda x: np.mean(means[x]) if means[x] else -np.inf)
@@ -176,7 +177,7 @@ def tuned(kept: Lines, policy: str, n: int) -> float:
 def study(kept: Lines, policy: str, factors: dict[tuple[str, int], float]) -> dict:
     """One policy: its thresholds, and what every N took to each of them beside what one rank predicts."""
     task, seeds = kept.task, runs.seeds(kept.args)
-    one = kept.of([kept.made(policy, 1, factors[policy, 1], seed) for seed in TUNING_SEEDS])
+    one = kept.of([kept.made(policy, 1, factors[policy, 1], seed) for seed in kept.tuning_seeds])
     own = []
     if one:
         seen = [np.array(told["validations"]) for told in one]
