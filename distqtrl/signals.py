@@ -13,14 +13,19 @@ _listening: list[int] = []  # the wakeup descriptor, while it is ours
 
 
 @contextmanager
-def heard(numbers: Iterable[signal.Signals], awaited: Callable[[signal.Signals], bool]) -> Iterator[None]:
+def heard(
+    numbers: Iterable[signal.Signals],
+    awaited: Callable[[signal.Signals], bool],
+    in_vain: Callable[[signal.Signals, float], None] = lambda number, waited_s: None,
+) -> Iterator[None]:
     """A thread sends these signals to the main thread, which has to be the caller, for as long as they are awaited.
 
     Python handles a signal between two instructions of the main thread. One that another thread got, or that came just
     before a system call, interrupts nothing, and would be handled when the call returns. Who has a wakeup descriptor
     already (asyncio) keeps it, and goes without.
 
-    awaited: whether a signal that came has not been handled yet; asked by that thread.
+    awaited: whether a signal that came has not been handled yet; in_vain: told again and again for how many seconds one
+    has been sent, as to a main thread inside a library that nothing interrupts. The thread calls both.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -29,8 +34,13 @@ def heard(numbers: Iterable[signal.Signals], awaited: Callable[[signal.Signals],
         _listening.append(write)
     else:
         signal.set_wakeup_fd(before)
-    arguments = (read, threading.get_ident(), tuple(numbers), awaited)
-    thread = threading.Thread(target=_send_again, args=arguments, daemon=True)
+    main = threading.get_ident()
+
+    def send(number: signal.Signals, waited_s: float) -> None:
+        signal.pthread_kill(main, number)
+        in_vain(number, waited_s)
+
+    thread = threading.Thread(target=_send_again, args=(read, tuple(numbers), awaited, send), daemon=True)
     thread.start()
     try:
         yield
@@ -44,14 +54,20 @@ def heard(numbers: Iterable[signal.Signals], awaited: Callable[[signal.Signals],
 
 
 def _send_again(
-    read: int, main: int, numbers: tuple[signal.Signals, ...], awaited: Callable[[signal.Signals], bool]
+    read: int,
+    numbers: tuple[signal.Signals, ...],
+    awaited: Callable[[signal.Signals], bool],
+    send: Callable[[signal.Signals, float], None],
 ) -> None:
     """Until the end of the file."""
-    while came := os.read(read, 64):
-        for number in numbers:
-            while number in came and awaited(number):
-                signal.pthread_kill(main, number)
-                time.sleep(AGAIN_S)
+    since: dict[signal.Signals, float] = {}  # of those that came, when
+    while came := os.read(read, 64):  # what is sent comes here, too, so that this is read again
+        now = time.monotonic()
+        since = {n: since.get(n, now) for n in numbers if (n in came or n in since) and awaited(n)}
+        for number, first in since.items():
+            send(number, now - first)
+        if since:
+            time.sleep(AGAIN_S)
 
 
 def _forked() -> None:

@@ -122,7 +122,9 @@ class Config(BaseModel):
         if self.evaluate.target is not None and self.evaluate.every is None:
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         if self.evaluate.keep == "best" and self.evaluate.every is None:
-            raise ValueError("evaluate.keep best needs evaluate.every, as validations say which is the best: set one of them")
+            raise ValueError(
+                "evaluate.keep best needs evaluate.every, as validations say which is the best: set one of them"
+            )
         if self.evaluate.keep == "best" and a.name == "grpo":
             raise ValueError(
                 "evaluate.keep best is of networks, a language model leaves its last: set evaluate.keep to last"

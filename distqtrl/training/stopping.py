@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -63,7 +63,7 @@ def collected() -> Iterator[list[signal.Signals]]:
     old = {s: signal.signal(s, _note) for s in EXIT_CODES}
     _before.append(old)
     try:
-        with signals.heard(EXIT_CODES, _awaited):
+        with signals.heard(EXIT_CODES, _awaited, _unheard):
             yield _pending
     finally:
         if any(s != signal.SIGUSR1 for s in _pending):
@@ -78,6 +78,15 @@ def collected() -> Iterator[list[signal.Signals]]:
 def _awaited(number: signal.Signals) -> bool:
     """Whether a signal that came is still to be noted. Who takes one over, as a simulator may, gets it once."""
     return number not in _pending and signal.getsignal(number) is _note
+
+
+def _unheard(number: signal.Signals, waited_s: float) -> None:
+    """End a process of ours that has waited in MPI, say, for the others: no exception reaches it there."""
+    if _process["ours"] and number != signal.SIGUSR1 and waited_s > GRACE_S + 1:  # Interrupted comes first where it can
+        error = Interrupted(number)
+        with suppress(OSError):
+            os.write(2, f"distqtrl: interrupted by {error}; files that were written stay whole\n".encode())
+        os._exit(error.exit_code)
 
 
 def _give_back(old: dict[signal.Signals, Any]) -> None:

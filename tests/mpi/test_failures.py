@@ -234,6 +234,13 @@ def test_ctrl_c_while_an_environment_hangs(forked_ranks, tmp_path):
     assert "interrupted by SIGINT" in line
 
 
+def test_sigterm_while_the_others_wait_for_a_rank_that_is_stopped(forked_ranks, tmp_path):
+    argv, env, ((event, _),) = breaking(tmp_path, "stop")
+    code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGTERM)])
+    assert code != 0
+    assert "interrupted by SIGTERM, and the update did not end within 5 s" in lines(err)[0]
+
+
 def test_a_full_disk_for_the_checkpoint(forked_ranks, tmp_path):
     run = {"argv": training(tmp_path, "--train.checkpoint_every", "1"), "limit": 6000}
     code, _, err = forked_ranks(3, [SEVERAL, json.dumps([run])])

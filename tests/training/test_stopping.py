@@ -34,6 +34,20 @@ except stopping.Interrupted as error:
     print(error.exit_code)
 """
 
+LOCKED = """
+import ctypes, os, signal, threading
+from distqtrl.training import stopping
+
+stopping.GRACE_S = 0
+stopping.note_requeue()
+library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with stopping.collected():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.{first})).start()
+    threading.Timer(1, os.kill, (os.getpid(), signal.{second})).start()
+    for _ in range(2):
+        library.pthread_mutex_lock(lock)  # the second waits for ever, and no signal interrupts it
+"""
+
 REQUEUED = """
 import os, signal
 from distqtrl.training import stopping
@@ -56,6 +70,14 @@ def ran(program):
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", "130"), ("SIGTERM", "143")])
 def test_a_signal_that_another_thread_got_ends_a_blocked_main_thread(name, code):
     assert ran(BLOCKED.format(name=name)) == (0, [code], "")
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGUSR1", "SIGTERM", 143)])
+def test_a_process_that_nothing_interrupts_is_given_up(first, second, code):
+    """As one that waits in MPI for a rank that hangs."""
+    left, _, error = ran(LOCKED.format(first=first, second=second))
+    assert left == code
+    assert error.startswith(f"distqtrl: interrupted by {second}, and the update did not end within 0 s; files that ")
 
 
 def test_who_asks_again_and_again_waits_no_longer():

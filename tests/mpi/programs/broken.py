@@ -42,6 +42,8 @@ class Broken(gymnasium.Env):
                 sys.exit(0)
             if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if self.fault == "hang":
                 time.sleep(600)
             if self.fault == "observation":
