@@ -17,6 +17,8 @@ from typing import Any
 
 from distqtrl.config import sources
 
+# what differs between two runs that are otherwise bit for bit the same
+TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "metered", "energy")
 RANK_SERVER = Path(__file__).with_name("rank_server.py")
 UNJUDGED = {  # nothing but the end is evaluated
     "evaluate.every": None,

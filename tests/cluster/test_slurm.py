@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from needs import need, soon
-from runs import as_words, tiny
+from runs import TIMES, as_words, tiny
 
 from distqtrl.cli import main as cli
 from distqtrl.slurm import Job, Launcher, script
 
 PROGRAMS = Path(__file__).parents[1] / "mpi" / "programs"
 TINY = as_words(tiny(environment_id="paced:Paced-v0", algorithm_rollout_steps=10, train_steps=None))
-TIMES = {"wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "metered", "energy"}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs import TIMES
 
 from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
@@ -13,7 +14,6 @@ from distqtrl.record.checkpoint import FORMAT
 PROGRAM = Path(__file__).parent / "programs" / "several.py"
 STEPS = 16
 UPDATES = 8
-TIMES = ("wall_s", "steps_per_s", "profile_s", "setup_s", "train_s", "cpu_s", "wait_s", "metered", "energy")
 COMMON = f"""
     --mapping.kind mlp --mapping.chunk 4 --policy.hidden 4 --algorithm.value_hidden 8
     --algorithm.rollout_steps {STEPS} --environment.local_num 2 --algorithm.anneal true
