@@ -63,7 +63,7 @@ def collected() -> Iterator[list[signal.Signals]]:
     old = {s: signal.signal(s, _note) for s in EXIT_CODES}
     _before.append(old)
     try:
-        with signals.heard(EXIT_CODES, _awaited, _unheard):
+        with signals.heard((*EXIT_CODES, signal.SIGALRM), _awaited, _unheard):
             yield _pending
     finally:
         if any(s != signal.SIGUSR1 for s in _pending):
@@ -77,16 +77,20 @@ def collected() -> Iterator[list[signal.Signals]]:
 
 def _awaited(number: signal.Signals) -> bool:
     """Whether a signal that came is still to be noted. Who takes one over, as a simulator may, gets it once."""
+    if number == signal.SIGALRM:
+        return signal.getsignal(number) is _give_up and signal.getitimer(signal.ITIMER_REAL)[0] > 0
     return number not in _pending and signal.getsignal(number) is _note
 
 
 def _unheard(number: signal.Signals, waited_s: float) -> None:
-    """End a process of ours that has waited in MPI, say, for the others: no exception reaches it there."""
-    if _process["ours"] and number != signal.SIGUSR1 and waited_s > GRACE_S + 1:  # Interrupted comes first where it can
-        error = Interrupted(number)
-        with suppress(OSError):
-            os.write(2, f"distqtrl: interrupted by {error}; files that were written stay whole\n".encode())
-        os._exit(error.exit_code)
+    """End a process of ours that waits in MPI, say, for a rank that hangs: no exception reaches it there."""
+    patience_s = 1 if number == signal.SIGALRM else GRACE_S + 1
+    if not _process["ours"] or number == signal.SIGUSR1 or waited_s < patience_s:
+        return
+    error = _cause() if number == signal.SIGALRM else Interrupted(number)
+    with suppress(OSError):
+        os.write(2, f"distqtrl: interrupted by {error}; files that were written stay whole\n".encode())
+    os._exit(error.exit_code)
 
 
 def _give_back(old: dict[signal.Signals, Any]) -> None:
@@ -120,4 +124,8 @@ def _note(number: int, _: FrameType | None) -> None:
 
 def _give_up(number: int, _: FrameType | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
-    raise Interrupted(_pending[0] if _pending else signal.SIGINT)
+    raise _cause()
+
+
+def _cause() -> Interrupted:
+    return Interrupted(_pending[0] if _pending else signal.SIGINT)

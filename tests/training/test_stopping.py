@@ -38,12 +38,13 @@ LOCKED = """
 import ctypes, os, signal, threading
 from distqtrl.training import stopping
 
-stopping.GRACE_S = 0
+stopping.GRACE_S = 1
 stopping.note_requeue()
 library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with stopping.collected():
     threading.Timer(0.5, os.kill, (os.getpid(), signal.{first})).start()
     threading.Timer(1, os.kill, (os.getpid(), signal.{second})).start()
+    {before}
     for _ in range(2):
         library.pthread_mutex_lock(lock)  # the second waits for ever, and no signal interrupts it
 """
@@ -72,12 +73,20 @@ def test_a_signal_that_another_thread_got_ends_a_blocked_main_thread(name, code)
     assert ran(BLOCKED.format(name=name)) == (0, [code], "")
 
 
-@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGUSR1", "SIGTERM", 143)])
-def test_a_process_that_nothing_interrupts_is_given_up(first, second, code):
+@pytest.mark.parametrize(
+    ("first", "second", "before", "code"),
+    [
+        ("SIGINT", "SIGINT", "", 130),
+        ("SIGUSR1", "SIGTERM", "", 143),
+        ("SIGTERM", "SIGUSR1", "while len(stopping._pending) < 2: pass", 143),  # noted, and then it waits
+    ],
+)
+def test_a_process_that_nothing_interrupts_is_given_up(first, second, before, code):
     """As one that waits in MPI for a rank that hangs."""
-    left, _, error = ran(LOCKED.format(first=first, second=second))
+    left, _, error = ran(LOCKED.format(first=first, second=second, before=before))
     assert left == code
-    assert error.startswith(f"distqtrl: interrupted by {second}, and the update did not end within 0 s; files that ")
+    name = signal.Signals(code - 128).name
+    assert error.startswith(f"distqtrl: interrupted by {name}, and the update did not end within 1 s; files that ")
 
 
 def test_who_asks_again_and_again_waits_no_longer():
