@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from distqtrl import signals
+from distqtrl.allreduce.watchdog import say, until_read
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
 GRACE_S = 5
@@ -88,8 +89,8 @@ def _unheard(number: signal.Signals, waited_s: float) -> None:
     if not _process["ours"] or number == signal.SIGUSR1 or waited_s < patience_s:
         return
     error = _cause() if number == signal.SIGALRM else Interrupted(number)
-    with suppress(OSError):
-        os.write(2, f"distqtrl: interrupted by {error}; files that were written stay whole\n".encode())
+    say(f"interrupted by {error}; files that were written stay whole")
+    until_read(2)
     os._exit(error.exit_code)
 
 
