@@ -38,9 +38,7 @@ PEER = "stable-baselines3"
 Rates = tuple[float, float]  # steps per second of the clock, and of a core
 SAC = runs.SAC_OF_PEER | {"algorithm.learning_starts": "100"}
 MANY = {"environment.local_num": "64", "algorithm.batch_size": "1024"}  # a gradient step per step of all
-ONLY_TRAINING = runs.words(
-    {"evaluate.every": "none", "evaluate.target": "none", "evaluate.keep": "last", "evaluate.episodes": "1"}
-)
+ONLY_TRAINING = ("--evaluate.every", "none", "--evaluate.target", "none", "--evaluate.episodes", "1")
 
 
 @dataclass(frozen=True)

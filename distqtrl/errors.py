@@ -67,6 +67,15 @@ def of_system(error: OSError) -> str:
     return f"{told} ({REMEDIES[error.errno]})" if error.errno in REMEDIES else told
 
 
+def interrupted(error: KeyboardInterrupt) -> str:
+    """Who interrupted, and what becomes of files, in a line.
+
+    >>> interrupted(KeyboardInterrupt("SIGTERM"))
+    'interrupted by SIGTERM; files that were written stay whole'
+    """
+    return f"interrupted{f' by {error}' if str(error) else ''}; files that were written stay whole"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The remedy part of a message about an unknown name.
 

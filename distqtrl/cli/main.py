@@ -22,7 +22,7 @@ from distqtrl.cli.commands import COMMANDS
 from distqtrl.cli.output import say, words
 from distqtrl.cli.parser import parse
 from distqtrl.config import stages as configuration
-from distqtrl.errors import UserError, of_system
+from distqtrl.errors import UserError, interrupted, of_system
 
 Request = tuple[argparse.Namespace, Flags]
 
@@ -85,7 +85,7 @@ def explain(error: BaseException, comm: Communicator) -> int:
         say(f"distqtrl: {where}{of_system(error)}; nothing half-written was kept")
         return 1
     if isinstance(error, KeyboardInterrupt):
-        say(f"distqtrl: {where}interrupted{f' by {error}' if str(error) else ''}; files that were written stay whole")
+        say(f"distqtrl: {where}{interrupted(error)}")
         return getattr(error, "exit_code", 130)
     trace = "".join(traceback.format_exception(error))
     say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))

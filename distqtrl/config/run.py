@@ -123,7 +123,7 @@ class Config(BaseModel):
             raise ValueError("evaluate.target needs evaluate.every: the target is compared with validations")
         if self.evaluate.keep == "best" and self.evaluate.every is None:
             raise ValueError(
-                "evaluate.keep best needs evaluate.every, as validations say which is the best: set one of them"
+                "evaluate.keep best needs evaluate.every (validations say which is the best): set that, or keep to last"
             )
         if self.evaluate.keep == "best" and a.name == "grpo":
             raise ValueError(

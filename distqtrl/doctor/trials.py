@@ -17,7 +17,6 @@ FLAGS = {
     "environment.local_num": 1,
     "evaluate.every": "none",
     "evaluate.target": "none",
-    "evaluate.keep": "last",
     "evaluate.episodes": 2,
     "train.steps": "none",
     "train.checkpoint_every": 1,

@@ -10,6 +10,7 @@ from typing import Any
 
 from distqtrl import signals
 from distqtrl.allreduce.watchdog import say, until_read
+from distqtrl.errors import interrupted
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
 GRACE_S = 5
@@ -89,7 +90,7 @@ def _unheard(number: signal.Signals, waited_s: float) -> None:
     if not _process["ours"] or number == signal.SIGUSR1 or waited_s < patience_s:
         return
     error = _cause() if number == signal.SIGALRM else Interrupted(number)
-    say(f"interrupted by {error}; files that were written stay whole")
+    say(interrupted(error))
     until_read(2)
     os._exit(error.exit_code)
 
