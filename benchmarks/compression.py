@@ -79,6 +79,24 @@ TASKS = {
         1000,
         budget="train.updates",
     ),
+    "qtrl-cartpole-ppo": Task(
+        "CartPole-v1 without its end at 500 steps, 1,000 episodes",
+        250,
+        25,
+        900,
+        SMALL,
+        (512,),
+        512,
+        10,
+        250,
+        (
+            *("--environment.max_episode_steps", "1000"),
+            *("--algorithm.rollout", "episodes"),
+            *("--train.steps", "none"),
+        ),
+        budget="train.updates",
+        preset="cartpole",
+    ),
     "halfcheetah": Task("HalfCheetah-v5", 499_712, 61, 3000, LARGE, (512,), 512, 5, 149_504, WIDE),
     "cartpole-large": Task(
         "CartPole-v1, 67,586 weights",
@@ -92,6 +110,19 @@ TASKS = {
         61_440,
         (*WIDEST, *EIGHT),
         preset="cartpole",
+    ),
+    "hopper-large": Task(
+        "Hopper-v5, 69,635 weights",
+        499_712,
+        61,
+        3000,
+        (0.0003, 0.001, 0.003),
+        (690,),
+        690,
+        5,
+        249_856,
+        WIDEST,
+        preset="hopper",
     ),
     "inverted-pendulum-large": Task(
         "InvertedPendulum-v5, 67,329 weights",
@@ -166,7 +197,8 @@ def trainable(args: argparse.Namespace, task: Task, arm: str, size: int) -> bool
 def counts(name: str, arm: str, size: int) -> tuple[int, int]:
     """Trained numbers and policy weights of an arm."""
     task = TASKS[name]
-    words = (*flags(name, task, arm, size, task.rates[0]), "--generator.whiten", "false")
+    budget = (f"--{task.budget}", str(task.steps))
+    words = (*flags(name, task, arm, size, task.rates[0]), *budget, "--generator.whiten", "false")
     config = with_flags(preset(base(name)), runs.fields(words))
     (spec,) = plan(config).specs
     generator = Generator(config, spec.layers(config.adapter))
