@@ -58,9 +58,9 @@ HOPPER, HUMANOID = theirs(2126, 2400, 2000, 0, 45, 21), theirs(5761, 2300, 3100,
 TASKS = {
     "hopper": Task((11, 16, 16, 3), Bits(2, 6, 8), None, HOPPER),
     "hopper-32": Task((11, 32, 32, 3), Bits(3, 4, 8), None, HOPPER),
-    "walker2d": Task((17, 128, 128, 6), Bits(2, 3, 8), Folding(8, 2), theirs(4623, 1900, 1600, 2, 4, 16220)),
+    "walker2d": Task((17, 128, 128, 6), Bits(2, 3, 8), Folding(16, 2), theirs(4623, 1900, 1600, 2, 4, 16220)),
     "halfcheetah": Task((17, 256, 256, 6), Bits(3, 8, 8), Folding(16, 2), theirs(10156, 4300, 4600, 15, 11, 24320)),
-    "ant": Task((27, 64, 64, 8), Bits(2, 3, 8), Folding(16, 2), theirs(4340, 2700, 4500, 3, 45, 230)),
+    "ant": Task((27, 64, 64, 8), Bits(2, 3, 8), Folding(16, 4), theirs(4340, 2700, 4500, 3, 45, 230)),
     "humanoid": Task((376, 64, 64, 17), Bits(3, 6, 8), Folding(16, 2), HUMANOID),
     "humanoid-16": Task((376, 16, 16, 17), Bits(3, 4, 8), Folding(16, 4), HUMANOID),
 }

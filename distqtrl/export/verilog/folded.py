@@ -11,7 +11,7 @@ from importlib import resources
 
 import numpy as np
 
-from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale
+from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, signed_bits
 
 COLUMNS = 4  # so many products, or fewer, are added up in one clock; of more, parts of this many first
 
@@ -45,6 +45,24 @@ class Stage:
         """The highest level it writes."""
         return int(self.scale.high if self.table is None else self.table.max())
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """What it writes where it clips, below and above."""
+        low, high = self.scale.low, self.scale.high
+        return (low, high) if self.table is None else (int(self.table[low]), int(self.table[high]))
+
+    @property
+    def bits(self) -> int:
+        """Those of the levels between, two's complement where one is negative."""
+        low, high = self.scale.low, self.scale.high
+        return signed_bits(low, high) if low < 0 else high.bit_length()
+
+    @property
+    def ragged(self) -> bool:
+        """Whether these bits hold more than these levels."""
+        low, high = self.scale.low, self.scale.high
+        return high - low + 1 < 1 << self.bits
+
 
 def stages(program: Program) -> list[Stage]:
     """The program's operations, grouped; an Argmax is none."""
@@ -57,7 +75,8 @@ def stages(program: Program) -> list[Stage]:
             out.append(Stage(reduced(op), x, weights_NK))
             weights_NK = None
         elif isinstance(op, Lookup):
-            out[-1] = Stage(out[-1].scale, out[-1].reads, out[-1].weights_NK, op.table)
+            last, high = out[-1], min(out[-1].scale.high, len(op.table) - 1)  # no sum goes further
+            out[-1] = Stage(replace(last.scale, high=high), last.reads, last.weights_NK, op.table[: high + 1])
     return out
 
 
@@ -116,7 +135,8 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
     weights = np.concatenate([_weight_words(w, tiles, steps, folding) for w, tiles, steps in shapes])
     params = [_params(s.scale, w * folding.columns) for s, w in zip(every, words, strict=True)]
     multipliers, offsets = (np.concatenate(part).reshape(-1, folding.columns) for part in zip(*params, strict=True))
-    numbers = _widths(program, every, weights, multipliers, offsets)
+    numbers = _widths(program, every, folding.columns, weights, multipliers, offsets)
+    index, entries, tables = _entries(every)
     parts = _parts(folding.columns)
     largest = max(*plan.periods, *plan.tiles, *words, len(weights_NK[-1]), folding.lanes)
     numbers |= {
@@ -134,7 +154,11 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "WORDS": words[-1],
         "STEPS": len(weights),
         "PARAMS": len(multipliers),
+        "TI": index,
+        "TA": (len(entries) - 1).bit_length(),
+        "LENGTH": len(entries),
         "GAUSSIAN": int(gaussian),
+        "RAGGED": int(any(s.ragged for s in every)),
     }
     factors = [f for op in program.ops if isinstance(op, Argmax) for f in op.factors(numbers["LOGITS"])]
     counts = {
@@ -144,13 +168,22 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "drains": [0, *plan.drains],
         "words": words,
     }
-    limits = _limits([s.scale for s in every], numbers["PB"])
+    limits = {
+        "low_of": [s.scale.low for s in every],
+        "high_of": [s.scale.high for s in every],
+        "bottom_of": [s.ends[0] for s in every],
+        "top_of": [s.ends[1] for s in every],
+    }
     texts = {
         "NAME": name,
+        "STYLE": "block" if len(entries) > 64 else "distributed",
         "COUNTS": "\n".join(_function(f"{key}_of", numbers["SB"], values) for key, values in counts.items()),
-        "LIMITS": "\n".join(_function(key, numbers["PB"], values, signed=True) for key, values in limits.items()),
-        "SHIFTS": _shifts([s.scale.shift for s in every]),
-        "TABLES": _tables(every),
+        "LIMITS": "\n".join(_function(key, numbers["VB"], values, signed=True) for key, values in limits.items()),
+        "CUTS": _cuts(every),
+        "TABLES": _function("table_of", numbers["TA"], tables)
+        + "\n"
+        + _function("has_table", 1, [int(s.table is not None) for s in every]),
+        "ENTRIES": _rom("entries", entries, numbers["VB"]),
         "FACTORS": _factors(factors or [(0, 1, 0)], numbers),
         "WEIGHTS": _rom("weights", weights, numbers["WB"]),
         "MULTIPLIERS": _rom("multipliers", multipliers, numbers["MB"]),
@@ -162,23 +195,14 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
     return text
 
 
-def _limits(scales: list[Scale], bits: int) -> dict[str, list[int]]:
-    """What every producer's sums are clipped to, and from where on, before they are shifted, in so many signed bits."""
-    top = (1 << (bits - 1)) - 1
-    return {
-        "least_of": [max(s.low << s.shift, -top - 1) for s in scales],
-        "most_of": [min(((s.high + 1) << s.shift) - 1, top) for s in scales],
-        "low_of": [s.low for s in scales],
-        "high_of": [s.high for s in scales],
-    }
-
-
 def _parts(columns: int) -> int:
     """How many sums the sum over columns is made of; the columns themselves, where they are few."""
     return columns // COLUMNS if columns > COLUMNS and columns % COLUMNS == 0 else columns
 
 
-def _widths(program: Program, every: list[Stage], weights: Ints, multipliers: Ints, offsets: Ints) -> dict[str, int]:
+def _widths(
+    program: Program, every: list[Stage], columns: int, weights: Ints, multipliers: Ints, offsets: Ints
+) -> dict[str, int]:
     """Bits of everything, as small as the ranges allow."""
     layers = [stage for stage in every if stage.weights_NK is not None]
     scaled = [r for s in every for r in (s.scale.product(s.reads), s.scale.shifted(s.reads))]
@@ -189,10 +213,15 @@ def _widths(program: Program, every: list[Stage], weights: Ints, multipliers: In
         "LB": max(1, layers[-1].top.bit_length()),
         "MB": Range(multipliers, multipliers).bits,
         "FB": Range(offsets, offsets).bits,
-        "PB": max(r.bits for r in (*scaled, Range(offsets, offsets))) + 1,
         "YB": program.outputs.bits,
     }
-    out["CB"] = max(*(s.reads.bits for s in layers), out["AB"] + out["WB"] + 1)
+    written = [
+        end for s in every for end in (s.scale.low, s.scale.high, *(() if s.table is None else s.table.tolist()))
+    ]
+    out["VB"] = max(out["AB"], out["LB"], out["YB"], signed_bits(min(written), max(written)))
+    out["PB"] = max(out["VB"], max(r.bits for r in (*scaled, Range(offsets, offsets))) + 1)
+    out["NB"] = out["AB"] + out["WB"] + max(1, (columns - 1).bit_length())
+    out["CB"] = max(*(s.reads.bits for s in layers), out["NB"] + 1)
     out["OB"] = max(out["XB"], out["CB"], out["LB"] + 1)
     return out
 
@@ -233,13 +262,16 @@ def _function(name: str, width: object, values: Sequence[int], signed: bool = Fa
     return head + "\n".join(cases) + "\n        endcase\n    endfunction"
 
 
-def _shifts(shifts: list[int]) -> str:
-    """The shift of every producer."""
-    cases = "\n".join(f"            {i}: shifted = v >>> {s};" for i, s in enumerate(shifts[:-1]))
-    return (
-        "    function signed [PB-1:0] shifted(input [3:0] i, input signed [PB-1:0] v);\n        case (i)\n"
-        f"{cases}\n            default: shifted = v >>> {shifts[-1]};\n        endcase\n    endfunction"
-    )
+def _cuts(every: list[Stage]) -> str:
+    """Of every producer's sum v: its level w, and whether it is below or above what the bits of its levels hold."""
+    cases = []
+    for number, stage in enumerate(every):
+        shift, signed = stage.scale.shift, stage.scale.low < 0
+        rest = f"(v >>> {shift + stage.bits - signed})"  # bits that are all like the sign, or the level is clipped
+        label = "default" if number == len(every) - 1 else number
+        below = f"v[PB-1]{f' & ~&{rest}' if signed else ''}"
+        cases.append(f"{label}: begin w = v >>> {shift}; below = {below}; above = ~v[PB-1] & |{rest}; end")
+    return "\n".join(f"                {case}" for case in cases)
 
 
 def _factors(factors: list[tuple[int, int, int]], numbers: dict[str, int]) -> str:
@@ -259,13 +291,15 @@ def _factors(factors: list[tuple[int, int, int]], numbers: dict[str, int]) -> st
     )
 
 
-def _tables(every: list[Stage]) -> str:
-    """What a level becomes: itself, or an entry of its layer's table."""
-    lines = ["    function [PB-1:0] looked_up(input [3:0] i, input [PB-1:0] v);", "        looked_up = v;"]
-    lines.append("        case (i)")
-    for number, stage in enumerate(every):
-        if stage.table is not None:
-            lines.append(f"            {number}: case (v)")
-            lines += [f"                {v}: looked_up = {t};" for v, t in enumerate(stage.table.tolist())]
-            lines += ["                default: looked_up = 0;", "            endcase"]
-    return "\n".join([*lines, "            default: ;", "        endcase", "    endfunction"])
+def _entries(every: list[Stage]) -> tuple[int, Ints, list[int]]:
+    """Bits of an index, the entries of all tables, each as long as the longest, and where every producer's begin.
+
+    They go into a memory: of a choice among 256 constants Yosys makes ten times the lookup tables that hold them.
+    """
+    tables = [stage.table for stage in every if stage.table is not None] or [np.zeros(2, np.int64)]
+    bits = max(1, *((len(table) - 1).bit_length() for table in tables))
+    entries = np.zeros((len(tables), 1 << bits), np.int64)
+    for row, table in zip(entries, tables, strict=True):
+        row[: len(table)] = table
+    before = np.cumsum([0, *(stage.table is not None for stage in every)])[: len(every)]
+    return bits, entries.reshape(-1, 1), [int(n % len(tables)) << bits for n in before]

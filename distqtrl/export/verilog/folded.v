@@ -15,22 +15,37 @@ module @NAME@ (
     localparam LANES = @LANES@, COLUMNS = @COLUMNS@;
     localparam LAYERS = @LAYERS@;  // producer 0 is the input, 1 to LAYERS the layers, LAYERS + 1 a Gaussian head
     localparam LAST = LAYERS + @GAUSSIAN@;
-    localparam XB = @XB@, WB = @WB@, AB = @AB@, LB = @LB@, CB = @CB@;  // bits: observation, weight, level, logit, sum
-    localparam MB = @MB@, FB = @FB@, OB = @OB@, PB = @PB@, YB = @YB@;  // multiplier, offset, operand, product, action
+    localparam XB = @XB@, WB = @WB@, AB = @AB@, LB = @LB@;  // bits: observation, weight, level, logit
+    localparam NB = @NB@, CB = @CB@;  // bits: what a clock adds to a sum, the sum
+    localparam MB = @MB@, FB = @FB@, OB = @OB@, PB = @PB@;  // multiplier, offset, operand, product
+    localparam VB = @VB@, YB = @YB@;  // level of any producer, action
+    localparam RAGGED = @RAGGED@;  // whether a producer's levels do not end where their bits do
     localparam SB = @SB@, WA = @WA@, PA = @PA@;  // counters, ROM addresses
     localparam DEPTH = @DEPTH@, DB = $clog2(DEPTH), WORDS = @WORDS@, LOGITS = @LOGITS@;
 
 @COUNTS@
-@SHIFTS@
 @LIMITS@
 @TABLES@
+    // whether a sum is below or above what the bits of its producer's levels hold, and these bits
+    function [VB+1:0] cut(input [3:0] i, input signed [PB-1:0] v);
+        reg signed [PB-1:0] w;
+        reg below, above;
+        begin
+            case (i)
+@CUTS@
+            endcase
+            cut = {below, above, w[VB-1:0]};
+        end
+    endfunction
 
 @FACTORS@
 
     (* rom_style = "block" *) reg [LANES*COLUMNS*WB-1:0] weights [0:@STEPS@-1];
     (* rom_style = "block" *) reg [COLUMNS*MB-1:0] multipliers [0:@PARAMS@-1];
     (* rom_style = "block" *) reg [COLUMNS*FB-1:0] offsets [0:@PARAMS@-1];
+    (* rom_style = "@STYLE@" *) reg signed [VB-1:0] entries [0:@LENGTH@-1];
     initial begin
+@ENTRIES@
 @WEIGHTS@
 @MULTIPLIERS@
 @OFFSETS@
@@ -91,39 +106,39 @@ module @NAME@ (
     genvar i, j;
     generate
         for (i = 0; i < LANES; i = i + 1) begin : lane
-            wire [COLUMNS*CB-1:0] terms;
+            wire [COLUMNS*NB-1:0] terms;
             for (j = 0; j < COLUMNS; j = j + 1) begin : column
                 wire [AB-1:0] x = level_2[j*AB +: AB];
                 wire signed [WB-1:0] w = weight_2[(i*COLUMNS+j)*WB +: WB];
                 reg signed [AB+WB-1:0] product;
                 always @(posedge clk) product <= times(x, w);
-                assign terms[j*CB +: CB] = extended(product);
+                assign terms[j*NB +: NB] = extended(product);
             end
-            wire [PARTS*CB-1:0] parts;
+            wire [PARTS*NB-1:0] parts;
             if (EACH == 1) begin : at_once
                 assign parts = terms;
             end else begin : in_parts
                 for (j = 0; j < PARTS; j = j + 1) begin : group
                     integer k;
-                    reg signed [CB-1:0] added, part;
+                    reg signed [NB-1:0] added, part;
                     always @* begin
                         added = 0;
-                        for (k = 0; k < EACH; k = k + 1) added = added + $signed(terms[(j*EACH+k)*CB +: CB]);
+                        for (k = 0; k < EACH; k = k + 1) added = added + $signed(terms[(j*EACH+k)*NB +: NB]);
                     end
                     always @(posedge clk) part <= added;
-                    assign parts[j*CB +: CB] = part;
+                    assign parts[j*NB +: NB] = part;
                 end
             end
-            reg signed [CB-1:0] sum, total;
+            reg signed [NB-1:0] added, sum;
+            reg signed [CB-1:0] total;
             integer k;
-            reg signed [CB-1:0] added;
             always @* begin
                 added = 0;
-                for (k = 0; k < PARTS; k = k + 1) added = added + $signed(parts[k*CB +: CB]);
+                for (k = 0; k < PARTS; k = k + 1) added = added + $signed(parts[k*NB +: NB]);
             end
             always @(posedge clk) begin
                 sum <= added;
-                if (valid[SUMMED]) total <= first[SUMMED] ? sum : total + sum;
+                if (valid[SUMMED]) total <= (first[SUMMED] ? {CB{1'b0}} : total) + {{(CB-NB){sum[NB-1]}}, sum};
             end
             assign sums[i*CB +: CB] = total;
         end
@@ -139,8 +154,8 @@ module @NAME@ (
         end
     endfunction
 
-    function signed [CB-1:0] extended(input signed [AB+WB-1:0] v);
-        extended = {{(CB-AB-WB){v[AB+WB-1]}}, v};
+    function signed [NB-1:0] extended(input signed [AB+WB-1:0] v);
+        extended = {{(NB-AB-WB){v[AB+WB-1]}}, v};
     endfunction
 
     reg complete;
@@ -195,8 +210,9 @@ module @NAME@ (
 
     reg [4:1] scaled;
     reg [3:0] owner_1, owner_2, owner_3, owner_4;
-    reg signed [PB-1:0] least, most, low, high;  // sums between these are shifted, others clipped
-    wire [COLUMNS*PB-1:0] results;
+    reg signed [VB-1:0] low, high, bottom, top;  // what levels are clipped to, and what comes of these
+    reg tabled;
+    wire [COLUMNS*VB-1:0] results;
     generate
         for (j = 0; j < COLUMNS; j = j + 1) begin : unit
             wire signed [XB-1:0] x = in_data[j*XB +: XB];
@@ -205,8 +221,12 @@ module @NAME@ (
             reg signed [OB-1:0] operand;
             reg signed [MB-1:0] factor;
             reg signed [FB-1:0] plus_1, plus_2;
-            reg signed [PB-1:0] product, sum, level;
-            wire signed [PB-1:0] whole = shifted(owner_3, sum);
+            reg signed [PB-1:0] product, sum;
+            reg below, above;
+            reg signed [VB-1:0] level, entry;
+            wire [VB+1:0] whole = cut(owner_3, sum);
+            wire under = below | (RAGGED != 0 & ~above & level < low);
+            wire over = above | (RAGGED != 0 & level > high);
             always @(posedge clk) begin
                 operand <= take ? {{(OB-XB){x[XB-1]}}, x} : heading != 0 ? {{(OB-LB){1'b0}}, l} : {{(OB-CB){c[CB-1]}}, c};
                 factor <= multiplier[j*MB +: MB];
@@ -214,9 +234,10 @@ module @NAME@ (
                 product <= operand * factor;
                 plus_2 <= plus_1;
                 sum <= product + {{(PB-FB){plus_2[FB-1]}}, plus_2};
-                level <= sum < least ? low : sum > most ? high : whole;
+                {below, above, level} <= whole;
+                entry <= entries[table_of(owner_3) | whole[@TI@-1:0]];
             end
-            assign results[j*PB +: PB] = looked_up(owner_4, level);
+            assign results[j*VB +: VB] = under ? bottom : over ? top : tabled ? entry : level;
         end
     endgenerate
     always @(posedge clk) begin
@@ -225,10 +246,11 @@ module @NAME@ (
         owner_2 <= owner_1;
         owner_3 <= owner_2;
         owner_4 <= owner_3;
-        least <= least_of(owner_2);
-        most <= most_of(owner_2);
-        low <= low_of(owner_2);
-        high <= high_of(owner_2);
+        low <= low_of(owner_3);
+        high <= high_of(owner_3);
+        bottom <= bottom_of(owner_3);
+        top <= top_of(owner_3);
+        tabled <= has_table(owner_3);
     end
 
     // ---- writing: words of levels for the next layer, the last layer's to the head
@@ -237,9 +259,9 @@ module @NAME@ (
     wire [COLUMNS*YB-1:0] action_word;
     generate
         for (j = 0; j < COLUMNS; j = j + 1) begin : word
-            assign level_word[j*AB +: AB] = results[j*PB +: AB];
-            assign logit_word[j*LB +: LB] = results[j*PB +: LB];
-            assign action_word[j*YB +: YB] = results[j*PB +: YB];
+            assign level_word[j*AB +: AB] = results[j*VB +: AB];
+            assign logit_word[j*LB +: LB] = results[j*VB +: LB];
+            assign action_word[j*YB +: YB] = results[j*VB +: YB];
         end
     endgenerate
     wire last_word = written == words_of(owner_4) - 1'b1;

@@ -120,7 +120,7 @@ def test_a_core_that_says_nothing_differs(unproven, tmp_path):
         ("unrolled", r" = (?:\{1'b0, )?\S+ (\+) ", lambda text: "-"),
         ("unrolled", r"<= (n\d+);", lambda text: f"~{text}"),
         ("folded", r"weights\[1\] = \d+'h([0-9a-f]+)", lambda text: f"{int(text, 16) ^ 1:x}"),
-        ("folded", r"shifted = v >>> (\d+);", lambda text: str(int(text) - 1)),
+        ("folded", r"w = v >>> (\d+);", lambda text: str(int(text) - 1)),
         ("folded", r"offsets\[0\] = \d+'h([0-9a-f])", lambda text: f"{int(text, 16) ^ 1:x}"),
     ],
 )

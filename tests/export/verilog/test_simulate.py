@@ -73,11 +73,16 @@ def test_a_scaling_after_a_table(icarus, tmp_path, ordered):
     np.testing.assert_equal(y_BA, made.run(x_BO))
 
 
-def test_sums_beside_the_ends_are_clipped(icarus, tmp_path):
-    """The folded core compares before it shifts: every sum around the lowest and the highest level."""
-    one, zero = np.ones(1, np.int64), np.zeros(1, np.int64)
-    levels = Scale(one, zero, 2, 0, 7)
-    made = Program((0,), 16, (levels, Matmul(np.ones((1, 1), np.int64)), Scale(3 * one, zero, 1, 1, 9), levels))
+@pytest.mark.parametrize("tabled", [False, True])
+@pytest.mark.parametrize("ends", [(0, 7), (1, 9)])
+@pytest.mark.parametrize("last", [(-8, 7), (-5, 6), (0, 15), (3, 3)])
+def test_sums_beside_the_ends_are_clipped(icarus, tmp_path, tabled, ends, last):
+    """The folded core looks at the bits above a level, and compares where a clip does not end with them."""
+    one = np.ones(1, np.int64)
+    levels = Scale(one, 0 * one, 2, 0, 7)
+    hidden = Scale(3 * one, -2 * one, 1, *ends)
+    table = [Lookup(np.array([9, 4, 15, 0, 12, 1, 7, 30, 3, 22]))] if tabled else []
+    made = Program((0,), 16, (levels, Matmul(one[np.newaxis]), hidden, *table, Scale(3 * one, -14 * one, 1, *last)))
     x_BO = np.arange(-10, 50)[:, np.newaxis]
     y_BA = simulate.icarus(folded.verilog(made, Folding(1, 1)), "policy_folded", tmp_path, made, x_BO, 1)
     np.testing.assert_equal(y_BA, made.run(x_BO))
