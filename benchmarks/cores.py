@@ -107,7 +107,7 @@ def trained(path: Path, task: Task, args: Any) -> tuple[Program, dict[str, Any]]
     core = "folded" if task.folding else "unrolled"
     with tempfile.TemporaryDirectory() as place:
         options = Options(
-            targets=("c", "verilog"),
+            targets=("c", "onnx", "verilog"),
             bits=None if policy_file.load(path).trained else task.bits,
             folding=task.folding,
             vectors=args.vectors,
