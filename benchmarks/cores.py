@@ -92,8 +92,8 @@ def row(name: str, task: Task, policies: Path, args: Any) -> dict[str, Any]:
     else:
         program = untrained.policy(task.sizes, task.bits)[1]
         out = {"weights": "untrained weights", "bits": asdict(task.bits), "whole": core(program, task.folding)}
-        if args.implement:
-            out["mhz"] = clock_mhz(program, task.folding)
+    if args.implement:
+        out["mhz"] = clock_mhz(program, task.folding)
     layers = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
     out["sizes"] = [layers[0][1], *(num for num, _ in layers)]
     out["folding"] = asdict(task.folding) if task.folding else None
@@ -112,7 +112,6 @@ def trained(path: Path, task: Task, args: Any) -> tuple[Program, dict[str, Any]]
             folding=task.folding,
             vectors=args.vectors,
             episodes=args.episodes,
-            implement=args.implement,
         )
         about = export(path, Path(place) / "out", options, print)
         program = programs.loads((Path(place) / "out" / "program.json").read_text())
@@ -132,7 +131,7 @@ def trained(path: Path, task: Task, args: Any) -> tuple[Program, dict[str, Any]]
         "checks": about["checks"],
         "whole": {**figures["resources"], "clocks": figures["clocks"]},
     }
-    return program, out | ({"mhz": figures["mhz"]} if "mhz" in figures else {})
+    return program, out
 
 
 def played(path: Path, num: int) -> float:
