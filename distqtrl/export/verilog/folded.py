@@ -176,7 +176,7 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
     }
     texts = {
         "NAME": name,
-        "STYLE": "block" if len(entries) > 64 else "distributed",
+        "STYLE": '(* rom_style = "block" *) ' if len(entries) > 64 else "",
         "COUNTS": "\n".join(_function(f"{key}_of", numbers["SB"], values) for key, values in counts.items()),
         "LIMITS": "\n".join(_function(key, numbers["VB"], values, signed=True) for key, values in limits.items()),
         "CUTS": _cuts(every),

@@ -43,7 +43,7 @@ module @NAME@ (
     (* rom_style = "block" *) reg [LANES*COLUMNS*WB-1:0] weights [0:@STEPS@-1];
     (* rom_style = "block" *) reg [COLUMNS*MB-1:0] multipliers [0:@PARAMS@-1];
     (* rom_style = "block" *) reg [COLUMNS*FB-1:0] offsets [0:@PARAMS@-1];
-    (* rom_style = "@STYLE@" *) reg signed [VB-1:0] entries [0:@LENGTH@-1];
+    @STYLE@reg signed [VB-1:0] entries [0:@LENGTH@-1];
     initial begin
 @ENTRIES@
 @WEIGHTS@
