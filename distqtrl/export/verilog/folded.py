@@ -263,7 +263,7 @@ def _function(name: str, width: object, values: Sequence[int], signed: bool = Fa
 
 
 def _cuts(every: list[Stage]) -> str:
-    """Of every producer's sum v: its level w, and whether it is below or above what the bits of its levels hold."""
+    """The level w of every producer's sum v, and whether v is below or above what the bits of its levels hold."""
     cases = []
     for number, stage in enumerate(every):
         shift, signed = stage.scale.shift, stage.scale.low < 0
