@@ -122,7 +122,7 @@ def trained(path: Path, task: Task, args: Any) -> tuple[Program, dict[str, Any]]
         returns["float"] = about["returns"]["float"]
     elif (twin := path.with_name(f"{path.stem}-float.safetensors")).exists():
         returns["float"] = played(twin, args.episodes)
-    out = {
+    return program, {
         "weights": "trained",
         "sha256": digest(path),
         "environment": about["environment"]["id"],
@@ -131,7 +131,6 @@ def trained(path: Path, task: Task, args: Any) -> tuple[Program, dict[str, Any]]
         "checks": about["checks"],
         "whole": {**figures["resources"], "clocks": figures["clocks"]},
     }
-    return program, out
 
 
 def played(path: Path, num: int) -> float:

@@ -75,8 +75,9 @@ def stages(program: Program) -> list[Stage]:
             out.append(Stage(reduced(op), x, weights_NK))
             weights_NK = None
         elif isinstance(op, Lookup):
-            last, high = out[-1], min(out[-1].scale.high, len(op.table) - 1)  # no sum goes further
-            out[-1] = Stage(replace(last.scale, high=high), last.reads, last.weights_NK, op.table[: high + 1])
+            scale = out[-1].scale
+            high = min(scale.high, len(op.table) - 1)  # no sum goes further
+            out[-1] = replace(out[-1], scale=replace(scale, high=high), table=op.table[: high + 1])
     return out
 
 
@@ -180,9 +181,8 @@ def verilog(program: Program, folding: Folding, name: str = "policy_folded") -> 
         "COUNTS": "\n".join(_function(f"{key}_of", numbers["SB"], values) for key, values in counts.items()),
         "LIMITS": "\n".join(_function(key, numbers["VB"], values, signed=True) for key, values in limits.items()),
         "CUTS": _cuts(every),
-        "TABLES": _function("table_of", numbers["TA"], tables)
-        + "\n"
-        + _function("has_table", 1, [int(s.table is not None) for s in every]),
+        "TABLES": _function("table_of", numbers["TA"], tables),
+        "HAS_TABLE": _function("has_table", 1, [int(s.table is not None) for s in every]),
         "ENTRIES": _rom("entries", entries, numbers["VB"]),
         "FACTORS": _factors(factors or [(0, 1, 0)], numbers),
         "WEIGHTS": _rom("weights", weights, numbers["WB"]),
@@ -218,7 +218,7 @@ def _widths(
     written = [
         end for s in every for end in (s.scale.low, s.scale.high, *(() if s.table is None else s.table.tolist()))
     ]
-    out["VB"] = max(out["AB"], out["LB"], out["YB"], signed_bits(min(written), max(written)))
+    out["VB"] = max(out["YB"], signed_bits(min(written), max(written)))
     out["PB"] = max(out["VB"], max(r.bits for r in (*scaled, Range(offsets, offsets))) + 1)
     out["NB"] = out["AB"] + out["WB"] + max(1, (columns - 1).bit_length())
     out["CB"] = max(*(s.reads.bits for s in layers), out["NB"] + 1)

@@ -26,6 +26,7 @@ module @NAME@ (
 @COUNTS@
 @LIMITS@
 @TABLES@
+@HAS_TABLE@
     // whether a sum is below or above what the bits of its producer's levels hold, and these bits
     function [VB+1:0] cut(input [3:0] i, input signed [PB-1:0] v);
         reg signed [PB-1:0] w;
