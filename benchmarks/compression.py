@@ -368,7 +368,8 @@ def figure(results: dict) -> Figure:
         around = np.abs(np.array([c["interval"] for c in cells]).T - y)
         line = figures.LINES[number // 8]
         x = np.array(x) * (widest / least) ** (0.03 * number / max(1, len(arms) - 1))  # beside each other
-        left.errorbar(x, y, yerr=around, color=color, marker=marker, capsize=2, label=arm, linestyle=line)
+        look = {"color": color, "marker": marker, "fillstyle": "none", "linestyle": line}  # what lies below is seen
+        left.errorbar(x, y, yerr=around, capsize=2, label=arm, **look)
         for c in cells:
             if c["size"] == task.tuned_at and c["env_steps"]:
                 validations, at = np.array(c["validations"]), np.array(c["env_steps"])
