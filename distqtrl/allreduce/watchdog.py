@@ -108,9 +108,10 @@ def until_read(fd: int) -> None:
 def _turn_s(rank: int) -> float:
     """How long this rank waits for a lower one to speak: one message is enough, and the job ends with it.
 
-    On a crowded host ranks begin to wait seconds apart, and a launcher takes as long to end them.
+    Where a host is crowded or a checkpoint's disk slow, ranks begin to wait seconds apart, and a launcher takes as
+    long to end them.
     """
-    return 4.0 * min(rank, 2)
+    return 10.0 * min(rank, 2)
 
 
 def _say(rank: int, limit_s: float, what: str) -> None:
