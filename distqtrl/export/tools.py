@@ -22,6 +22,8 @@ from distqtrl import signals
 from distqtrl.export import loader
 
 ROOM = 64 << 20  # bytes that a folder for temporary files should have
+OURS = "it is not as distqtrl wrote it, or that is our bug: export again, and report it where that does not help"
+OF_CORE = re.compile(r"\bcore\.v:\d|\bpolicy_\w+\.(v:\d|(?!v\b)\w)")  # a line of it, or what stands in it
 ODD = re.compile(r"[^\w/.+,@=-]")  # in a path: make splits it there, or takes it for something else
 
 
@@ -248,7 +250,9 @@ def run(tool: Tool, words: Sequence[str | Path], place: Path, given: bytes = b""
         found = Output(out.read(), err.read())
     if code:
         how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-        raise Unchecked(f"{tool.name} failed with {how}: {_line(found)}: {tool.remedy}")
+        told = _line(found)
+        remedy = OURS if OF_CORE.search(told) else tool.remedy
+        raise Unchecked(f"{tool.name} failed with {how}: {told}: {remedy}")
     return found
 
 
