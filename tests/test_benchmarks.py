@@ -228,8 +228,14 @@ def test_cores(quick, tmp_path):
         w_M = torch.randn(architecture.num_weights, generator=torch.Generator().manual_seed(0))
         made = Policy(architecture, head, w_M, Normalizer.fresh(3), {"id": "Pendulum-v1"}, {}, trained)
         made.save(policies / f"{name}.safetensors")
+    before = json.loads((ROOT / "benchmarks/results/export/cores.json").read_text())
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/cores.json").write_text(json.dumps(before))
     written = quick("cores", "--policies", policies, timeout=900)  # a minute of an idle core
-    rows = json.loads(written("export/cores.json"))["tasks"]
+    results = json.loads(written("export/cores.json"))
+    assert {name: results["tasks"].pop(name) for name in before["tasks"]} == before["tasks"]  # as they were
+    rows = results["tasks"]
+    assert rows["tiny"]["made"]["vectors"] == 1000
     assert rows["tiny"]["returns"]["C"] == pytest.approx(rows["tiny"]["returns"]["integer"])
     assert rows["tiny"]["returns"]["float"] < 0
     assert {check["status"] for check in rows["tiny"]["checks"]} <= {"equal", "built", "not checked"}
