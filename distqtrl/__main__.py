@@ -1,10 +1,14 @@
 """``python -m distqtrl`` and the ``distqtrl`` script: cap the threads before anything loads, then run."""
 
+import atexit
 import os
 import sys
+import threading
 
 from distqtrl.cli import output, terminal
 from distqtrl.training import stopping
+
+PATIENCE_S = 2.0
 
 
 def main() -> int:
@@ -23,7 +27,21 @@ def main() -> int:
         code = code if training else code or 1
     if training:
         stopping.ignore_requeue()
+    _leave_threads(code)
     return code
+
+
+def _leave_threads(code: int) -> None:
+    """End the process where a thread of somebody's, which Python would wait for, goes on."""
+    ours = threading.current_thread()
+    others = [t for t in threading.enumerate() if t is not ours and not t.daemon and "PoolExecutor" not in t.name]
+    for thread in others:
+        thread.join(PATIENCE_S)
+    if left := [thread.name for thread in others if thread.is_alive()]:
+        output.say(f"distqtrl: thread {left[0]} of the environment did not end: make its close() end it, or a daemon")
+        atexit._run_exitfuncs()  # MPI's end among them
+        sys.stdout.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

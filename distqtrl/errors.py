@@ -19,6 +19,19 @@ def shortened(value: Any) -> str:
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
 
 
+def encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of files that are not, are read as lone surrogates.
+
+    >>> encodable("ä"), encodable("\\udcff")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 Item = TypeVar("Item")
 
 

@@ -5,9 +5,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 AGAIN_S = 0.2
+
+END = 0  # no signal has this number
 
 _listening: list[int] = []  # the wakeup descriptor, while it is ours
 
@@ -29,6 +31,7 @@ def heard(
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
+    process = os.getpid()
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     if before == -1:
         _listening.append(write)
@@ -45,12 +48,15 @@ def heard(
     try:
         yield
     finally:
-        if before == -1:
-            signal.set_wakeup_fd(-1)
-            _listening.remove(write)
-        os.close(write)  # the thread reads the end of the file
-        thread.join()
-        os.close(read)
+        if os.getpid() == process:  # not in a process that was forked from this one, where there is no such thread
+            if before == -1:
+                signal.set_wakeup_fd(-1)
+                _listening.remove(write)
+            with suppress(BlockingIOError):  # full: closing it has to do
+                os.write(write, bytes([END]))  # not the end of the file: a process that was forked may hold it open
+            os.close(write)
+            thread.join()
+            os.close(read)
 
 
 def _send_again(
@@ -59,9 +65,9 @@ def _send_again(
     awaited: Callable[[signal.Signals], bool],
     send: Callable[[signal.Signals, float], None],
 ) -> None:
-    """Until the end of the file."""
+    """Until END, or the end of the file."""
     since: dict[signal.Signals, float] = {}  # of those that came, when
-    while came := os.read(read, 64):  # what is sent comes here, too, so that this is read again
+    while (came := os.read(read, 64)) and END not in came:  # what is sent comes here, too, so that this is read again
         now = time.monotonic()
         since = {n: since.get(n, now) for n in numbers if (n in came or n in since) and awaited(n)}
         for number, first in since.items():

@@ -94,8 +94,8 @@ TABLES = {
     "qtrl-cartpole": ("reproduce/cartpole",),
     "qtrl-cartpole-500": ("reproduce/cartpole",),
     "qtrl-minigrid": ("reproduce/minigrid",),
-    "qtrl-minigrid-corrected": ("reproduce/minigrid",),
-    "dist-qtrl": ("speedup/minigrid",),
+    "qtrl-minigrid-corrected": ("reproduce/minigrid", "speedup/minigrid"),
+    "dist-qtrl": ("depth/minigrid",),
     "qerl-arithmetic": ("qerl/qerl",),
 }
 

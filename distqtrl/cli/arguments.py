@@ -48,7 +48,7 @@ def add_configuration(command: argparse.ArgumentParser, preset: str = "the name 
 def add_fields(command: argparse.ArgumentParser) -> None:
     """Add a flag for every field of the configuration, which ``parse`` hands on as Flags."""
     for stage, model in stages().items():
-        group = command.add_argument_group(stage, (model.__doc__ or "").splitlines()[0].replace("%", "%%"))
+        group = command.add_argument_group(stage, (model.__doc__ or stage).splitlines()[0].replace("%", "%%"))
         for name, field in model.model_fields.items():
             default = field.get_default(call_default_factory=True)
             shown = " ".join(str(x) for x in default) if isinstance(default, tuple) else default

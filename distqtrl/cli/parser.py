@@ -7,11 +7,14 @@ from distqtrl import __version__
 from distqtrl.cli.arguments import Flags, Parser
 from distqtrl.cli.commands import COMMANDS
 from distqtrl.config.run import field_names
-from distqtrl.errors import UserError, nearest
+from distqtrl.errors import UserError, encodable, nearest, shortened
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The command's arguments and the fields given as flags; raises UserError for anything else."""
+    for word in argv:
+        if not encodable(word):
+            raise UserError(f"argument {shortened(word)} is not valid Unicode: rename what it names, in UTF-8")
     args, rest = parser().parse_known_args(argv)
     fields = [key for key in field_names() if key in args]
     if rest:

@@ -203,7 +203,7 @@ def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Con
     text: numbers and truths may be words, as flags are.
     """
     try:
-        return Config.model_validate(values, strict=not text)
+        return Config.model_validate(values, strict=not text, context={"kept": True})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:2])

@@ -4,7 +4,7 @@ A configuration comes from a preset, a TOML or JSON file, or a run directory's `
 flags ``--stage.field value`` replace single fields. Whatever its origin it is validated once, here.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from distqtrl.config.values import (
     Rate,
     Shots,
     Stage,
+    Table,
     Text,
     Whiten,
     Whole,
@@ -57,7 +58,7 @@ class Qpu(Stage):
         description="pennylane: a device's name; torch, cuda: cpu, cuda, cuda:1; aer: a method; runtime: a backend's "
         "name, real or simulated (fake_manila)",
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of that device, as JSON")
+    options: Table = Field(default_factory=dict, description="further arguments of that device, as JSON")
     precision: Literal["float64", "float32"] = Field(
         "float64", description="numbers of the state (statevector, torch, cuda)"
     )
@@ -81,7 +82,7 @@ class Qpu(Stage):
         description="K, ranks that one process hosts as threads, each with its QPU, learners and environments; on "
         "backend torch their circuits run as one batch",
     )
-    per_rank: tuple[dict[str, Any], ...] = Field(
+    per_rank: tuple[Table, ...] = Field(
         (),
         max_length=10_000,
         description="fields of this stage that differ by rank, as a JSON list; rank r takes entry r modulo length",
@@ -243,7 +244,7 @@ class Environment(Stage):
     num_actions: Positive | None = Field(
         None, description="how many of the discrete actions, from the first on; none = all"
     )
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment, as JSON")
+    kwargs: Table = Field(default_factory=dict, description="arguments of the environment, as JSON")
 
     @model_validator(mode="after")
     def _image_has_two_sides(self) -> "Environment":

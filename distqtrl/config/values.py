@@ -1,9 +1,13 @@
 """Kinds of values that stages have, and what all stages do with them."""
 
+import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from distqtrl.errors import encodable
+from distqtrl.files import reading
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
 
@@ -18,6 +22,22 @@ def _when(value: Any) -> Any:
     truths = {"true": "start", "false": None}
     word = str(value).lower()
     return truths.get(word, value)
+
+
+def _written(text: str) -> str:
+    if not encodable(text) or "\0" in text:
+        raise ValueError("it has a character that no file can hold or be named by: write it in UTF-8")
+    return text
+
+
+def _as_json(given: Any, info: ValidationInfo) -> Any:
+    """The table of a whole run as its file holds it, so that whatever reads that gets the same."""
+    if not isinstance(given, dict) or not info.context:
+        return given
+    try:
+        return reading.parsed(json.dumps(given, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"it cannot be kept as JSON ({error}): give finite numbers, words, lists and tables") from None
 
 
 def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
@@ -39,7 +59,8 @@ Wire = Annotated[Whole, Field(ge=0, le=1000)]
 Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=4096)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_written)]
+Table = Annotated[dict[str, Any], BeforeValidator(_as_json)]
 Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]
 
 

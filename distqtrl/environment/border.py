@@ -6,7 +6,7 @@ copy, seed and step at which it was.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from distqtrl.environment.spaces import Floats, at, flattened, part, picture, sh
 from distqtrl.errors import UserError
 
 EXACT = 1 << 24  # float32 has every integer up to here
+LETTERS = 1000  # of a name that a policy file holds
 
 
 class Port:
@@ -140,8 +141,12 @@ def number(given: Any, *where: str) -> float:
 
 def flag(given: Any, *where: str) -> bool:
     """Whether an episode ended, as one true or false; raises UserError for anything else."""
-    array = np.asarray(given)
-    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+    try:
+        array = np.asarray(given)
+        fits = array.size == 1 and array.dtype.kind in "biuf" and array.item() in (0, 1)
+    except Exception:  # ragged lists, an object of somebody's
+        fits = False
+    if not fits:
         raise UserError(f"{': '.join(where)} is {short(given)}: fix the environment, it is True or False")
     return bool(array.item())
 
@@ -200,4 +205,27 @@ def agents(given: Any, who: str) -> tuple[str, ...]:
             same = " and ".join(repr(other) for other in given if str(other) == name)
             why = f"names agents alike, {same}" if name else f"has an agent without a name, {agent!r}"
             raise UserError(f"{who}: possible_agents {why}: give every agent a name of its own")
+        if len(name) > LETTERS or not name.isprintable() or not _hashable(agent):
+            raise UserError(
+                f"{who}: possible_agents has {short(agent)}: name agents by words of at most {LETTERS} letters"
+            )
     return names
+
+
+def acting(given: Any, possible: frozenset[Any], who: str) -> set[Any]:
+    """The agents that act; raises UserError unless they are a collection of possible ones."""
+    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_hashable, given)):
+        raise UserError(f"{who}: agents is {short(given)}: make it a list of those that act")
+    now = set(given)
+    if not now <= possible:
+        odd = sorted(str(agent) for agent in now - possible)
+        raise UserError(f"{who}: agent {odd[0]} is not in possible_agents: add it there")
+    return now
+
+
+def _hashable(agent: Any) -> bool:
+    try:
+        hash(agent)
+    except Exception:
+        return False
+    return True

@@ -14,7 +14,12 @@ LETTERS = 300  # of an exception's text
 
 
 def failure(error: BaseException, what: str) -> Foreign | None:
-    """The exception to raise instead of this one; None where our own code failed, which is a bug."""
+    """The exception to raise instead of this one; None where our own code failed, which is a bug.
+
+    Any exception may be an environment's: those of Rust are no Exception. Raises the interrupt that is none of theirs.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     found = traceback.TracebackException.from_exception(error)
     frames, (ours, *between) = list(found.stack), _folders()
     first = next((i for i, frame in enumerate(frames) if not frame.filename.startswith((ours, *between))), None)
@@ -36,7 +41,7 @@ def close(environment: Callable[[], object], name: str) -> None:
     """Close an environment; raises Foreign where its own code fails."""
     try:
         environment()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise failure(error, f"{name} cannot be closed") or error from None
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Flags = npt.NDArray[np.bool_]
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
+METHODS = ("reset", "step", "observation_space", "action_space", "close")
 Stepped = tuple[list[Floats], npt.NDArray[np.float64], Flags, Flags, Flags]
 
 
@@ -128,10 +129,7 @@ class Parallel:
         close(self.env.close, self._name)
 
     def _acting(self) -> Flags:
-        now = set(self.env.agents)
-        if not now <= self._known:
-            odd = sorted(str(agent) for agent in now - self._known)
-            raise UserError(f"{self._name}: agent {odd[0]} is not in possible_agents: add it there")
+        now = border.acting(getattr(self.env, "agents", None), self._known, self._name)
         return np.array([key in now for key in self._keys])
 
     def _ends(self, given: Any, what: str) -> Flags:
@@ -158,17 +156,22 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
     more = {"render_mode": "rgb_array"} if render else {}
     try:
         env = maker(**{**config.kwargs, **more})
-    except Exception as error:  # an environment may refuse its arguments with any exception
+    except BaseException as error:  # an environment may refuse its arguments with any exception
         what = f"environment.id = '{name}' (kwargs {config.kwargs}) cannot be made"
         raise failure(error, what) or UserError(f"{what}: {said(error)}") from None
     if config.num_actions is not None:
         raise UserError(
             f"environment.num_actions is for Gymnasium's environments, {name} has several agents: remove it"
         )
-    if not all(hasattr(env, part) for part in ("possible_agents", "observation_space", "action_space", "step")):
-        raise UserError(f"environment.id = '{name}' makes a {type(env).__name__}, not a PettingZoo ParallelEnv")
     if hasattr(env, "agent_iter"):
         raise UserError(f"environment.id = '{name}' {AEC}")
+    lacks = [part for part in METHODS if not callable(getattr(env, part, None))]
+    lacks += [] if hasattr(env, "possible_agents") else ["possible_agents"]
+    if lacks:
+        raise UserError(
+            f"environment.id = '{name}' makes a {type(env).__name__}, not a PettingZoo ParallelEnv: it has no "
+            f"{'list' if lacks[0] == 'possible_agents' else 'method'} {lacks[0]}: give it one"
+        )
     return env
 
 
@@ -197,7 +200,7 @@ def _module(name: str, module: str) -> ModuleType | None:
     what = f"environment.id = '{name}' cannot be imported"
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             return None
         raise failure(error, what) or UserError(f"{what}: {said(error)}") from None

@@ -28,7 +28,7 @@ def picture(render: Callable[[], Any], name: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's, of environments that do not say how fast they are
             drawn = render()
-    except Exception as error:  # what draws is any library's, and may fail with any exception
+    except BaseException as error:  # what draws is any library's, and may fail with any exception
         if isinstance(error, DependencyNotInstalled) and "pygame" in str(error):
             raise UserError(f"{name} cannot be drawn without pygame: pip install 'distqtrl[pictures]'") from None
         raise failure(error, f"{name} cannot be drawn") or error from None

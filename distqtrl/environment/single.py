@@ -79,5 +79,5 @@ def make(config: configuration.Environment, render: bool = False) -> gymnasium.E
         remedy = "install it, or name its folder in PYTHONPATH"
         remedy = "pip install 'distqtrl[minigrid]'" if module == "minigrid" else remedy
         raise UserError(f"environment.id = '{config.id}' cannot be made ({cause}): {remedy}") from None
-    except Exception as error:  # an environment may refuse its arguments with any exception
+    except BaseException as error:  # an environment may refuse its arguments with any exception
         raise failure(error, what) or UserError(f"{what}: {said(error)}") from None

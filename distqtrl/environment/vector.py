@@ -13,6 +13,7 @@ restarts with its next episode, and the caller is told which ones did.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,7 @@ class Environments:
         film: Callable[[Picture], None] | None = None,
     ) -> None:
         self.indices, self.seed, self.purpose, self._name = list(indices), seed, purpose, config.id
-        self.num = len(self.indices)
+        self.num, self._process = len(self.indices), os.getpid()
         self.envs = [make(config, render=film is not None) for _ in indices]
         first = self.envs[0] if self.envs else make(config)
         self._take(first, roles)
@@ -185,7 +186,7 @@ class Environments:
                 self._show(b)
             try:
                 seen, reward, terminated, truncated, acts = self.envs[b].step(actions)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._fail(b, error)
             self._put(obs_BO, b, seen)
             rewards_B[own], terminated_B[own], truncated_B[own], acts_B[own] = reward, terminated, truncated, acts
@@ -350,11 +351,16 @@ class Environments:
         """action(), in this step of environment b's episode, or in the next."""
         try:
             return action()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             self._fail(b, error, step)
 
     def _fail(self, b: int, error: BaseException, step: int | None = None) -> NoReturn:
-        """Raise an error in environment b with what says which one it was, and when."""
+        """Raise an error in environment b with what says which one it was, and when.
+
+        A process that an environment forked, and that comes back by an exception, ends here: the run is not its own.
+        """
+        if os.getpid() != self._process:
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         where = f"environment {self._where(b, step)}"
         if isinstance(error, UserError):
             error.args = (f"{where}: {error}",)

@@ -51,5 +51,5 @@ def make(config: configuration.Environment, render: bool = False) -> World:
         return kind(config, render)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise failure(error, f"{config.id} cannot be made") or error from None

@@ -12,6 +12,8 @@ def replace(path: Path, data: bytes) -> None:
 
     A device or a pipe is not replaced: the superuser would lose it.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
     partial = path.with_name(path.name + ".partial")

@@ -226,6 +226,16 @@ def _affordable(tensors: tensorfile.Tensors, architecture: Architecture) -> bool
     return "w_M" in tensors and tensors["w_M"].size == architecture.num_weights
 
 
+def check(head: Head, who: str) -> None:
+    """Raise UserError unless a policy file can hold the head."""
+    try:
+        schema.checked(type(head), asdict(head))
+    except ValueError as error:
+        raise UserError(
+            f"{who}: no policy file holds its actions ({error}): make it take smaller numbers, and scale or shift them"
+        ) from None
+
+
 def _head(values: Mapping[str, Any]) -> Head:
     """The head of its table; raises ValueError."""
     kind = values.get("kind")

@@ -11,6 +11,7 @@ from distqtrl.environment.world import make
 from distqtrl.errors import UserError, lookup
 from distqtrl.generator.controls import SOURCES
 from distqtrl.generator.generator import circuit_total
+from distqtrl.policy import policy_file
 from distqtrl.policy.network import Architecture
 from distqtrl.training import algorithms, demand
 from distqtrl.training.algorithms import Algorithm
@@ -50,6 +51,7 @@ def plan(config: Config) -> Plan:
     by_agent = dict(zip(agents, found, strict=True))
     specs = [spec(config, algorithm, role, by_agent[role[0]]) for role in played]
     for each in specs:
+        policy_file.check(each.head, config.environment.id)
         demand.check(config, each, algorithm.learner_of(each).needs(config, each))
     central = config.agents.critic == "centralised"
     if central:

@@ -1,5 +1,6 @@
 """Start a training, or go on with one, on all replicas of this process: for the command line and ``distqtrl.train``."""
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ def _trained(
     config, directory = request.config, request.directory
     meet, circuits = Rendezvous(config.qpu.replicas), Rendezvous(config.qpu.replicas)
     resume = directory if request.resume or (there is not None and there.saved) else None
+    home = Path.cwd()
     runs = _prepared(config, comm, threads.members(comm, meet), resume)
+    os.chdir(home)  # where paths are meant from: an environment may have gone elsewhere
     asked = threads.each(runs, prediction, [meet, circuits])[0]
     _confirm(comm, runs, asked, confirm)
     if directory is None:
@@ -116,7 +119,7 @@ def _trained(
         run_directory.claim(directory, config, comm)
     elif there.changes:
         _extend(directory, config, there, comm, say)
-    made = directory
+    shown, made = directory, directory.absolute()
     qpus = [run.learner.generator.qpu for run in runs if run.learner.generator.qpu is not None]
     batched = len(qpus) > 1 and shared_qpu.share(qpus, circuits)
 
@@ -125,7 +128,7 @@ def _trained(
             say(f"distqtrl: environments {run.restarted} cannot be replayed, they start their next episode")
         if run.comm.rank == 0:
             done, qpu = run.counters.update, run.learner.generator.qpu
-            began(Beginning(made, done, ranks=comm.size, replicas=len(runs), batched=batched, qpu=qpu, asked=asked))
+            began(Beginning(shown, done, ranks=comm.size, replicas=len(runs), batched=batched, qpu=qpu, asked=asked))
         return train(run, made, pending)
 
     try:
@@ -135,6 +138,7 @@ def _trained(
             _close(runs, say)
         raise
     _close(runs, say)
+    os.chdir(home)
     return Outcome(directory, result, trained=True)
 
 

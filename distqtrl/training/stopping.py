@@ -74,7 +74,8 @@ def collected() -> Iterator[list[signal.Signals]]:
         _pending.clear()
         if _process["requeued"]:
             old[signal.SIGTERM] = signal.SIG_IGN
-        _give_back(_before.pop())
+        if _before:  # a process that was forked meanwhile has given them back
+            _give_back(_before.pop())
 
 
 def _awaited(number: signal.Signals) -> bool:
