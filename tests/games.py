@@ -210,6 +210,44 @@ class Odd(Game):
         return ["a", "z"]
 
 
+class Lettered(Game):
+    """An agent whose name no file holds."""
+
+    names = ("a\udcff",)
+
+
+class Listed(Game):
+    """An agent that cannot be a key."""
+
+    def __init__(self):
+        super().__init__()
+        self.possible_agents = [["a"]]
+
+
+class Once(Game):
+    """Agents that can be read once."""
+
+    def reset(self, seed=None, options=None):
+        found = super().reset(seed, options)
+        self.agents = iter(self.agents)
+        return found
+
+
+class Tabled(Game):
+    """Spaces in a table, as RLlib has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Dict({agent: self.sees(agent) for agent in self.names})
+
+
+class Distant(Game):
+    """Actions whose first no policy file holds."""
+
+    def does(self, agent):
+        return Discrete(3, start=2**60)
+
+
 class Still(Game):
     """b has no action."""
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from distqtrl.errors import encodable
 from distqtrl.files import reading
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
@@ -24,9 +23,9 @@ def _when(value: Any) -> Any:
     return truths.get(word, value)
 
 
-def _written(text: str) -> str:
-    if not encodable(text) or "\0" in text:
-        raise ValueError("it has a character that no file can hold or be named by: write it in UTF-8")
+def _named(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it has a NUL, which no file is named by: leave it out")
     return text
 
 
@@ -59,7 +58,7 @@ Wire = Annotated[Whole, Field(ge=0, le=1000)]
 Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=4096), AfterValidator(_written)]
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_named)]
 Table = Annotated[dict[str, Any], BeforeValidator(_as_json)]
 Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]
 

@@ -207,7 +207,7 @@ def agents(given: Any, who: str) -> tuple[str, ...]:
             raise UserError(f"{who}: possible_agents {why}: give every agent a name of its own")
         if len(name) > LETTERS or not name.isprintable() or not _hashable(agent):
             raise UserError(
-                f"{who}: possible_agents has {short(agent)}: name agents by words of at most {LETTERS} letters"
+                f"{who}: possible_agents has {short(agent)}: name it by at most {LETTERS} printable letters"
             )
     return names
 

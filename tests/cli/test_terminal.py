@@ -66,3 +66,18 @@ def test_what_was_lost_is_told_unless_the_reader_left(monkeypatch, full, said):
         print("b")
         assert terminal.lost() == said
     os.close(write)
+
+
+def test_a_thread_that_goes_on_does_not_keep_the_process():
+    program = "import sys, threading, time\nfrom distqtrl import __main__ as program\nprogram.PATIENCE_S = 0.1\n"
+    program += "threading.Thread(target=time.sleep, args=(60,), name='sensor').start()\n"
+    program += "sys.argv = ['', 'presets', 'x']\nsys.exit(program.main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("distqtrl: thread sensor of the environment did not end: make its")
+
+
+def test_an_argument_that_is_not_unicode_is_refused():
+    done = subprocess.run([sys.executable, "-m", "distqtrl", "report", b"runs/\xff"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "argument 'runs/\\udcff' is not valid Unicode: rename what it names" in done.stderr

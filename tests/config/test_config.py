@@ -1,5 +1,6 @@
 """Configurations: one validation for presets, files and flags, and messages that help."""
 
+import datetime
 import json
 
 import pytest
@@ -157,3 +158,20 @@ def test_unknown_preset_names_the_nearest():
 def test_truths_of_older_configurations_say_when_angles_are_whitened(written, meant):
     assert validated({"generator": {"whiten": written}}, "here").generator.whiten == meant
     assert with_flags(Config(), {"generator.whiten": str(written).lower()}).generator.whiten == meant
+
+
+@pytest.mark.parametrize("bad", [float("nan"), datetime.date(2026, 1, 1), {1, 2}, 10**400, b"x", lambda: 1, "\udcff"])
+def test_what_no_file_holds_is_no_argument_of_an_environment(bad):
+    with pytest.raises(UserError, match=r"environment.kwargs = .*: it cannot be kept as JSON \("):
+        validated({"environment": {"kwargs": {"x": [bad]}}}, "here")
+
+
+def test_a_table_is_the_same_before_and_after_its_file():
+    cfg = validated({"environment": {"kwargs": {"x": (1, 2.5), "y": {"z": None}}}}, "here")
+    assert cfg.environment.kwargs == {"x": [1, 2.5], "y": {"z": None}}
+    assert validated(json.loads(save(cfg)), "here") == cfg
+
+
+def test_a_text_can_name_a_file():
+    with pytest.raises(UserError, match=r"train.directory = 'a.x00b': it has a NUL, which no file is named by"):
+        validated({"train": {"directory": "a\0b"}}, "here")

@@ -201,6 +201,7 @@ def test_other_rewards_are_refused_by_name(given):
         (1, {"z": 1.0}, True, "rewards name agent z, which is not in possible_agents"),
         (2, "no", False, "terminated of agent b is 'no' (str)"),
         (3, None, False, "truncated of agent b is None (NoneType)"),
+        (3, [[1], [1, 2]], False, "truncated of agent b is [[1], [1, 2]] (list)"),
         ("state", None, False, "state() gives None (NoneType) instead of an array of numbers: .*agents.critic"),
         ("state", [1.0, 2.0], False, "state() gives 2 numbers, 3 were expected"),
         ("state", [1.0, 2.0, np.inf], False, "state() is not finite"),
@@ -269,6 +270,10 @@ def test_discrete_actions_are_of_the_space_s_type(space):
         take(np.int64(7))
 
 
+class Panic(BaseException):
+    """As Rust's, which is no Exception."""
+
+
 class Robot(Exception):
     def __str__(self):
         raise ValueError
@@ -281,6 +286,7 @@ class Robot(Exception):
         (KeyError("robot"), "KeyError: 'robot'"),
         (SystemExit(0), "SystemExit: 0"),
         (Robot(), "Robot: <exception str() failed>"),
+        (Panic("index out of bounds"), "Panic: index out of bounds"),
         (RuntimeError("x" * 1000), f"RuntimeError: {'x' * 300}..."),
     ],
 )

@@ -172,6 +172,9 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.classic/connect_four_v3"}, "connect_four_v3.* is an AEC environment"),
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, not a PettingZoo ParallelEnv"),
+        ({"id": "games/Tabled"}, "not a PettingZoo ParallelEnv: it has no method observation_space"),
+        ({"id": "games/Lettered"}, r"possible_agents has 'a.udcff' \(str\): name it by at most 1000 printable letters"),
+        ({"id": "games/Listed"}, r"possible_agents has \['a'\] \(list\)"),
         ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),
         ({"id": "games/__doc__"}, "games has no function __doc__: "),  # not "did you mean '__doc__'?"
         ({"id": "games/np"}, "games has no function np: "),
@@ -212,6 +215,7 @@ def test_a_part_of_an_observation_and_the_whole():
     [
         ("games/Empty", "environment 0 .*: games/Empty: no agent acts after reset"),
         ("games/Odd", "agent z is not in possible_agents"),
+        ("games/Once", "games/Once: agents is <list_iterator .*: make it a list of those that act"),
     ],
 )
 def test_agents_that_cannot_be_are_refused(name, message):

@@ -1,6 +1,7 @@
 """Training end to end in this process: every kind of environment, algorithm and control."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -344,3 +345,35 @@ def test_the_policy_is_saved_before_what_can_fail(tmp_path, monkeypatch, what):
     assert {path.name for path in policy_file.files(tmp_path)} == names
     assert all(policy.w_M.isfinite().all() for policy in policy_file.team(tmp_path))
     assert not (tmp_path / "result.json").exists()
+
+
+class Wandering(gymnasium.Env):
+    """Goes to another folder in every step."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        os.chdir("/")
+        return np.zeros(2, np.float32), 1.0, True, False, {}
+
+
+def test_an_environment_that_goes_elsewhere_takes_no_file_along(tmp_path, monkeypatch):
+    gymnasium.register("Wandering-v0", Wandering)
+    monkeypatch.chdir(tmp_path)
+    flags = as_words(SMALL, {"environment.id": "Wandering-v0", "generator.source": "direct"})
+    assert cli.main(["train", "cartpole", "--run", "runs/x", *flags]) == 0
+    assert {"policy.safetensors", "result.json", "learning_curve.png"} <= {
+        p.name for p in (tmp_path / "runs/x").iterdir()
+    }
+
+
+def test_actions_that_no_policy_file_holds_are_refused_before_training():
+    cfg = with_flags(sources.preset("simple-spread"), {"environment.id": "games/Distant", "environment.kwargs": "{}"})
+    with pytest.raises(
+        UserError, match=r"games/Distant: no policy file holds its actions \(start = 1152921504606846976"
+    ):
+        prepare(cfg, Serial())

@@ -12,6 +12,19 @@ import runs
 from distqtrl import signals
 from distqtrl.training import stopping
 
+FORKED = """
+import os, time
+from distqtrl.training import stopping
+
+with stopping.collected():
+    child = os.fork()
+    if not child:
+        time.sleep(60)  # holds what was open
+        os._exit(0)
+print("returned", flush=True)
+os.kill(child, 9)
+"""
+
 BLOCKED = """
 import signal, threading, time
 from distqtrl.training import stopping
@@ -164,3 +177,8 @@ def collects_twice():
 def test_signals_are_ours_alone(environment, said):
     done = runs.forked(environment, timeout=30)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, said, "")
+
+
+def test_a_process_that_was_forked_meanwhile_is_not_waited_for():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "returned\n"
