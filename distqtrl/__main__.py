@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import threading
+from pathlib import Path
 
 from distqtrl.cli import output, terminal
 from distqtrl.training import stopping
@@ -16,6 +17,11 @@ def main() -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # ranks share the cores; train.threads raises torch's own
     terminal.prepare()
+    try:
+        Path.cwd()
+    except OSError as error:
+        output.say(f"distqtrl: the working directory cannot be used ({error.strerror}): cd to one that exists")
+        return 2
     training = sys.argv[1:2] in (["train"], ["search-bits"])
     if training:
         stopping.note_requeue()
@@ -38,7 +44,10 @@ def _leave_threads(code: int) -> None:
     for thread in others:
         thread.join(PATIENCE_S)
     if left := [thread.name for thread in others if thread.is_alive()]:
-        output.say(f"distqtrl: thread {left[0]} of the environment did not end: make its close() end it, or a daemon")
+        output.say(
+            f"distqtrl: thread {left[0]} went on after the work was done, and was ended with the process: let the "
+            "environment that began it end it in close()"
+        )
         atexit._run_exitfuncs()  # MPI's end among them
         sys.stdout.flush()
         os._exit(code)

@@ -74,10 +74,20 @@ def test_a_thread_that_goes_on_does_not_keep_the_process():
     program += "sys.argv = ['', 'presets', 'x']\nsys.exit(program.main())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("distqtrl: thread sensor of the environment did not end: make its")
+    assert done.stderr.splitlines()[-1].startswith(
+        "distqtrl: thread sensor went on after the work was done, and was ended"
+    )
 
 
 def test_an_argument_that_is_not_unicode_is_refused():
     done = subprocess.run([sys.executable, "-m", "distqtrl", "report", b"runs/\xff"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "argument 'runs/\\udcff' is not valid Unicode: rename what it names" in done.stderr
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path):
+    program = f"import os, sys\nos.mkdir({str(tmp_path / 'gone')!r})\nos.chdir({str(tmp_path / 'gone')!r})\n"
+    program += f"os.rmdir({str(tmp_path / 'gone')!r})\nfrom distqtrl.__main__ import main\nsys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the working directory cannot be used (No such file or directory): cd to one that exists" in done.stderr
