@@ -29,8 +29,9 @@ def main() -> int:
 
     code = run(sys.argv[1:])
     if lost := terminal.lost():
-        output.say(f"distqtrl: {lost}; {'files are as they should be' if training else 'the output is incomplete'}")
-        code = code if training else code or 1
+        files = training and not {"-h", "--help", "--print-config"} & set(sys.argv)
+        output.say(f"distqtrl: {lost}; {'files are as they should be' if files else 'the output is incomplete'}")
+        code = code if files else code or 1
     if training:
         stopping.ignore_requeue()
     _leave_threads(code)

@@ -87,6 +87,10 @@ def explain(error: BaseException, comm: Communicator) -> int:
     if isinstance(error, KeyboardInterrupt):
         say(f"distqtrl: {where}{interrupted(error)}")
         return getattr(error, "exit_code", 130)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        cause = " ".join(str(error).split())[:200]
+        say(f"distqtrl: {where}not enough memory ({cause}): give this process more, or ask for something smaller")
+        return 1
     trace = "".join(traceback.format_exception(error))
     say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))
     say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug; traceback above)")

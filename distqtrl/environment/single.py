@@ -61,6 +61,9 @@ def make(config: configuration.Environment, render: bool = False) -> gymnasium.E
 
     Gymnasium's own checks are left out: they warn once, and the border checks every step.
     """
+    for key in ("id", "max_episode_steps"):
+        if key in config.kwargs:
+            raise UserError(f"environment.kwargs has {key}, which environment.{key} sets: give it there")
     more = {"render_mode": "rgb_array"} if render else {}
     what = f"environment.id = '{config.id}' (kwargs {config.kwargs}) cannot be made"
     try:

@@ -118,7 +118,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     if not files:
         raise UserError(f"{run} has no checkpoint: start the run again without --resume")
     path = files[-1]
-    remedy = "delete it to resume from the one before" if len(files) > 1 else "start the run again"
+    remedy = "delete it to resume from the one before" if len(files) > 1 else "start again in another directory"
     about, tensors = tensorfile.read(path, FORMAT, remedy)
     try:
         told = schema.checked(Description, about)

@@ -91,3 +91,12 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "the working directory cannot be used (No such file or directory): cd to one that exists" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("--help",), ("cartpole", "--print-config")])
+def test_help_and_configurations_that_are_cut_are_no_success(words):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "distqtrl", "train", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "distqtrl: standard output: No space left on device; the output is incomplete\n"

@@ -352,3 +352,14 @@ def test_evaluation_refuses_what_is_not_finite():
     envs = environments(seen=lambda k: [0, np.inf] if k == 3 else [0, 0])
     with pytest.raises(UserError, match="step 3 of its episode"):
         play(envs, lambda obs_BO: np.zeros(1, np.int64))
+
+
+def test_an_observation_of_another_kind_of_numbers_is_named():
+    said = refused(environments("games/Faulty", what=0, given=np.zeros(2, np.complex64)))
+    assert "agent b observes an array of shape (2,) and type complex64, its space said float32" in said
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", "Acrobot-v1"), ("max_episode_steps", 5)])
+def test_what_has_a_key_of_its_own_is_no_argument(key, value):
+    with pytest.raises(UserError, match=f"environment.kwargs has {key}, which environment.{key} sets: give it there"):
+        Environments(config.Environment(kwargs={key: value}), [0], 0, "episode")
