@@ -46,8 +46,8 @@ def _leave_threads(code: int) -> None:
         thread.join(PATIENCE_S)
     if left := [thread.name for thread in others if thread.is_alive()]:
         output.say(
-            f"distqtrl: thread {left[0]} went on after the work was done, and was ended with the process: let the "
-            "environment that began it end it in close()"
+            f"distqtrl: thread {left[0]} went on after the work was done, and was ended with the process: let what "
+            "began it, such as an environment, end it when it is closed"
         )
         atexit._run_exitfuncs()  # MPI's end among them
         sys.stdout.flush()

@@ -214,9 +214,12 @@ def agents(given: Any, who: str) -> tuple[str, ...]:
 
 def acting(given: Any, possible: frozenset[Any], who: str) -> set[Any]:
     """The agents that act; raises UserError unless they are a collection of possible ones."""
-    if not isinstance(given, Collection) or isinstance(given, str) or not all(map(_hashable, given)):
+    try:
+        now = set(given) if isinstance(given, Collection) and not isinstance(given, str) else None
+    except TypeError:  # some cannot be a key
+        now = None
+    if now is None:
         raise UserError(f"{who}: agents is {short(given)}: make it a list of those that act")
-    now = set(given)
     if not now <= possible:
         odd = sorted(str(agent) for agent in now - possible)
         raise UserError(f"{who}: agent {odd[0]} is not in possible_agents: add it there")

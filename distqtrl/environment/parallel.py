@@ -165,12 +165,12 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
         )
     if hasattr(env, "agent_iter"):
         raise UserError(f"environment.id = '{name}' {AEC}")
-    lacks = [part for part in METHODS if not callable(getattr(env, part, None))]
-    lacks += [] if hasattr(env, "possible_agents") else ["possible_agents"]
+    lacks = [f"method {part}" for part in METHODS if not callable(getattr(env, part, None))]
+    lacks += [] if hasattr(env, "possible_agents") else ["list possible_agents"]
     if lacks:
         raise UserError(
             f"environment.id = '{name}' makes a {type(env).__name__}, not a PettingZoo ParallelEnv: it has no "
-            f"{'list' if lacks[0] == 'possible_agents' else 'method'} {lacks[0]}: give it one"
+            f"{lacks[0]}: give it one"
         )
     return env
 

@@ -198,10 +198,10 @@ def _box(space: Box) -> Callable[[Any], Floats]:
                 with np.errstate(over="ignore"):  # becomes infinite, which is refused
                     x = array.astype(np.float32) if array.dtype.kind in "biufO" else np.zeros((), np.float32)
             except (TypeError, ValueError):  # rows of unequal lengths, words
-                array = x = np.zeros((), np.float32)
-            if x.shape != shape == array.shape and isinstance(given, np.ndarray):  # complex numbers, records
-                raise UserError(f"{short(given)} and type {array.dtype}, its space said {space.dtype}")
+                x = np.zeros((), np.float32)
         if x.shape != shape:
+            if isinstance(given, np.ndarray) and given.shape == shape:  # complex numbers, records
+                raise UserError(f"{short(given)} and type {given.dtype}, its space said {space.dtype}")
             raise UserError(f"{f'shape {x.shape}' if x.ndim else short(given)}, its space said shape {shape}")
         return x
 

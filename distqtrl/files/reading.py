@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from distqtrl.errors import SHOWN, shortened
+from distqtrl.errors import SHOWN, encodable, shortened
 
 MOST_BYTES = 1 << 28  # of a text
 DEPTH = 50  # of lists and tables in each other
@@ -71,12 +71,10 @@ def parsed(text: str, infinite: bool = False) -> Any:
             parse_float=_finite,
             parse_int=_integer if _LONG.search(text) else None,
         )
-        if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
-    except UnicodeEncodeError:
-        raise ValueError("a text in it is not valid Unicode") from None
+    if "\\u" in text and not encodable(json.dumps(found, ensure_ascii=False)):
+        raise ValueError("a text in it is not valid Unicode")
     return found
 
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from distqtrl.allreduce.communicator import Serial
 from distqtrl.cli import parser
 from distqtrl.cli.commands import COMMANDS
+from distqtrl.cli.main import explain
 from distqtrl.config.run import field_names
 from distqtrl.config.sources import presets
 
@@ -94,3 +96,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, monkeypatch
     assert err.count("\n") == 1
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 6.71 GiB"), RuntimeError("CPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_memory_that_is_not_there_is_no_bug(capfd, error):
+    assert explain(error, Serial()) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"distqtrl: not enough memory ({error}): give this process more")
