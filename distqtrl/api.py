@@ -35,7 +35,7 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
 
 def read(path: Place, changes: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a TOML or JSON file, or of a run directory, with single fields replaced as in ``preset``."""
-    file = Path(path)
+    file = _path("path", path)
     found = sources.load(file / "config.json" if file.is_dir() else file)
     return sources.with_changes(found, changes or {})
 
@@ -76,10 +76,11 @@ def _checked(config: Config, directory: Place | None, resume: bool) -> Path | No
     """The directory; raises UserError for arguments that make no sense."""
     if not isinstance(config, Config):
         raise UserError(f"train takes a configuration, not {shortened(config)}: make one with distqtrl.preset or read")
-    if resume and (directory is None or not (Path(directory) / "config.json").exists()):
-        where = "no directory" if directory is None else f"{directory}, in which there is no run"
+    place = None if directory is None else _path("directory", directory)
+    if resume and (place is None or not (place / "config.json").exists()):
+        where = "no directory" if place is None else f"{place}, in which there is no run"
         raise UserError(f"resume = True with {where}: give the directory of a run, or leave resume out")
-    return None if directory is None else Path(directory)
+    return place
 
 
 def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, comm: Any) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def load(path: Place) -> "Policy | dict[str, Policy] | Adapted":
     from distqtrl.language import adapted
     from distqtrl.policy import policy_file
 
-    place = Path(path)
+    place = _path("path", path)
     if (update := adapted.written(place)) is not None:
         return adapted.load(update)
     if not place.is_dir():
@@ -163,11 +164,11 @@ def export(
     from distqtrl.policy import policy_file
 
     options = Options(
-        targets=named(targets if isinstance(targets, str) else ",".join(targets)),
+        targets=named(_words("targets", targets)),
         bits=_bits(bits),
         per=per if per is None else lookup("per", per, {"channel": "channel", "tensor": "tensor"}),
-        calibration=None if calibration is None else Path(calibration),
-        folding=None if parallel is None else folding("x".join(map(str, parallel))),
+        calibration=None if calibration is None else _path("calibration", calibration),
+        folding=None if parallel is None else folding(_product(parallel)),
         part=part,
         vectors=_positive("vectors", vectors),
         episodes=_positive("episodes", episodes),
@@ -177,13 +178,13 @@ def export(
         imports=import_environment,
         limit_s=tool_limit,
     )
-    telling = say or (lambda text: None)
+    telling, out = say or (lambda text: None), _path("folder", folder)
     if isinstance(source, policy_file.Policy):
         with tempfile.TemporaryDirectory(prefix="distqtrl-") as place:
             path = Path(place) / "policy.safetensors"
             source.save(path)
-            return exporting.export(path, Path(folder), options, telling)
-    return exporting.export(policy_file.only(Path(source)), Path(folder), options, telling)
+            return exporting.export(path, out, options, telling)
+    return exporting.export(policy_file.only(_path("source", source)), out, options, telling)
 
 
 def verify(
@@ -205,18 +206,21 @@ def verify(
     from distqtrl.export import verify as verifying
     from distqtrl.export.targets import named
 
-    text = targets if isinstance(targets, str) else ",".join(targets)
+    text, place = _words("targets", targets), _path("folder", folder)
     wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
     with tools.orderly(tool_limit):
-        return list(verifying.checks(Path(folder), *numbers, wanted, netlists=netlists, imports=import_environment))
+        return list(verifying.checks(place, *numbers, wanted, netlists=netlists, imports=import_environment))
 
 
 def describe(config: Config | str) -> dict[str, Any]:
     """Qubits, parameter counts and compression of a configuration, or of a preset; as ``distqtrl describe --json``."""
     from distqtrl.report.describe import describe as facts
 
-    return facts(preset(config) if isinstance(config, str) else config)
+    made = preset(config) if isinstance(config, str) else config
+    if not isinstance(made, Config):
+        raise UserError(f"config = {shortened(made)}: give a configuration, or the name of a preset")
+    return facts(made)
 
 
 def _bits(given: "Bits | Mapping[str, int] | None") -> "Bits | None":
@@ -224,7 +228,32 @@ def _bits(given: "Bits | Mapping[str, int] | None") -> "Bits | None":
 
     if given is None or isinstance(given, Bits):
         return given
+    if not isinstance(given, Mapping):
+        raise UserError(f"bits = {shortened(given)}: give a table of numbers of bits, such as {{'core': 3}}")
     return bits(",".join(f"{name}={value}" for name, value in given.items()))
+
+
+def _path(name: str, given: Any) -> Path:
+    """What is given as a path; raises UserError where nothing can have that name."""
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise UserError(f"{name} = {shortened(given)}: give a path, as text or a pathlib.Path")
+    return Path(text)
+
+
+def _words(name: str, given: Any) -> str:
+    """Names, or the text of them, as the command line takes them."""
+    words = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(word, str) for word in words):
+        raise UserError(f"{name} = {shortened(given)}: give names, such as ['c', 'verilog']")
+    return ",".join(words)
+
+
+def _product(parallel: Any) -> str:
+    """(32, 4) as the command line takes it."""
+    if not isinstance(parallel, Iterable):
+        raise UserError(f"parallel = {shortened(parallel)}: give lanes and columns, such as (32, 4)")
+    return "x".join(map(str, parallel))
 
 
 def _positive(name: str, value: int) -> int:

@@ -107,7 +107,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:
-    """table[name]; raises UserError that names the nearest entry."""
-    if name not in table:
-        raise UserError(f"unknown {kind} {errors.shortened(name)}: {nearest(name, table)}")
+    """table[name]; raises UserError that names the nearest entry, for what is no name at all, too."""
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"unknown {kind} {errors.shortened(name)}: {nearest(str(name), table)}")
     return table[name]

@@ -23,6 +23,7 @@ class Drawn(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         self.k = 0
+        print("a new episode")  # as pygame greets: no part of what a program reads
         return np.zeros(1, np.float32), {}
 
     def step(self, action):

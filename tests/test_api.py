@@ -109,14 +109,23 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.preset("cartpol"), "unknown preset 'cartpol': did you mean 'cartpole'?"),
         (lambda run: distqtrl.preset("cartpole", {"train.sed": 1}), "'train.sed': did you mean 'train.seed'?"),
         (lambda run: distqtrl.preset("cartpole", {"train.seed": "1"}), "train.seed = '1': Input should be a"),
+        (lambda run: distqtrl.preset(None), "unknown preset None: "),
+        (lambda run: distqtrl.preset(["cartpole"]), "unknown preset ['cartpole']: did you mean 'cartpole'?"),
+        (lambda run: distqtrl.preset("cartpole", [1]), "changes = [1]: give a table of keys and values"),
+        (lambda run: distqtrl.read(None), "path = None: give a path, as text or a pathlib.Path"),
+        (lambda run: distqtrl.read("a\0b"), r"path = 'a\x00b': give a path"),
         (lambda run: distqtrl.read(run / "policy.safetensors"), "cannot read configuration "),
         (lambda run: distqtrl.read(run / "nowhere"), "cannot read configuration "),
         (lambda run: distqtrl.train("cartpole"), "train takes a configuration, not 'cartpole': make one"),
+        (lambda run: distqtrl.train(config(), 5), "directory = 5: give a path"),
+        (lambda run: distqtrl.train(config(), b"runs"), "directory = b'runs': give a path"),
+        (lambda run: distqtrl.train(config(), "a\0b"), r"directory = 'a\x00b': give a path"),
         (lambda run: distqtrl.train(config({"train.seed": 1}), run), "was started with train.seed = 0, not 1"),
         (lambda run: distqtrl.train(config(), run / "new", resume=True), "in which there is no run: give"),
         (lambda run: distqtrl.train(config(), resume=True), "resume = True with no directory"),
         (lambda run: distqtrl.train(config({"environment.id": "CartPol-v1"}), run / "new"), "CartPol"),
         (lambda run: distqtrl.train(config({"train.steps": None}), run / "new"), "train.steps none needs"),
+        (lambda run: distqtrl.load(5), "path = 5: give a path"),
         (lambda run: distqtrl.load(run / "nowhere"), "cannot read "),
         (lambda run: distqtrl.load(run.parent), "cannot read "),
         (lambda run: distqtrl.load(run / "config.json"), "cannot read "),
@@ -125,8 +134,18 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.export(run, run / "new", bits={"core": 9}), "core=9: must lie between 1 and 8"),
         (lambda run: distqtrl.export(run, run / "new", per="layer"), "unknown per 'layer'"),
         (lambda run: distqtrl.export(run, run / "new", vectors=0), "vectors = 0: give a whole number, 1 or more"),
+        (lambda run: distqtrl.export(run, run / "new", targets=5), "targets = 5: give names, such as ['c', 'verilog']"),
+        (lambda run: distqtrl.export(run, run / "new", targets=[1]), "targets = [1]: give names"),
+        (lambda run: distqtrl.export(run, run / "new", bits=4), "bits = 4: give a table of numbers of bits"),
+        (lambda run: distqtrl.export(run, run / "new", parallel=3), "parallel = 3: give lanes and columns"),
+        (lambda run: distqtrl.export(run, run / "new", per=5), "unknown per 5"),
+        (lambda run: distqtrl.export(run, None), "folder = None: give a path"),
+        (lambda run: distqtrl.export(None, run / "new"), "source = None: give a path"),
         (lambda run: distqtrl.export(run / "nowhere", run / "new"), "cannot read "),
         (lambda run: distqtrl.verify(run), "manifest.json"),
+        (lambda run: distqtrl.verify(run, targets=7), "targets = 7: give names"),
+        (lambda run: distqtrl.verify(7), "folder = 7: give a path"),
+        (lambda run: distqtrl.describe(None), "config = None: give a configuration, or the name of a preset"),
         (lambda run: distqtrl.describe("cartpol"), "did you mean 'cartpole'?"),
     ],
 )  # fmt: skip
@@ -137,6 +156,16 @@ def test_mistakes_are_one_line(trained, call, line):
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(trained[0].rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 1.0, [[0, 0, 0]], np.zeros((2, 5)), [["a"] * 4], [[0] * 4, [0] * 3], [], "abcd"]
+)
+def test_observations_that_a_policy_cannot_read(trained, wrong):
+    policy = distqtrl.load(trained[0])
+    assert policy.act([[0, 0, 0, 0]]) == policy.act(np.zeros((1, 4), np.float32))  # a list is as good
+    with pytest.raises(distqtrl.UserError, match=r"observations are .*: give numbers of shape \(B, 4\)"):
+        policy.act(wrong)
 
 
 def test_a_policy_needs_neither_environment_nor_circuit(trained, tmp_path):

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
+from distqtrl.cli.output import print_json
 from distqtrl.errors import UserError
 
 TEXT = "Print the completion of bash, zsh or tcsh; install it with: distqtrl completion bash >FILE."
@@ -23,5 +24,9 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
         import shtab
     except ImportError:
         raise UserError("completion needs shtab: pip install 'distqtrl[completion]'") from None
-    print(shtab.complete(parser(), shell=args.shell))
+    text = shtab.complete(parser(), shell=args.shell)
+    if args.json:
+        print_json({"text": text})
+    else:
+        print(text)
     return 0

@@ -1,12 +1,12 @@
 """distqtrl describe: what a preset or a run consists of."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_fields, numbers, whole_number
+from distqtrl.cli.output import print_json
 from distqtrl.config.run import Config, differences
 from distqtrl.config.sources import load, parent, preset, presets, with_flags
 from distqtrl.errors import UserError
@@ -49,7 +49,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
             facts |= {"extends": extended, "changes": differences(preset(extended), config)}
     on_ranks = {} if args.ranks is None else _on_ranks(path, config, args.ranks)
     if args.json:
-        print(json.dumps(facts | ({"ranks": on_ranks} if on_ranks else {})))
+        print_json(facts | ({"ranks": on_ranks} if on_ranks else {}))
         return 0
     changes = facts.pop("changes", {})
     for n, told in on_ranks.items():
@@ -82,7 +82,7 @@ def _suggest(config: Config, trained: int, as_json: bool) -> int:
 
     flags, facts = suggest(config, trained)
     if as_json:
-        print(json.dumps({"flags": flags, **facts}))
+        print_json({"flags": flags, **facts})
         return 0
     print(" ".join(f"--{key} {value}" for key, value in flags.items()), end="\n\n")
     _table(facts)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.cli.arguments import Flags, add_alone
+from distqtrl.cli.output import print_json
 
 TEXT = "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank."
 SHARED = True
@@ -29,7 +30,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     if comm.rank > 0:
         return 0
     if args.json:
-        print(json.dumps({"versions": versions(), "ranks": ranks}))
+        print_json({"versions": versions(), "ranks": ranks})
         return 0
     for name, version in versions().items():
         print(f"{name:<18} {version}")
@@ -52,5 +53,8 @@ def _gradients(as_json: bool) -> int:
             unit = "standard errors" if row.sampled else "absolute"
             name = " ".join(part for part in (row.backend, row.device, row.result, row.method) if part)
             print(f"{name}: {row.status}, {row.error:.2g} ({unit}), up to n = {row.qubits}", flush=True)
-    print(json.dumps(gradients.as_json(found)) if as_json else f"\n{gradients.table(found)}")
+    if as_json:
+        print_json(gradients.as_json(found))
+    else:
+        print(f"\n{gradients.table(found)}")
     return int(any(row.status == "differs" for row in found))

@@ -1,11 +1,11 @@
 """distqtrl evaluate: greedy episodes of a trained policy."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, whole_number
+from distqtrl.cli.output import print_json
 from distqtrl.config.stages import Environment
 from distqtrl.errors import UserError
 
@@ -47,7 +47,7 @@ def _answer(update: Path, args: Namespace) -> int:
     rewards, lengths = adapted.answers(found, asked)
     if args.json:
         facts = {"task": found.language.task, "seed": args.seed, "length_mean": lengths.mean()}
-        print(json.dumps(facts | summary(rewards)))
+        print_json(facts | summary(rewards))
         return 0
     print(
         f"{found.language.task}: reward {rewards.mean():.4f} over {len(rewards)} greedy answers of "
@@ -82,7 +82,7 @@ def _play(args: Namespace) -> int:
             result["agents"] = dict(zip(found.agents, found.returns_EG.mean(0).tolist(), strict=True))
         if shown is not None:
             result["gif"] = {"file": str(args.gif), "return": shown}
-        print(json.dumps(result))
+        print_json(result)
         return 0
     print(
         f"{environment.id}: return {returns.mean():.2f} ± {returns.std():.2f} "

@@ -1,13 +1,12 @@
 """distqtrl export: a policy as integers, for every target."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
-from distqtrl.cli.output import aside
+from distqtrl.cli.output import aside, print_json
 from distqtrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
         return _decoder(update, args)
     about = folder.export(policy_file.only(Path(args.policy)), args.output, options(args), aside(args.json))
     if args.json:
-        print(json.dumps({"folder": str(args.output), **about}))
+        print_json({"folder": str(args.output), **about})
         return 0
     r = about["returns"]
     print(
@@ -80,7 +79,10 @@ def _decoder(update: Path, args: Namespace) -> int:
     write = lookup("--target of a language model", args.target or "merged", adapted.FORMS)
     found = adapted.load(update)
     write(args.output, found.model, found.factors_F)
-    print(json.dumps({"folder": str(args.output)}) if args.json else f"exported to {args.output}")
+    if args.json:
+        print_json({"folder": str(args.output)})
+    else:
+        print(f"exported to {args.output}")
     return 0
 
 

@@ -19,7 +19,7 @@ from distqtrl.allreduce.communicator import Communicator, Serial
 from distqtrl.allreduce.connect import announced, connect
 from distqtrl.cli.arguments import Flags, resolve
 from distqtrl.cli.commands import COMMANDS
-from distqtrl.cli.output import say, words
+from distqtrl.cli.output import for_a_program, say, words
 from distqtrl.cli.parser import parse
 from distqtrl.config import stages as configuration
 from distqtrl.errors import UserError, interrupted, of_system
@@ -69,9 +69,10 @@ def dispatch(request: Request | UserError, comm: Communicator) -> int:
     args, flags = agreed(comm, parsed)
     check_equal(comm, repr(sorted(vars(args).items())).encode(), "command lines", "start every rank alike")
     command = COMMANDS[args.command]
-    if command.SHARED:
-        return command.run(args, flags, comm)
-    return agreed(comm, lambda: command.run(args, flags, comm))
+    with for_a_program(args.json):
+        if command.SHARED:
+            return command.run(args, flags, comm)
+        return agreed(comm, lambda: command.run(args, flags, comm))
 
 
 def explain(error: BaseException, comm: Communicator) -> int:

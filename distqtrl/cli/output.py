@@ -1,8 +1,11 @@
 """Where the words of commands go: results to standard output, everything for people alone to standard error."""
 
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from distqtrl.errors import UserError
 
@@ -20,6 +23,28 @@ def say(text: str) -> None:
 def aside(as_json: bool) -> Callable[[str], None]:
     """Where a command's progress goes: to standard output, or nowhere when a program reads that."""
     return (lambda text: None) if as_json else (lambda text: print(text, flush=True))
+
+
+_read: list[TextIO] = []  # standard output, while a program reads it
+
+
+@contextmanager
+def for_a_program(as_json: bool) -> Iterator[None]:
+    """Only print_json writes to standard output; what others print, such as environments, goes to standard error."""
+    if not as_json:
+        yield
+        return
+    _read.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _read.pop()
+
+
+def print_json(value: Any) -> None:
+    """The one JSON object of a command."""
+    print(json.dumps(value), file=_read[-1])
 
 
 def words(error: UserError, where: str = "") -> str:

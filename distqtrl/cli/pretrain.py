@@ -1,12 +1,11 @@
 """distqtrl pretrain: a small decoder of one's own, to be the base of a training by reinforcement."""
 
-import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, whole_number
-from distqtrl.cli.output import aside
+from distqtrl.cli.output import aside, print_json
 
 TEXT = "Pre-train a small language model on a task's own answers, as a base for train."
 SHARED = False
@@ -47,7 +46,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     )
     found = pretrain.pretrain(args.output, settings, aside(args.json))
     if args.json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         right = f"{found['accuracy']:.1%} of unseen sums right by greedy choice"
         print(f"{args.output}: {found['weights']:,} weights, {right}")

@@ -1,11 +1,11 @@
 """distqtrl report: one page of many runs."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
+from distqtrl.cli.output import print_json
 
 TEXT = "Make one page of any set of runs: scores, curves, cost of a target, verdicts, parameters, time, versions."
 SHARED = False
@@ -27,5 +27,8 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     from distqtrl.report.html import report
 
     files = [str(path) for path in report(args.runs, args.output, args.marl_eval, args.target)]
-    print(json.dumps({"files": files}) if args.json else "\n".join(files))
+    if args.json:
+        print_json({"files": files})
+    else:
+        print("\n".join(files))
     return 0

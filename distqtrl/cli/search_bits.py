@@ -18,7 +18,7 @@ from distqtrl.cli.arguments import (
     numbers,
     resolve,
 )
-from distqtrl.cli.output import say
+from distqtrl.cli.output import print_json, say
 from distqtrl.errors import UserError
 from distqtrl.training import stopping
 
@@ -108,7 +108,10 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     if about is not None and about["status"] == "complete" and comm.rank == 0:
         files = f"  {asked.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
         whole = {"search": str(asked.directory), **about}
-        print(json.dumps(whole) if args.json else "\n".join([*summary(about), files]))
+        if args.json:
+            print_json(whole)
+        else:
+            print("\n".join([*summary(about), files]))
     agreed(comm, lambda: None)  # leave together, as after training
     return code or int(about is None or about["chosen"] is None)
 
@@ -117,7 +120,7 @@ def _print_plan(plan: list[tuple[str, list[str], int]], as_json: bool) -> int:
     total = sum(runs for _, _, runs in plan)
     if as_json:
         steps = [{"step": what, "policies": names, "runs": runs} for what, names, runs in plan]
-        print(json.dumps({"steps": steps, "runs": total}))
+        print_json({"steps": steps, "runs": total})
         return 0
     for what, names, runs in plan:
         print(f"{what}: at most {runs} runs: {' '.join(names)}")

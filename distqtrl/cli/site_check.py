@@ -1,6 +1,5 @@
 """distqtrl site-check: whether this cluster (or machine) is fit for trainings, and what to do where it is not."""
 
-import json
 import os
 import platform
 import time
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, whole_number
+from distqtrl.cli.output import print_json
 from distqtrl.errors import UserError, lookup
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
                 print(f"{'':<29} remedy: {result.remedy}", flush=True)
     told = checks.as_json(site, found, platform.node(), time.monotonic() - began)
     if args.json:
-        print(json.dumps(told))
+        print_json(told)
     else:
         counts = ", ".join(f"{count} {status}" for status, count in told["counts"].items())
         print(f"{len(found)} checks in {told['took_s']:.0f} s: {counts}")

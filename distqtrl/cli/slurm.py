@@ -1,11 +1,11 @@
 """distqtrl slurm: a training run as a SLURM job."""
 
-import json
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_configuration, add_fields, numbers, resolve, whole_number
+from distqtrl.cli.output import print_json
 
 TEXT = "Write and submit a SLURM job that trains, and goes on by itself after its time limit."
 SHARED = False
@@ -72,11 +72,14 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     )
     text = slurm.script(job, slurm.launcher(args.launcher), sys.executable)
     if args.dry_run:
-        print(text, end="")
+        if args.json:
+            print_json({"text": text})
+        else:
+            print(text, end="")
         return 0
     path, number = slurm.submit(job, text, args.nodelist, args.partition)
     if args.json:
-        print(json.dumps({"job": number, "script": str(path)}))
+        print_json({"job": number, "script": str(path)})
     else:
         print(f"submitted job {number} ({path}); watch it with: squeue --job {number}")
     return 0

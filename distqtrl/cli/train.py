@@ -1,7 +1,6 @@
 """distqtrl train: a run, started or gone on with."""
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, resolve
-from distqtrl.cli.output import say
+from distqtrl.cli.output import print_json, say
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save
 from distqtrl.config.sources import presets
@@ -42,7 +41,10 @@ def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     text = save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
     if args.print_config:
-        print(text, end="")
+        if args.json:
+            print_json(config.model_dump(mode="json"))
+        else:
+            print(text, end="")
         return 0
     directory, result, trained = _trained(args, config, comm)
     if comm.rank == 0 and (trained or not (directory / "learning_curve.png").exists()):  # killed just before its end
@@ -113,7 +115,7 @@ def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -
     from distqtrl.policy import policy_file
 
     if as_json:
-        print(json.dumps({"run": str(directory), **result}))
+        print_json({"run": str(directory), **result})
         return
     steps = (
         f"{result['update']} updates, {result['env_steps']:,} environment steps, {result['train_s']:.1f} s of training"

@@ -1,13 +1,12 @@
 """distqtrl verify: the proof of an exported folder, once more."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, add_proof
-from distqtrl.cli.output import aside
+from distqtrl.cli.output import aside, print_json
 
 TEXT = "Check an exported folder again: every target whose tool is here, vector by vector."
 SHARED = False
@@ -41,5 +40,5 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
             say(readme.line(check))
             found.append(check)
     if args.json:
-        print(json.dumps([asdict(check) for check in found]))
+        print_json([asdict(check) for check in found])
     return verify.exit_code(found, named)

@@ -29,6 +29,8 @@ def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     >>> with_changes(Config(), {"circuit.layers": 5, "policy.hidden": [32, 16]}).policy.hidden
     (32, 16)
     """
+    if not isinstance(changes, Mapping):
+        raise UserError(f"changes = {shortened(changes)}: give a table of keys and values, such as {{'train.seed': 1}}")
     values = config.model_dump()
     for key, value in changes.items():
         stage, field = _place(key)

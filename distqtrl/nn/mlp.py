@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distqtrl.config.stages import Environment
 from distqtrl.environment.single import Single
 from distqtrl.environment.spaces import Spaces
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, shortened
 from distqtrl.nn.sources import configured
 from distqtrl.policy import network
 from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
@@ -65,11 +65,20 @@ def policy(
     _refuse_other_forward(net, [_numbers(layer) for layer in linears], architecture, squashed)
     normalizer = Normalizer.fresh(widths[0])
     if observations is not None:
-        mean_O, variance_O = (np.asarray(values, np.float64) for values in observations)
-        if mean_O.shape != (widths[0],) or variance_O.shape != (widths[0],):
-            raise UserError(f"observations: give mean and variance of {widths[0]} numbers each")
-        normalizer = Normalizer(1.0, mean_O, variance_O)
+        normalizer = Normalizer(1.0, *_moments(observations, widths[0]))
     return Policy(architecture, head, w_M, normalizer, config.model_dump(mode="json"), {"source": "distqtrl.nn"})
+
+
+def _moments(given: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (O,) and variance (O,) of observations, as they were given."""
+    try:
+        mean_O, variance_O = (np.asarray(values, np.float64) for values in given)
+    except (TypeError, ValueError):  # not two, or no numbers
+        mean_O = variance_O = np.empty(0)
+    finite = np.isfinite(mean_O).all() and np.isfinite(variance_O).all()
+    if (mean_O.shape, variance_O.shape) != ((width,), (width,)) or not finite or (variance_O < 0).any():
+        raise UserError(f"observations: give mean and variance of {width} numbers each, finite, no variance below 0")
+    return mean_O, variance_O
 
 
 def _layers(net: Any) -> Iterator[Named]:
@@ -79,6 +88,10 @@ def _layers(net: Any) -> Iterator[Named]:
             yield "pi_features_extractor", net.pi_features_extractor
         yield from _inside("mlp_extractor.policy_net", net.mlp_extractor.policy_net)
         yield from _inside("action_net", net.action_net)
+    elif not isinstance(net, nn.Module | Iterable):
+        raise UserError(
+            f"distqtrl.nn.policy: {shortened(net)} is no net: give a Sequential, or a list of its layers in order"
+        )
     elif isinstance(net, nn.Sequential | nn.Linear) or not isinstance(net, nn.Module):
         parts = net.children() if isinstance(net, nn.Sequential) else [net] if isinstance(net, nn.Module) else net
         for number, module in enumerate(parts):

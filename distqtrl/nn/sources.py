@@ -16,7 +16,7 @@ from distqtrl import seeding
 from distqtrl.circuit import qpu
 from distqtrl.config.run import Config, validated
 from distqtrl.config.values import Stage
-from distqtrl.errors import UserError
+from distqtrl.errors import UserError, shortened
 from distqtrl.generator.controls import SOURCES, fresh_weights
 from distqtrl.generator.generator import Generator
 from distqtrl.mapping.model import Mapping as Mapping
@@ -159,6 +159,8 @@ def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tupl
     if config.generator.whiten == "every":
         raise UserError(f"{WHERE}: generator.whiten every needs to be told of optimizer steps: use start")
     if qubits is not None:
+        if not isinstance(qubits, int):
+            raise UserError(f"{WHERE}: qubits = {shortened(qubits)}: give a whole number, 1 to {MOST_QUBITS}")
         config = _enough(config, layers, qubits, free, f"qubits = {qubits}")
     generator = Generator(config, layers, num_qubits=qubits or 0)
     mapping, generator.mapping = generator.mapping, None

@@ -107,6 +107,7 @@ class Policy:
         self.w_M = self.w_M.detach().float()
         self.environment = Environment(**self.environment).model_dump(mode="json")
         self._outputs = network.acting(self.architecture, self.w_M)
+        self._width = self.architecture.num_inputs + (self.head.num_outputs if self.head.masked else 0)
         self._program: Program | None = None
         if self.trained and self.head.masked:
             self._integers = integers.acting(self.quantized())
@@ -116,8 +117,16 @@ class Policy:
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
         """The greedy actions for the environment: the most probable one (per factor), or the saturated mean.
 
-        Rows of a masked head end in the mask.
+        obs_BO: (..., O); rows of a masked head end in the mask. Raises UserError where they are no numbers or O is not
+        what the policy reads.
         """
+        try:
+            obs_BO = np.asarray(obs_BO)
+        except ValueError:  # rows of several lengths
+            obs_BO = np.asarray(obs_BO, object)
+        if obs_BO.dtype.kind not in "fiub" or obs_BO.shape[-1:] != (self._width,):
+            given = f"an array {obs_BO.shape} of {obs_BO.dtype}"
+            raise UserError(f"observations are {given}: give numbers of shape (B, {self._width}), a row for each")
         if self._program is not None:
             return self._program.act(obs_BO)
         seen_BO = read(self.head, obs_BO)

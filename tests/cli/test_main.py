@@ -1,5 +1,6 @@
 """All commands: help, exit codes, one line per mistake, nothing left behind, and the libraries that are not loaded."""
 
+import json
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -26,6 +27,37 @@ def test_help_is_complete(command, argv):
     if argv == ["train"]:
         assert all(f"--{name} " in out for name in field_names())
         assert all(name in "".join(out.split()) for name in presets())  # lines break at hyphens
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "cartpole", "--print-config"),
+        ("describe", "cartpole"),
+        ("describe", "cartpole", "--suggest", "200"),
+        ("slurm", "cartpole", "--dry-run"),
+        ("search-bits", "pendulum-sac", "--dry-run", "-o", "nowhere"),
+        ("completion", "bash"),
+        ("doctor",),
+    ],
+)
+def test_json_is_all_that_a_program_reads(command, words):
+    code, out, _ = command(*words, "--json")
+    assert code == 0
+    assert isinstance(json.loads(out), dict)
+
+
+def test_json_beside_an_environment_that_prints(command, small, tmp_path):
+    run = tmp_path / "run"
+    words = ("cartpole", "--environment.id", "drawn:Drawn-v0", "--generator.source", "direct", *small)
+    trusted = (run, "--import-environment", "--episodes", "1")
+    said = [command("train", *words, "--run", run, "--json"), command("evaluate", *trusted, "--json")]
+    said.append(command("export", *trusted, "-o", tmp_path / "out", "--vectors", "10", "--json"))
+    for code, out, err in said:
+        assert code == 0, err
+        assert isinstance(json.loads(out), dict)
+        assert "a new episode\n" in err
+    assert "a new episode\n" in command("evaluate", *trusted)[1]
 
 
 def test_help_and_mistakes_load_no_heavy_library():

@@ -11,6 +11,7 @@ from importlib import resources
 
 import numpy as np
 
+from distqtrl.errors import UserError
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, signed_bits
 
 COLUMNS = 4  # so many products, or fewer, are added up in one clock; of more, parts of this many first
@@ -29,6 +30,19 @@ def usual(program: Program) -> Folding:
     tried = [Folding(lanes, 4) for lanes in (4, 8, 16, 32)]
     clocks = [schedule(program, folding).clocks for folding in tried]
     return next(folding for folding, used in zip(tried, clocks, strict=True) if used <= 1.1 * min(clocks))
+
+
+def refuse_idle(program: Program, folding: Folding) -> None:
+    """Raise UserError where some lanes or columns would never have anything to do."""
+    shapes = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
+    columns = max(COLUMNS, *(k for _, k in shapes))
+    lanes = max(COLUMNS, -(-max(n for n, _ in shapes) // folding.columns) * folding.columns)
+    if folding.columns > columns or folding.lanes > lanes:
+        least = Folding(min(folding.lanes, lanes), folding.columns) if folding.columns <= columns else usual(program)
+        raise UserError(
+            f"--parallel {folding.lanes}x{folding.columns} is more than the widest layer has neurons and inputs "
+            f"({max(n for n, _ in shapes)} and {max(k for _, k in shapes)}): use {least.lanes}x{least.columns}"
+        )
 
 
 @dataclass(frozen=True)
