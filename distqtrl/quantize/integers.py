@@ -31,7 +31,8 @@ def dyadic(factor_N: Array, offset_N: Array) -> tuple[Ints, Ints, int]:
             scaled = [np.rint(np.ldexp(x_N, shift)).astype(np.int64) for x_N in (factor_N, offset_N)]
             return scaled[0], scaled[1], shift
     raise UserError(
-        f"a factor of {most:g} and an offset of {far:g} between two grids cannot be written as multiplier / 2**shift"
+        f"a factor of {most:g} and an offset of {far:g} between two grids cannot be written as multiplier / 2**shift: "
+        "the policy's numbers are too large, train it again with policy.normalize_observations true or a smaller rate"
     )
 
 

@@ -42,6 +42,7 @@ def record(
         reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise UserError(f"--gif {path} cannot be written: {reason}")
     frames: list[Image.Image] = []
+    whole = path.absolute()  # an environment may change the folder
     with _no_screen():
         environments = Environments(
             environment, [0], seed, "evaluation", 0, roles, film=lambda picture: frames.append(_frame(picture))
@@ -50,7 +51,7 @@ def record(
             most = bound(environments, max_steps)
             returns_B, _ = play(environments, environments.acting(acts), most)
             fps = environments.envs[0].metadata.get("render_fps") or FPS
-    replace(path, gif(frames, fps))
+    replace(whole, gif(frames, fps))
     return float(returns_B.mean())
 
 
