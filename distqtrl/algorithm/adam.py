@@ -39,7 +39,10 @@ class Adam:
         """Move those of the parameters, by their place among all, along their gradients."""
         for group, rate in zip(self._groups, self.rates, strict=True):
             moved = [(i, p) for i, p in group if i in places]
-            states = [self.state.setdefault(i, _fresh(p)) for i, p in moved]
+            for i, p in moved:
+                if i not in self.state:
+                    self.state[i] = _fresh(p)
+            states = [self.state[i] for i, _ in moved]
             adam(
                 [p for _, p in moved],
                 [cast(Tensor, p.grad) for _, p in moved],
