@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -12,9 +13,11 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from distqtrl.allreduce.communicator import RankLost
+from distqtrl.allreduce.connect import oversubscribed
 from distqtrl.allreduce.watchdog import Watchdog, keeper, until_read
 
 Array = npt.NDArray[np.float64]
+NAP_S = 1e-5  # and what the system adds to it, some 60 us
 
 
 class Mpi:
@@ -36,6 +39,7 @@ class Mpi:
         if parent is None:
             atexit.register(self._ended_in_time)
         told = os.environ.get("OMPI_MCA_mpi_ft_enable", "")  # noqa: SIM112 (by mpirun --with-ft ulfm)
+        self._crowded = oversubscribed()
         self.survives = told in ("1", "true") and library().startswith("Open MPI")
 
     def subset(self, ranks: Sequence[int]) -> "Mpi":
@@ -51,19 +55,19 @@ class Mpi:
     def allgather(self, x: np.ndarray) -> np.ndarray:
         gathered = np.empty((self.size, *x.shape), dtype=x.dtype)
         with self._waiting(gathered.nbytes):
-            self._comm.Allgather(np.ascontiguousarray(x), gathered)
+            self._call("Allgather", np.ascontiguousarray(x), gathered)
         return gathered
 
     def gather(self, x: np.ndarray) -> np.ndarray | None:
         gathered = None if self.rank else np.empty((self.size, *x.shape), dtype=x.dtype)
         with self._waiting(0 if gathered is None else gathered.nbytes):
-            self._comm.Gather(np.ascontiguousarray(x), gathered)
+            self._call("Gather", np.ascontiguousarray(x), gathered)
         return gathered
 
     def allreduce_sum(self, x_V: Array) -> Array:
         total = np.empty_like(x_V)
         with self._waiting(total.nbytes):
-            self._comm.Allreduce(x_V, total)
+            self._call("Allreduce", x_V, total)
         return total
 
     def exchange(self, x_V: Array, partner: int) -> Array:
@@ -71,7 +75,10 @@ class Mpi:
             return x_V
         other = np.empty_like(x_V)
         with self._waiting(other.nbytes):
-            self._comm.Sendrecv(x_V, partner, recvbuf=other, source=partner)
+            if self._crowded:
+                self._sleep(self._comm.Isend(x_V, partner), self._comm.Irecv(other, partner))
+            else:
+                self._comm.Sendrecv(x_V, partner, recvbuf=other, source=partner)
         return other
 
     def arrival(self) -> Callable[[], bool]:
@@ -80,6 +87,18 @@ class Mpi:
 
     def limit(self, timeout_s: float | None) -> None:
         self._watchdog.limit(timeout_s)
+
+    def _call(self, name: str, given: np.ndarray, found: np.ndarray | None) -> None:
+        """MPI's function of this name, which polls until it is done; asleep where ranks that work need the core."""
+        if self._crowded:
+            self._sleep(getattr(self._comm, f"I{name.lower()}")(given, found))
+        else:
+            getattr(self._comm, name)(given, found)
+
+    def _sleep(self, *requests: MPI.Request) -> None:
+        for request in requests:
+            while not request.Test():
+                time.sleep(NAP_S)
 
     @contextmanager
     def _waiting(self, num_bytes: int) -> Iterator[None]:

@@ -17,6 +17,6 @@ def rank_facts() -> dict[str, Any]:
         "pid": os.getpid(),
         "cores": ",".join(str(c) for c in given_cores()),
         "on_host": announced("on_host", without=1),
-        "waits": "yielding its core" if oversubscribed() else "polling",
+        "waits": "asleep" if oversubscribed() else "polling",
         "threads": f"torch {torch.get_num_threads()}, OMP_NUM_THREADS {caps}",
     }
