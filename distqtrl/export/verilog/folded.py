@@ -15,6 +15,7 @@ from distqtrl.errors import UserError
 from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Range, Scale, signed_bits
 
 COLUMNS = 4  # so many products, or fewer, are added up in one clock; of more, parts of this many first
+TRIED = (4, 8, 16, 32)  # lanes
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,25 @@ class Folding:
 
 
 def usual(program: Program) -> Folding:
-    """4 columns, and the fewest lanes up to 32 that come within a tenth of the fewest clocks."""
-    tried = [Folding(lanes, 4) for lanes in (4, 8, 16, 32)]
+    """4 columns, and the fewest of TRIED lanes, up to 32, that come within a tenth of the fewest clocks."""
+    tried = [Folding(lanes, COLUMNS) for lanes in TRIED]
     clocks = [schedule(program, folding).clocks for folding in tried]
     return next(folding for folding, used in zip(tried, clocks, strict=True) if used <= 1.1 * min(clocks))
 
 
 def refuse_idle(program: Program, folding: Folding) -> None:
-    """Raise UserError where some lanes or columns would never have anything to do."""
+    """Raise UserError for more lanes than the widest layer has neurons, and more columns than one has inputs.
+
+    What ``usual`` tries is never too many.
+    """
     shapes = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
-    columns = max(COLUMNS, *(k for _, k in shapes))
-    lanes = max(COLUMNS, -(-max(n for n, _ in shapes) // folding.columns) * folding.columns)
-    if folding.columns > columns or folding.lanes > lanes:
-        least = Folding(min(folding.lanes, lanes), folding.columns) if folding.columns <= columns else usual(program)
+    neurons, inputs = (max(sizes) for sizes in zip(*shapes, strict=True))
+    lanes = max(TRIED[-1], neurons + -neurons % folding.columns)
+    if folding.lanes > lanes or folding.columns > max(COLUMNS, inputs):
+        enough = usual(program)
         raise UserError(
-            f"--parallel {folding.lanes}x{folding.columns} is more than the widest layer has neurons and inputs "
-            f"({max(n for n, _ in shapes)} and {max(k for _, k in shapes)}): use {least.lanes}x{least.columns}"
+            f"--parallel {folding.lanes}x{folding.columns} is more than this network can use, whose widest layers have "
+            f"{neurons} neurons and {inputs} inputs: use {enough.lanes}x{enough.columns}, or leave it out"
         )
 
 

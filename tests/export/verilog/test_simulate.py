@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from quantize.programs import observations, program
 
+from distqtrl.errors import UserError
 from distqtrl.export import tools
 from distqtrl.export.verilog import folded, simulate, synthesis, unrolled
 from distqtrl.export.verilog.folded import Folding
@@ -24,6 +25,16 @@ def icarus():
         tools.icarus()
     except tools.Missing as error:
         pytest.skip(str(error))
+
+
+def test_what_is_chosen_is_never_more_than_can_be_used():
+    for seed in range(200):
+        made = program(seed)
+        folded.refuse_idle(made, folded.usual(made))
+        neurons = max(len(op.weights_NK) for op in made.ops if isinstance(op, Matmul))
+        folded.refuse_idle(made, Folding(max(neurons, 32), 1))
+        with pytest.raises(UserError, match=rf"have {neurons} neurons .* use \d+x4"):
+            folded.refuse_idle(made, Folding(max(neurons, 32) + 1, 1))
 
 
 @pytest.mark.parametrize(("seed", "factored"), [(1, False), (2, True), (11, True)])
