@@ -238,6 +238,12 @@ def _path(name: str, given: Any) -> Path:
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     if not isinstance(text, str) or "\0" in text:
         raise UserError(f"{name} = {shortened(given)}: give a path, as text or a pathlib.Path")
+    try:
+        Path(text).stat()
+    except (FileNotFoundError, NotADirectoryError):  # who reads it says more
+        pass
+    except OSError as error:
+        raise UserError(f"{name} = {shortened(given)}: {error.strerror}: give another path") from None
     return Path(text)
 
 
@@ -251,7 +257,7 @@ def _words(name: str, given: Any) -> str:
 
 def _product(parallel: Any) -> str:
     """(32, 4) as the command line takes it."""
-    if not isinstance(parallel, Iterable):
+    if isinstance(parallel, str) or not isinstance(parallel, Iterable):
         raise UserError(f"parallel = {shortened(parallel)}: give lanes and columns, such as (32, 4)")
     return "x".join(map(str, parallel))
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
-from distqtrl.cli.output import print_json
+from distqtrl.cli.output import tell
 from distqtrl.errors import UserError
 
 TEXT = "Print the completion of bash, zsh or tcsh; install it with: distqtrl completion bash >FILE."
@@ -25,8 +25,5 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     except ImportError:
         raise UserError("completion needs shtab: pip install 'distqtrl[completion]'") from None
     text = shtab.complete(parser(), shell=args.shell)
-    if args.json:
-        print_json({"text": text})
-    else:
-        print(text)
+    tell(args.json, {"text": text}, text)
     return 0

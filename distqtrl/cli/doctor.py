@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import allgather_bytes
 from distqtrl.cli.arguments import Flags, add_alone
-from distqtrl.cli.output import print_json
+from distqtrl.cli.output import print_json, tell
 
 TEXT = "Print versions, ranks, hosts, cores and threads; run it under mpirun to see every rank."
 SHARED = True
@@ -53,8 +53,5 @@ def _gradients(as_json: bool) -> int:
             unit = "standard errors" if row.sampled else "absolute"
             name = " ".join(part for part in (row.backend, row.device, row.result, row.method) if part)
             print(f"{name}: {row.status}, {row.error:.2g} ({unit}), up to n = {row.qubits}", flush=True)
-    if as_json:
-        print_json(gradients.as_json(found))
-    else:
-        print(f"\n{gradients.table(found)}")
+    tell(as_json, gradients.as_json(found), f"\n{gradients.table(found)}")
     return int(any(row.status == "differs" for row in found))

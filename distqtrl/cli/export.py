@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
-from distqtrl.cli.output import aside, print_json
+from distqtrl.cli.output import aside, print_json, tell
 from distqtrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ def _decoder(update: Path, args: Namespace) -> int:
     write = lookup("--target of a language model", args.target or "merged", adapted.FORMS)
     found = adapted.load(update)
     write(args.output, found.model, found.factors_F)
-    if args.json:
-        print_json({"folder": str(args.output)})
-    else:
-        print(f"exported to {args.output}")
+    tell(args.json, {"folder": str(args.output)}, f"exported to {args.output}")
     return 0
 
 

@@ -47,6 +47,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value), file=_read[-1])
 
 
+def tell(as_json: bool, value: Any, text: str) -> None:
+    """A command's result: the value for a program, or the text for people."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
+
+
 def words(error: UserError, where: str = "") -> str:
     """An error in one line, followed by the traceback where the user's own code raised it."""
     return f"distqtrl: {where}{error}" + (f"\n{error.trace}" if error.trace else "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags
-from distqtrl.cli.output import print_json
+from distqtrl.cli.output import tell
 
 TEXT = "Make one page of any set of runs: scores, curves, cost of a target, verdicts, parameters, time, versions."
 SHARED = False
@@ -27,8 +27,5 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     from distqtrl.report.html import report
 
     files = [str(path) for path in report(args.runs, args.output, args.marl_eval, args.target)]
-    if args.json:
-        print_json({"files": files})
-    else:
-        print("\n".join(files))
+    tell(args.json, {"files": files}, "\n".join(files))
     return 0

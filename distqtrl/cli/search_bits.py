@@ -18,7 +18,7 @@ from distqtrl.cli.arguments import (
     numbers,
     resolve,
 )
-from distqtrl.cli.output import print_json, say
+from distqtrl.cli.output import print_json, say, tell
 from distqtrl.errors import UserError
 from distqtrl.training import stopping
 
@@ -108,10 +108,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     if about is not None and about["status"] == "complete" and comm.rank == 0:
         files = f"  {asked.directory}: search.md, search.json, search.png{', chosen' if about['chosen'] else ''}"
         whole = {"search": str(asked.directory), **about}
-        if args.json:
-            print_json(whole)
-        else:
-            print("\n".join([*summary(about), files]))
+        tell(args.json, whole, "\n".join([*summary(about), files]))
     agreed(comm, lambda: None)  # leave together, as after training
     return code or int(about is None or about["chosen"] is None)
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_configuration, add_fields, numbers, resolve, whole_number
-from distqtrl.cli.output import print_json
+from distqtrl.cli.output import tell
 
 TEXT = "Write and submit a SLURM job that trains, and goes on by itself after its time limit."
 SHARED = False
@@ -72,16 +72,11 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     )
     text = slurm.script(job, slurm.launcher(args.launcher), sys.executable)
     if args.dry_run:
-        if args.json:
-            print_json({"text": text})
-        else:
-            print(text, end="")
+        tell(args.json, {"text": text}, text.removesuffix("\n"))
         return 0
     path, number = slurm.submit(job, text, args.nodelist, args.partition)
-    if args.json:
-        print_json({"job": number, "script": str(path)})
-    else:
-        print(f"submitted job {number} ({path}); watch it with: squeue --job {number}")
+    submitted = f"submitted job {number} ({path}); watch it with: squeue --job {number}"
+    tell(args.json, {"job": number, "script": str(path)}, submitted)
     return 0
 
 

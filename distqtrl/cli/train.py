@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, resolve
-from distqtrl.cli.output import print_json, say
+from distqtrl.cli.output import print_json, say, tell
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save
 from distqtrl.config.sources import presets
@@ -41,10 +41,7 @@ def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     text = save(config)
     check_equal(comm, text.encode(), "configurations", "give every rank the same command line, files and directory")
     if args.print_config:
-        if args.json:
-            print_json(config.model_dump(mode="json"))
-        else:
-            print(text, end="")
+        tell(args.json, config.model_dump(mode="json"), text.removesuffix("\n"))
         return 0
     directory, result, trained = _trained(args, config, comm)
     if comm.rank == 0 and (trained or not (directory / "learning_curve.png").exists()):  # killed just before its end

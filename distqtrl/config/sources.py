@@ -109,8 +109,8 @@ def load(path: Path) -> Config:
         text = reading.text(path)
         values = reading.parsed(text) if path.suffix.lower() == ".json" else reading.toml(text)
     except ValueError as error:
-        remedy = "" if path.exists() else ": give a run's directory, or a file of TOML or JSON"
-        raise UserError(f"cannot read configuration {path}: {error}{remedy}") from None
+        remedy = "give a run's directory, or a file of TOML or JSON"
+        raise UserError(f"cannot read configuration {path}: {error}: {remedy}") from None
     if not isinstance(values, dict):
         raise UserError(f"cannot read configuration {path}: it holds no table of stages")
     try:

@@ -32,7 +32,7 @@ def dyadic(factor_N: Array, offset_N: Array) -> tuple[Ints, Ints, int]:
             return scaled[0], scaled[1], shift
     raise UserError(
         f"a factor of {most:g} and an offset of {far:g} between two grids cannot be written as multiplier / 2**shift: "
-        "the policy's numbers are too large, train it again with policy.normalize_observations true or a smaller rate"
+        "the policy's weights or observations are too large, train it again on normalised ones or at a smaller rate"
     )
 
 

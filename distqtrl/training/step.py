@@ -73,8 +73,7 @@ def pull_back(learners: Sequence[Learner], cotangents: Sequence[Tensor]) -> None
         if any(w_M.requires_grad for w_M in weights):
             # not w_M.backward(cotangent_M), which imports sympy: a second of every rank's start
             products = [torch.dot(w_M, v_M) for w_M, v_M in zip(weights, cotangents, strict=True)]
-            total = products[0] if len(products) == 1 else torch.stack(products).sum()
-            generated.on_devices(total.backward)
+            generated.on_devices(sum(products[1:], products[0]).backward)
 
 
 def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> list[Reduced]:
