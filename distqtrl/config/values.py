@@ -71,14 +71,25 @@ class Stage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _none(cls, values: Any) -> Any:
-        """ "none" stands for nothing where a field may be left empty (TOML has no word for it)."""
+        """ "none" stands for nothing where a field may be left empty (TOML has no word for it).
+
+        Numbers and arrays of NumPy and torch, as sweeps have them, are taken for Python's.
+        """
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields.items()
         empty = {name for name, field in fields if type(None) in get_args(field.annotation)}
         lists = {name for name, field in fields if get_origin(field.annotation) is tuple}
         values = {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        values = {name: _plain(value) for name, value in values.items()}
         return {name: _tuple(value) if name in lists else value for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and torch as Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _tuple(value: Any) -> Any:

@@ -3,7 +3,9 @@
 import datetime
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from distqtrl.config import sources
 from distqtrl.config.run import Config, differences, save, validated
@@ -175,3 +177,21 @@ def test_a_table_is_the_same_before_and_after_its_file():
 def test_a_text_can_name_a_file():
     with pytest.raises(UserError, match=r"train.directory = 'a.x00b': it has a NUL, which no file is named by"):
         validated({"train": {"directory": "a\0b"}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "kept"),
+    [
+        ("train.seed", np.int64(3), 3),
+        ("train.steps", np.float64(1e6), 1_000_000),
+        ("policy.hidden", np.array([8, 16]), (8, 16)),
+        ("policy.hidden", [np.int32(8)], (8,)),
+        ("algorithm.learning_rate", np.float32(0.25), 0.25),
+        ("algorithm.anneal", np.bool_(True), True),
+        ("mapping.trained", torch.tensor(False), False),
+    ],
+)
+def test_numbers_of_a_sweep(key, given, kept):
+    stage, name = key.split(".")
+    found = getattr(getattr(sources.with_changes(preset("cartpole"), {key: given}), stage), name)
+    assert (found, type(found)) == (kept, type(kept))
