@@ -149,9 +149,8 @@ def more_than_cores(results: dict[str, Any]) -> list[str]:
         "| MPI | ranks | env steps/s | ranks | env steps/s | ratio | goal: at least 75 % |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    ways = {"weak": "MPICH, yields, as distqtrl sets it", "no yield": "MPICH, does not yield", "Open MPI": "Open MPI"}
     weak = found(results, "weak")
-    for case, name in ways.items():
+    for case, name in {"weak": "MPICH", "Open MPI": "Open MPI"}.items():
         rows = {2: weak[2], **found(results, case)}
         few, many = rows[2], rows[max(rows)]
         if few is many:

@@ -78,13 +78,10 @@ def said(what: str) -> None:
 
 
 def cases(ranks: Sequence[int], openmpi: Path | None) -> list[Case]:
-    """Weak and strong scaling, and the most ranks in other ways to wait."""
+    """Weak and strong scaling, and fewest and most ranks under another MPI."""
     some, most = ranks[1], ranks[-1]
     out = [Case("weak", n, ENVIRONMENTS, tuple(setting.mpirun(n))) for n in ranks]
     out += [Case("strong", n, ENVIRONMENTS // n, tuple(setting.mpirun(n))) for n in ranks[1:]]
-    if most > some:
-        no = (("MPIR_CVAR_ENABLE_HEAVY_YIELD", "0"),)
-        out.append(Case("no yield", most, ENVIRONMENTS, tuple(setting.mpirun(most)), no))
     if openmpi and (openmpi / "mpirun").exists():
         for n in (some, most):
             launcher = (str(openmpi / "mpirun"), "-n", str(n), str(openmpi / "python"))
