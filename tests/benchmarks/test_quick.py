@@ -11,7 +11,7 @@ from lib import setting
 from PIL import Image
 
 from distqtrl.config import stages as config
-from distqtrl.policy import lower
+from distqtrl.policy import lower, policy_file
 from distqtrl.policy.distribution import Gaussian, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
@@ -203,6 +203,20 @@ def test_export(quick):
     assert all(r["lut"] <= r["lut_with_carries"] for row in results["layers"] for r in row["ours"].values())
     assert {check["status"] for check in results["cartpole"]["checks"]} <= {"equal", "built", "not checked", "skipped"}
     assert "## Layers alone" in written("export/export.md")
+
+
+def test_policies(quick, tmp_path):
+    written = quick("policies", "--runs", tmp_path / "runs", "--seeds", "3")
+    results = json.loads(written("policies/hopper.json"))
+    scores = {seed: row["mean"] for seed, row in results["seeds"].items()}
+    assert list(scores) == ["0", "1", "2"]
+    assert results["failed"] == []
+    assert f"Mean of 3 seeds {sum(scores.values()) / 3:,.0f} (95 % interval " in written("policies/hopper.md")
+    median = sorted(scores, key=scores.get)[1]
+    (of_median,) = (tmp_path / "runs").glob(f"*-seed{median}/*/policy.safetensors")
+    policy = tmp_path / "policies" / "hopper.safetensors"
+    assert policy.read_bytes() == of_median.read_bytes()
+    assert policy_file.load(policy).trained.settings.core_bits == (3,)
 
 
 def test_cores(quick, tmp_path):
