@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lib import films
+from lib import compared, films
 from PIL import Image, ImageSequence
 
 from distqtrl.config import sources
@@ -43,3 +43,10 @@ def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
     results = json.loads((ROOT / "benchmarks" / "results" / "solve" / f"{preset}.json").read_text())
     assert validated(results["config"], preset) == sources.preset(preset)  # keys added since have their default
     assert len(results["seeds"]) == seeds
+
+
+def test_two_seeds_have_no_verdict():
+    cases = {name: {"scores": list(scores)} for name, scores in (("a", (1, 2)), ("b", (5, 6, 7)), ("c", (8, 9, 10)))}
+    few, enough = compared.verdicts(cases, [("a", "b"), ("c", "b")])
+    assert few == "**a** (2 seeds) and **b** (3): too few for a verdict"
+    assert "is better than" in enough
