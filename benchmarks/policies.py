@@ -10,6 +10,7 @@ stopped goes on from its last checkpoint; --cores of them at a time.
 """
 
 import argparse
+import shlex
 import shutil
 import statistics
 from typing import Any
@@ -112,7 +113,7 @@ def table(results: dict[str, Any]) -> str:
         f"# Integer policies: {results['task']}",
         "",
         *runs.line(results),
-        f"`distqtrl train {results['preset']} {' '.join(runs.words(results['flags']))}`",
+        f"`{shlex.join(['distqtrl', 'train', results['preset'], *runs.words(results['flags'])])}`",
         "",
         "| seed | environment | steps | episodes | return, mean | deviation | least | policy of step | core minutes |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
