@@ -3,26 +3,28 @@
 Bad input raises UserError, with the line that the command line would print. Nothing here is loaded before it is used.
 """
 
+import operator
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqtrl.config import sources
-from distqtrl.config.run import Config, save
+from distqtrl.config.run import Config, save, validated
 from distqtrl.errors import UserError, lookup, shortened
+from distqtrl.files import places
+from distqtrl.files.places import Place
 
 if TYPE_CHECKING:
     from distqtrl.export.check import Check
     from distqtrl.language.adapted import Adapted
     from distqtrl.policy.policy_file import Policy
     from distqtrl.quantize.formats import Bits
-
-Place = str | os.PathLike[str]
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
@@ -35,9 +37,7 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
 
 def read(path: Place, changes: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a TOML or JSON file, or of a run directory, with single fields replaced as in ``preset``."""
-    file = _path("path", path)
-    found = sources.load(file / "config.json" if file.is_dir() else file)
-    return sources.with_changes(found, changes or {})
+    return sources.with_changes(sources.load(places.path("path", path)), changes or {})
 
 
 def train(config: Config, directory: Place | None = None, *, resume: bool = False, yes: bool = False) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
     timeout_s = config.allreduce.timeout_s if isinstance(config, Config) else 1800.0
     try:
         with together("distqtrl.train", timeout_s) as comm:
-            place = agreed(comm, lambda: _checked(config, directory, resume))
+            config, place = agreed(comm, lambda: _checked(config, directory, resume))
             check_equal(comm, save(config).encode(), "configurations", "give every rank the same one, seed included")
-            check_equal(comm, f"{place} {resume}".encode(), "directory or resume", "give every rank the same ones")
+            check_equal(comm, os.fsencode(f"{place} {resume}"), "directory or resume", "give every rank the same ones")
             result = _trained(config, place, resume, yes, comm)
             agreed(comm, lambda: None)  # when it returns, everything has been written, on every rank
     except UserError as error:
@@ -72,37 +72,51 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
     return result
 
 
-def _checked(config: Config, directory: Place | None, resume: bool) -> Path | None:
-    """The directory; raises UserError for arguments that make no sense."""
+def _checked(config: Config, directory: Place | None, resume: bool) -> tuple[Config, Path | None]:
+    """Configuration and directory; raises UserError for arguments that make no sense."""
     if not isinstance(config, Config):
         raise UserError(f"train takes a configuration, not {shortened(config)}: make one with distqtrl.preset or read")
-    place = None if directory is None else _path("directory", directory)
+    place = None if directory is None else places.path("directory", directory)
     if resume and (place is None or not (place / "config.json").exists()):
         where = "no directory" if place is None else f"{place}, in which there is no run"
         raise UserError(f"resume = True with {where}: give the directory of a run, or leave resume out")
-    return place
+    return validated(config.model_dump(warnings=False), "config"), place  # model_copy checks nothing
 
 
 def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, comm: Any) -> dict[str, Any]:
-    """The result, with the learning curve drawn; torch's number of threads is the caller's again afterwards."""
-    import torch
-
+    """The result, with the learning curve drawn."""
     from distqtrl.report.figures import undrawn
     from distqtrl.training.start import Request, start
 
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.subject)
     name = f"{name}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    threads = torch.get_num_threads()
-    try:
+    with _torch_as_new():
         request = Request(config, directory, name, resume)
         outcome = start(request, comm, began=lambda beginning: None, confirm=lambda line: yes, say=_say)
-    finally:
-        torch.set_num_threads(threads)
     if comm.rank == 0 and (outcome.trained or not (outcome.directory / "learning_curve.png").exists()):
         problem = undrawn(outcome.directory)
         if problem:
             _say(f"distqtrl: {problem}")
     return {"run": str(outcome.directory), **outcome.result}
+
+
+@contextmanager
+def _torch_as_new() -> Iterator[None]:
+    """torch without what a program has set for itself, and has again afterwards: threads, type, device, gradients."""
+    import torch
+
+    threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device(None)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        if device.type != "cpu":
+            torch.set_default_device(device)
 
 
 def rank() -> int:
@@ -123,7 +137,7 @@ def load(path: Place) -> "Policy | dict[str, Policy] | Adapted":
     from distqtrl.language import adapted
     from distqtrl.policy import policy_file
 
-    place = _path("path", path)
+    place = places.path("path", path)
     if (update := adapted.written(place)) is not None:
         return adapted.load(update)
     if not place.is_dir():
@@ -163,11 +177,13 @@ def export(
     from distqtrl.export.targets import named
     from distqtrl.policy import policy_file
 
+    if tool_limit is not None and not (isinstance(tool_limit, int | float) and tool_limit > 0):
+        raise UserError(f"tool_limit = {shortened(tool_limit)}: give seconds, more than 0, or None")
     options = Options(
         targets=named(_words("targets", targets)),
         bits=_bits(bits),
         per=per if per is None else lookup("per", per, {"channel": "channel", "tensor": "tensor"}),
-        calibration=None if calibration is None else _path("calibration", calibration),
+        calibration=None if calibration is None else places.path("calibration", calibration),
         folding=None if parallel is None else folding(_product(parallel)),
         part=part,
         vectors=_positive("vectors", vectors),
@@ -178,13 +194,13 @@ def export(
         imports=import_environment,
         limit_s=tool_limit,
     )
-    telling, out = say or (lambda text: None), _path("folder", folder)
+    telling, out = say or (lambda text: None), places.path("folder", folder)
     if isinstance(source, policy_file.Policy):
         with tempfile.TemporaryDirectory(prefix="distqtrl-") as place:
             path = Path(place) / "policy.safetensors"
             source.save(path)
             return exporting.export(path, out, options, telling)
-    return exporting.export(policy_file.only(_path("source", source)), out, options, telling)
+    return exporting.export(policy_file.only(places.path("source", source)), out, options, telling)
 
 
 def verify(
@@ -206,7 +222,7 @@ def verify(
     from distqtrl.export import verify as verifying
     from distqtrl.export.targets import named
 
-    text, place = _words("targets", targets), _path("folder", folder)
+    text, place = _words("targets", targets), places.path("folder", folder)
     wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
     with tools.orderly(tool_limit):
@@ -233,20 +249,6 @@ def _bits(given: "Bits | Mapping[str, int] | None") -> "Bits | None":
     return bits(",".join(f"{name}={value}" for name, value in given.items()))
 
 
-def _path(name: str, given: Any) -> Path:
-    """What is given as a path; raises UserError where nothing can have that name."""
-    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
-    if not isinstance(text, str) or "\0" in text:
-        raise UserError(f"{name} = {shortened(given)}: give a path, as text or a pathlib.Path")
-    try:
-        Path(text).stat()
-    except (FileNotFoundError, NotADirectoryError):  # who reads it says more
-        pass
-    except OSError as error:
-        raise UserError(f"{name} = {shortened(given)}: {error.strerror}: give another path") from None
-    return Path(text)
-
-
 def _words(name: str, given: Any) -> str:
     """Names, or the text of them, as the command line takes them."""
     words = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
@@ -262,10 +264,11 @@ def _product(parallel: Any) -> str:
     return "x".join(map(str, parallel))
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _positive(name: str, value: Any) -> int:
+    whole = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+    if whole < 1:
         raise UserError(f"{name} = {shortened(value)}: give a whole number, 1 or more")
-    return value
+    return whole
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ def shortened(value: Any) -> str:
         shown = repr(value)
     except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
         shown = f"a {type(value).__name__}"
+    shown = re.sub(r"\s*\n\s*", " ", shown)  # of a table, an array, a module
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 3]}..."
 
 

@@ -241,6 +241,21 @@ class Tabled(Game):
         self.observation_space = Dict({agent: self.sees(agent) for agent in self.names})
 
 
+class Seedless(Game):
+    def reset(self):
+        return super().reset()
+
+
+class Deaf(Game):
+    def step(self):
+        return super().step({})
+
+
+class Alike(Game):
+    def observation_space(self):
+        return self.sees("a")
+
+
 class Distant(Game):
     """Actions whose first no policy file holds."""
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -109,6 +110,8 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.preset("cartpol"), "unknown preset 'cartpol': did you mean 'cartpole'?"),
         (lambda run: distqtrl.preset("cartpole", {"train.sed": 1}), "'train.sed': did you mean 'train.seed'?"),
         (lambda run: distqtrl.preset("cartpole", {"train.seed": "1"}), "train.seed = '1': Input should be a"),
+        (lambda run: distqtrl.preset(str(run)), "is the name of a file or folder: use --config "),
+        (lambda run: distqtrl.preset(run / "config.json"), "is the name of a file or folder: use --config "),
         (lambda run: distqtrl.preset(None), "unknown preset None: "),
         (lambda run: distqtrl.preset(["cartpole"]), "unknown preset ['cartpole']: did you mean 'cartpole'?"),
         (lambda run: distqtrl.preset("cartpole", [1]), "changes = [1]: give a table of keys and values"),
@@ -134,6 +137,12 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.export(run, run / "new", bits={"core": 9}), "core=9: must lie between 1 and 8"),
         (lambda run: distqtrl.export(run, run / "new", per="layer"), "unknown per 'layer'"),
         (lambda run: distqtrl.export(run, run / "new", vectors=0), "vectors = 0: give a whole number, 1 or more"),
+        (lambda run: distqtrl.export(run, run / "new", vectors=True), "vectors = True: give a whole number"),
+        (lambda run: distqtrl.export(run, run / "new", tool_limit=-1), "tool_limit = -1: give seconds, more than 0"),
+        (lambda run: distqtrl.export(run, run / "new", tool_limit="x"), "tool_limit = 'x': give seconds, more than 0"),
+        (lambda run: distqtrl.export(torch.nn.Sequential(torch.nn.Tanh()), run / "new"), "source = Sequential( (0): "),
+        (lambda run: distqtrl.load(run).save(None), "path = None: give a path"),
+        (lambda run: distqtrl.train(changed(steps="x"), run / "new"), "train.steps = 'x': Input should be a valid int"),
         (lambda run: distqtrl.export(run, run / "new", targets=5), "targets = 5: give names, such as ['c', 'verilog']"),
         (lambda run: distqtrl.export(run, run / "new", targets=[1]), "targets = [1]: give names"),
         (lambda run: distqtrl.export(run, run / "new", bits=4), "bits = 4: give a table of numbers of bits"),
@@ -159,6 +168,36 @@ def test_mistakes_are_one_line(trained, call, line):
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(trained[0].rglob("*")) == before
+
+
+def changed(**values):
+    """A configuration that pydantic did not look at."""
+    return config().model_copy(update={"train": config().train.model_copy(update=values)})
+
+
+@contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("state", [double, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_what_a_program_has_set_in_torch_is_its_own(trained, tmp_path, state):
+    with state():
+        before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        distqtrl.train(config(), tmp_path / "run")
+        assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
+        distqtrl.load(tmp_path / "run").act(torch.zeros(1, 4, requires_grad=True))
+    assert (tmp_path / "run" / "policy.safetensors").read_bytes() == (trained[0] / "policy.safetensors").read_bytes()
+
+
+def test_a_seed_of_numpy_is_a_seed(trained, tmp_path):
+    distqtrl.train(changed(seed=np.int64(0)), tmp_path / "run")
+    distqtrl.load(tmp_path / "run").save(str(tmp_path / "again.safetensors"))
+    assert (tmp_path / "again.safetensors").read_bytes() == (trained[0] / "policy.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,10 @@ def ready(precision: str) -> bool:
 def _compile(module: ModuleType, components: int, precision: str) -> None:
     """Compile kernels, which happens on their first call, by circuits of a single qubit.
 
-    Raises UserError when the code cannot be kept.
+    Raises UserError when the code cannot be kept, or Numba shall not compile.
     """
+    if compiled.CONFIG.DISABLE_JIT:
+        raise UserError("NUMBA_DISABLE_JIT is set, and circuits run compiled: unset it")
     smallest = plan(program(1, [Gate("ry" if components == 1 else "u3", 0)]))
 
     def first_call() -> None:

@@ -4,7 +4,6 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -12,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from distqtrl.config.run import Config, stages
 from distqtrl.config.sources import load, preset, presets, with_flags
 from distqtrl.errors import UserError
+from distqtrl.files.places import expanded
 
 NEGATIVE = re.compile(r"-(\.?\d|inf|nan)")  # how a negative number starts; argparse's own pattern knows no exponent
 MOST = 10**9  # episodes, vectors, seconds: what nobody waits for, and memory still holds the returns of
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 def add_configuration(command: argparse.ArgumentParser, preset: str = "the name of a preset, as for train") -> None:
     """Add the ways to name a configuration, which ``resolve`` reads."""
     command.add_argument("preset", nargs="?", metavar="PRESET", help=preset.replace("%", "%%"))
-    command.add_argument("--config", type=Path, metavar="FILE", help="a TOML or JSON file instead of a preset")
+    command.add_argument("--config", type=expanded, metavar="FILE", help="a TOML or JSON file instead of a preset")
 
 
 def add_fields(command: argparse.ArgumentParser) -> None:
@@ -136,6 +136,7 @@ def resolve(args: argparse.Namespace, flags: Flags) -> Config:
     if given == ["resume"]:
         if args.run is not None:
             raise UserError("--resume RUN goes on with RUN: remove --run")
-        return with_flags(load(args.resume / "config.json"), flags)
+        remedy = "give the directory of a run, or begin one with --run"
+        return with_flags(load(args.resume / "config.json", remedy), flags)
     config = preset(args.preset) if args.preset else load(args.config)
     return with_flags(config, flags)

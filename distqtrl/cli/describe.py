@@ -38,7 +38,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     from distqtrl.report.describe import describe
 
     path = Path(args.preset)
-    config = load(path / "config.json") if path.is_dir() else preset(args.preset)
+    config = load(path) if path.is_dir() else preset(args.preset)
     config = with_flags(config, flags)
     if args.suggest is not None:
         return _suggest(config, args.suggest, args.json)

@@ -8,6 +8,7 @@ from distqtrl.cli.arguments import Flags, add_permission, whole_number
 from distqtrl.cli.output import print_json
 from distqtrl.config.stages import Environment
 from distqtrl.errors import UserError
+from distqtrl.files.places import expanded
 
 TEXT = "Play greedy episodes with a policy file; needs nothing else of the run."
 SHARED = False
@@ -23,7 +24,7 @@ def add(command: ArgumentParser) -> None:
     text = "cut an episode after this many steps [as at the end of training; 1000 without a time limit]"
     command.add_argument("--max-steps", type=whole_number(1), metavar="N", help=text)
     add_permission(command)
-    command.add_argument("--gif", type=Path, metavar="FILE.gif", help="also draw the first episode into this file")
+    command.add_argument("--gif", type=expanded, metavar="FILE.gif", help="also draw the first episode into this file")
 
 
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:

@@ -3,7 +3,6 @@
 import json
 import signal
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqtrl.allreduce.agreement import Refused, agreed, check_equal
@@ -20,6 +19,7 @@ from distqtrl.cli.arguments import (
 )
 from distqtrl.cli.output import print_json, say, tell
 from distqtrl.errors import UserError
+from distqtrl.files.places import expanded
 from distqtrl.training import stopping
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add(command: ArgumentParser) -> None:
     command.epilog = START
     add_configuration(command)
     text = "the folder of this search, new or begun"
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help=text)
+    command.add_argument("-o", "--output", type=expanded, required=True, metavar="DIR", help=text)
     text = "rule = the smallest core bits, then width, then input bits that pass (arXiv 2511.07046); pareto = all "
     text += "combinations, and the front of return and cost [rule]"
     command.add_argument("--mode", choices=("rule", "pareto"), default="rule", help=text)

@@ -1,7 +1,7 @@
 """The whole configuration: every stage, and the conditions between stages."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -208,11 +208,21 @@ def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Con
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"][:2])
         if first["type"] == "extra_forbidden":
-            known = field_names() if "." in key else Config.model_fields
-            raise UserError(f"{origin}: unknown key {shortened(key)}: {nearest(key, known)}") from None
+            known = field_names() if len(first["loc"]) > 1 else Config.model_fields
+            remedy = _place_of(first["loc"]) or nearest(key, known)
+            raise UserError(f"{origin}: unknown key {shortened(key)}: {remedy}") from None
         given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
         value = "" if not key else f"{key} = {shortened(given)}: "
-        raise UserError(f"{origin}: {value}{first['msg'].removeprefix('Value error, ')}") from None
+        words = "give a list" if first["type"] == "tuple_type" else first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{origin}: {value}{words}") from None
+
+
+def _place_of(keys: Sequence[int | str]) -> str:
+    """Where a key belongs that stands in the wrong place of a file."""
+    stage, _, field = str(keys[-1]).partition(".")
+    if keys[-1] in field_names():
+        return f"write {field} in the table {stage}"
+    return "move it above all tables" if len(keys) > 1 and keys[-1] == "extends" else ""
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -78,8 +78,22 @@ def presets() -> dict[str, str]:
 
 
 def preset(name: str) -> Config:
-    """A shipped preset; raises UserError that names the nearest one."""
-    return validated(_extended(_preset_values(name)), f"preset {name}")
+    """A shipped preset; raises UserError that names the nearest one, or the way to use a file or run of that name."""
+    try:
+        values = _preset_values(name)
+    except UserError:
+        if not _is_there(name):
+            raise
+        remedy = f"use --config {name}, --resume {name} to go on with a run, or distqtrl.read in Python"
+        raise UserError(f"preset {name} is the name of a file or folder: {remedy}") from None
+    return validated(_extended(values), f"preset {name}")
+
+
+def _is_there(name: Any) -> bool:
+    try:
+        return Path(name).exists()
+    except (TypeError, OSError):
+        return False
 
 
 def parent(name: str) -> str | None:
@@ -103,13 +117,14 @@ def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
     return below
 
 
-def load(path: Path) -> Config:
-    """A configuration file, TOML or JSON; raises UserError when it cannot be read or is not valid."""
+def load(path: Path, remedy: str = "give a run's directory, or a file of TOML or JSON") -> Config:
+    """The configuration of a TOML or JSON file or of a run; raises UserError when it cannot be read or is not valid."""
+    if (path / "config.json").is_file():
+        path = path / "config.json"
     try:
         text = reading.text(path)
         values = reading.parsed(text) if path.suffix.lower() == ".json" else reading.toml(text)
     except ValueError as error:
-        remedy = "give a run's directory, or a file of TOML or JSON"
         raise UserError(f"cannot read configuration {path}: {error}: {remedy}") from None
     if not isinstance(values, dict):
         raise UserError(f"cannot read configuration {path}: it holds no table of stages")

@@ -12,6 +12,7 @@ from distqtrl.config.values import (
     BitWidth,
     Budget,
     Few,
+    Folder,
     Fraction,
     Many,
     Positive,
@@ -426,7 +427,7 @@ class Train(Stage):
     threads: Few = Field(1, description="CPU threads per rank")
     checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
-    directory: Text = Field("runs", description="where run directories are made")
+    directory: Folder = Field("runs", description="where run directories are made")
     trackers: Annotated[tuple[Literal["wandb", "mlflow", "trackio"], ...], Field(max_length=3)] = Field(
         (), description="who is told beside TensorBoard, of wandb (offline), mlflow, trackio: each if it is installed"
     )

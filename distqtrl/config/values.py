@@ -1,18 +1,24 @@
 """Kinds of values that stages have, and what all stages do with them."""
 
 import json
+import os
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from distqtrl.files import reading
+from distqtrl.files.places import expanded
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
 
 
 def _whole(value: Any) -> Any:
-    """A float that is a whole number as an int: TOML's 1e6."""
+    """A float that is a whole number as an int: 1e6 of TOML, or of a flag."""
+    if isinstance(value, str) and "e" in value.lower():
+        with suppress(ValueError):
+            value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -34,9 +40,17 @@ def _as_json(given: Any, info: ValidationInfo) -> Any:
     if not isinstance(given, dict) or not info.context:
         return given
     try:
-        return reading.parsed(json.dumps(given, allow_nan=False))
+        return reading.parsed(json.dumps(given, allow_nan=False, default=_known))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it cannot be kept as JSON ({error}): give finite numbers, words, lists and tables") from None
+
+
+def _known(value: Any) -> Any:
+    """What JSON does not know as what it knows."""
+    found = _plain(value)
+    if found is value:
+        raise TypeError(f"{type(value).__name__} is nothing that JSON holds")
+    return found
 
 
 def _affordable(widths: tuple[int, ...]) -> tuple[int, ...]:
@@ -59,6 +73,7 @@ Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=4096), AfterValidator(_named)]
+Folder = Annotated[Text, AfterValidator(lambda text: str(expanded(text)) if text.startswith("~") else text)]
 Table = Annotated[dict[str, Any], BeforeValidator(_as_json)]
 Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]
 
@@ -73,22 +88,29 @@ class Stage(BaseModel):
     def _none(cls, values: Any) -> Any:
         """ "none" stands for nothing where a field may be left empty (TOML has no word for it).
 
-        Numbers and arrays of NumPy and torch, as sweeps have them, are taken for Python's.
+        What a program has in their place, such as numbers of NumPy and paths, is taken for Python's own.
         """
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields.items()
         empty = {name for name, field in fields if type(None) in get_args(field.annotation)}
         lists = {name for name, field in fields if get_origin(field.annotation) is tuple}
-        values = {name: None if name in empty and value == "none" else value for name, value in values.items()}
+        values = {name: None if name in empty and _is_none(value) else value for name, value in values.items()}
         values = {name: _plain(value) for name, value in values.items()}
         return {name: _tuple(value) if name in lists else value for name, value in values.items()}
 
 
+def _is_none(value: Any) -> bool:
+    """Whether it is the word for nothing, of TOML, JSON or Python."""
+    return isinstance(value, str) and value.lower() in ("none", "null")
+
+
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy and torch as Python's."""
-    if isinstance(value, (list, tuple)):
+    """Numbers and arrays of NumPy and torch as Python's, paths as text."""
+    if isinstance(value, list | tuple | range):
         return [_plain(x) for x in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -163,8 +163,9 @@ def by_agent(given: Any, agents: frozenset[Any], what: str, who: str) -> dict[An
     if not isinstance(given, dict):
         raise UserError(f"{who}: {what} are {short(given)} instead of a dictionary by agent: fix the environment")
     if not given.keys() <= agents:
-        odd = sorted(str(agent) for agent in given.keys() - agents)
-        raise UserError(f"{who}: {what} name agent {odd[0]}, which is not in possible_agents: add it there")
+        odd = sorted(str(agent) for agent in given.keys() - agents)[0]
+        remedy = "leave it out, each agent ends by itself" if odd == "__all__" else "add it there"
+        raise UserError(f"{who}: {what} name agent {odd}, which is not in possible_agents: {remedy}")
     return given
 
 

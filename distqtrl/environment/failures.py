@@ -11,6 +11,7 @@ from distqtrl.errors import Foreign
 
 FRAMES = 8
 LETTERS = 300  # of an exception's text
+_warned = set[str]()
 
 
 def failure(error: BaseException, what: str) -> Foreign | None:
@@ -38,11 +39,16 @@ def failure(error: BaseException, what: str) -> Foreign | None:
 
 
 def close(environment: Callable[[], object], name: str) -> None:
-    """Close an environment; raises Foreign where its own code fails."""
+    """Close an environment; where its own code fails, say so once: its last words cannot undo what was done."""
     try:
         environment()
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        raise failure(error, f"{name} cannot be closed") or error from None
+        words = f"distqtrl: warning: {name} did not close: {said(error)}"
+        if words not in _warned:
+            _warned.add(words)
+            print(words, file=sys.stderr, flush=True)
 
 
 def said(error: BaseException, found: traceback.TracebackException | None = None) -> str:

@@ -1,6 +1,7 @@
 """A PettingZoo parallel environment: several agents act at once, may come and go, and may differ in their spaces."""
 
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 Flags = npt.NDArray[np.bool_]
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
-METHODS = ("reset", "step", "observation_space", "action_space", "close")
+METHODS: dict[str, tuple[dict[str, Any], str]] = {  # with what they are called by name, and how PettingZoo defines them
+    "reset": ({"seed": 0}, "(self, seed=None, options=None)"),
+    "step": ({}, "(self, actions)"),
+    "observation_space": ({}, "(self, agent)"),
+    "action_space": ({}, "(self, agent)"),
+    "close": ({}, "(self)"),
+}
 Stepped = tuple[list[Floats], npt.NDArray[np.float64], Flags, Flags, Flags]
 
 
@@ -172,7 +179,22 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
             f"environment.id = '{name}' makes a {type(env).__name__}, not a PettingZoo ParallelEnv: it has no "
             f"{lacks[0]}: give it one"
         )
+    for method in METHODS:
+        _check_arguments(env, name, method)
     return env
+
+
+def _check_arguments(env: Any, name: str, method: str) -> None:
+    """Raise UserError for a method that does not take what it is called with."""
+    named, wanted = METHODS[method]
+    try:
+        signature = inspect.signature(getattr(env, method))
+        signature.bind(*wanted.count(",") * [{}] if not named else (), **named)
+    except ValueError:  # of compiled code
+        return
+    except TypeError as error:
+        text = f"{name}: {method}{signature} does not take what it is called with ({error}): make it {method}{wanted}"
+        raise UserError(text) from None
 
 
 INSTALL = "pip install 'distqtrl[marl]'"

@@ -256,7 +256,7 @@ class Environments:
         return restarted
 
     def close(self) -> None:
-        """Release every environment's resources; raises Foreign where one does not let go."""
+        """Release every environment's resources."""
         for env in self.envs:
             env.close()
 

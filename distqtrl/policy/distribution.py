@@ -170,7 +170,7 @@ class Bounded:
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
         """As ``Categorical.unpadded``."""
-        return actions[..., : len(self.low)]
+        return actions[..., : len(self.low)].astype(np.float32)
 
     def to_environment(self, actions_BA: np.ndarray) -> np.ndarray:
         """Saturate to [-1, 1], then scale to [low, high]."""

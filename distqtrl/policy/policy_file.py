@@ -19,8 +19,9 @@ from pydantic import Field
 
 from distqtrl.config.stages import Environment, Quantize
 from distqtrl.errors import UserError, shortened
-from distqtrl.files import schema
+from distqtrl.files import places, schema
 from distqtrl.files import tensors as tensorfile
+from distqtrl.files.places import Place
 from distqtrl.files.schema import Names, Record, Several, Word
 from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import (
@@ -121,7 +122,7 @@ class Policy:
         what the policy reads.
         """
         try:
-            obs_BO = np.asarray(obs_BO)
+            obs_BO = np.asarray(obs_BO.detach() if isinstance(obs_BO, torch.Tensor) else obs_BO)
         except ValueError:  # rows of several lengths
             obs_BO = np.asarray(obs_BO, object)
         if obs_BO.dtype.kind not in "fiub" or obs_BO.shape[-1:] != (self._width,):
@@ -161,9 +162,9 @@ class Policy:
         """
         return lower.pruned(lower.program(quantized or self.quantized(), self.head))
 
-    def save(self, path: Path) -> None:
-        """Write the policy file, whole or not at all."""
-        tensorfile.write(path, *self.parts())
+    def save(self, path: Place) -> None:
+        """Write the policy file, whole or not at all; raises UserError for what is no path."""
+        tensorfile.write(places.path("path", path), *self.parts())
 
     def parts(self) -> Parts:
         """What its file holds: the description, and tensors, which may change with the run."""

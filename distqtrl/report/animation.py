@@ -50,9 +50,14 @@ def record(
         with closing(environments):
             most = bound(environments, max_steps)
             returns_B, _ = play(environments, environments.acting(acts), most)
-            fps = environments.envs[0].metadata.get("render_fps") or FPS
+            fps = _number(environments.envs[0].metadata.get("render_fps")) or FPS
     replace(whole, gif(frames, fps))
     return float(returns_B.mean())
+
+
+def _number(given: object) -> float:
+    """What metadata says of frames per second; 0: nothing that can be used."""
+    return float(given) if isinstance(given, int | float) and 0 < given < math.inf else 0.0
 
 
 def gif(frames: Sequence[Image.Image], fps: float) -> bytes:

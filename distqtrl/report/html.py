@@ -55,6 +55,8 @@ def report(
     Raises UserError when a folder is not a run, or the runs' environments differ, or none is whole, or marl-eval could
     not read them.
     """
+    if page.suffix.lower() not in ("", ".html", ".htm"):
+        raise UserError(f"-o {page}: the page is HTML: name it {page.with_suffix('.html').name}")
     groups = grouped([read(directory) for directory in directories(folders)])
     shown = [group for group in groups if group.whole]
     if not shown:

@@ -16,7 +16,6 @@ from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.circuit import compiled, statevector
 from distqtrl.circuit.qpu import QPU
 from distqtrl.config.run import Config
-from distqtrl.environment.vector import Environments
 from distqtrl.errors import UserError
 from distqtrl.record import directory as run_directory
 from distqtrl.training import shared_qpu, stopping
@@ -135,9 +134,9 @@ def _trained(
         result = threads.each(runs, trained, [meet, circuits])[0]
     except UserError as error:
         if isinstance(error, Refused) or comm.size == 1:  # else the job ends, and soon
-            _close(runs, say)
+            _close(runs)
         raise
-    _close(runs, say)
+    _close(runs)
     os.chdir(home)
     return Outcome(directory, result, trained=True)
 
@@ -194,15 +193,6 @@ def _extend(directory: Path, config: Config, there: run_directory.Found, comm: C
         say(f"distqtrl: {directory} goes on with {key} {old} -> {new}")
 
 
-def _close(runs: list[Run], say: Say) -> None:
+def _close(runs: list[Run]) -> None:
     for run in runs:
-        _close_environments(run.environments, say)
-
-
-def _close_environments(environments: Environments, say: Say) -> None:
-    """Give an environment's resources back; its last words cannot undo what was done."""
-    try:
-        environments.close()
-    except Exception as error:
-        words = " ".join(str(error).split())
-        say(f"distqtrl: warning: an environment did not close ({type(error).__name__}: {words})")
+        run.environments.close()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import circuits, seeds
 
-from distqtrl.circuit import ansatz, plan, statevector
+from distqtrl.circuit import ansatz, compiled, plan, statevector
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
@@ -253,3 +253,10 @@ def test_cores_that_nobody_tells_are_all(monkeypatch, affinity):
     monkeypatch.setattr(os, "sched_getaffinity", affinity) if affinity else monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert statevector.threads() == 1
+
+
+def test_without_compilation_there_is_no_engine(monkeypatch):
+    monkeypatch.setattr(compiled.CONFIG, "DISABLE_JIT", 1)
+    statevector._compile.cache_clear()
+    with pytest.raises(UserError, match="NUMBA_DISABLE_JIT is set, and circuits run compiled: unset it"):
+        StateVector(ansatz.program(1, [Gate("ry", 0)]), Qpu()).differentiable(np.zeros(1), "adjoint")

@@ -167,7 +167,7 @@ def test_negative_numbers_are_values(text):
     [
         (["--train.seed", "-1"], "flags: train.seed = '-1': Input should be greater than or equal to 0"),
         (["--train.seed", "4294967296"], "flags: train.seed = '4294967296': Input should be less than 4294967296"),
-        (["--train.seed", "1e3"], "flags: train.seed = '1e3': Input should be a valid integer"),
+        (["--train.seed", "1e-3"], "flags: train.seed = 0.001: Input should be a valid integer"),
         (["--policy.log_std", "-inf"], "flags: policy.log_std = '-inf': Input should be a finite number"),
         (["--policy.log_std", "-x"], "argument --policy.log_std: expected at least one argument"),
         (["--policy.hidden", "-5"], "flags: policy.hidden = '-5': Input should be greater than or equal to 1"),

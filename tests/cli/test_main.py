@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,17 @@ def test_json_is_all_that_a_program_reads(command, words):
     code, out, _ = command(*words, "--json")
     assert code == 0
     assert isinstance(json.loads(out), dict)
+
+
+def test_a_run_directory_is_a_configuration(command, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = ("cartpole", "--generator.source", "direct", *small, "--run=~/run", "--train.steps", "1e2")
+    code, _, err = command("train", *words)
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 100
+    code, out, _ = command("train", "--config", "run", "--print-config")
+    assert (code, json.loads(out)) == (0, json.loads((tmp_path / "run" / "config.json").read_text()))
 
 
 def test_json_beside_an_environment_that_prints(command, small, tmp_path):
@@ -114,7 +126,9 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
             ["export", "x", "-o", "y", "--core", "folded"],
             "unknown key 'core': known: bits, calibration, ",
         ),
-        (["train", "--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
+        (["train", "--resume", "nowhere"], "No such file or directory: give the directory of a run, or begin one"),
+        (["train", str(Path(__file__).parent)], "is the name of a file or folder: use --config "),
+        (["describe", __file__], "is the name of a file or folder: use --config "),
         (["evaluate", "nowhere"], "cannot read nowhere"),
         (["evaluate", "x", "--episodes", "0"], "argument --episodes: '0' is not a whole number from 1 to 1000000000"),
         (["describe", "nowhere"], "unknown preset 'nowhere'"),

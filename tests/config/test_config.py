@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,10 @@ def test_bad_flags_are_one_helpful_line(flags, message):
         ("[policy\n", "cannot read configuration"),
         ("policy = 3\n", "policy = 3"),
         ('extends = "qtrl-cartpol"\n', "unknown preset 'qtrl-cartpol': did you mean 'qtrl-cartpole'?"),
+        ('"train.seed" = 1\n', "unknown key 'train.seed': write seed in the table train"),
+        ('[policy]\n"train.seed" = 1\n', "unknown key 'policy.train.seed': write seed in the table train"),
+        ('[train]\nextends = "cartpole"\n', "unknown key 'train.extends': move it above all tables"),
+        ("[policy]\nhidden = 16\n", "policy.hidden = 16: give a list"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -189,9 +194,19 @@ def test_a_text_can_name_a_file():
         ("algorithm.learning_rate", np.float32(0.25), 0.25),
         ("algorithm.anneal", np.bool_(True), True),
         ("mapping.trained", torch.tensor(False), False),
+        ("policy.hidden", range(8, 10), (8, 9)),
+        ("train.directory", Path("some") / "where", "some/where"),
+        ("environment.kwargs", {"gravity": np.float32(0.5), "sizes": np.arange(2)}, {"gravity": 0.5, "sizes": [0, 1]}),
     ],
 )
-def test_numbers_of_a_sweep(key, given, kept):
+def test_values_of_a_program(key, given, kept):
     stage, name = key.split(".")
     found = getattr(getattr(sources.with_changes(preset("cartpole"), {key: given}), stage), name)
     assert (found, type(found)) == (kept, type(kept))
+
+
+def test_the_home_is_where_a_shell_would_see_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = with_flags(Config(), {"train.directory": "~/runs"})
+    assert found.train.directory == str(tmp_path / "runs")
+    assert with_flags(Config(), {"train.directory": "./a~b"}).train.directory == "./a~b"

@@ -324,14 +324,20 @@ gymnasium.register("distqtrl/Unmade-v0", Unmade)
 gymnasium.register("distqtrl/Bare-v0", Bare)
 
 
+def test_what_does_not_close_is_told_once_and_undoes_nothing(capfd):
+    for _ in range(2):
+        environments(closes=False, num=3).close()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("distqtrl: warning: ")
+    assert line.endswith(" did not close: OSError: the port is stuck")
+
+
 def test_what_cannot_be_made_says_so_in_one_line():
     with pytest.raises(UserError, match=r"Unmade-v0' .* cannot be made: TypeError: no such motor$") as error:
         make(config.Environment(id="distqtrl/Unmade-v0"))
     assert error.value.trace.splitlines()[-1].strip() == 'raise TypeError("no such motor")'
     with pytest.raises(UserError, match=r"distqtrl/Bare-v0 cannot be made: AttributeError: .*observation_space"):
         make(config.Environment(id="distqtrl/Bare-v0"))
-    with pytest.raises(UserError, match=r"cannot be closed: OSError: .*stuck"):
-        environments(closes=False).close()
 
 
 def test_copies_that_differ_are_refused():

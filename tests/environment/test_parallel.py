@@ -173,6 +173,12 @@ def test_pictures_of_gymnasium_are_averaged_too():
         ({"id": "pettingzoo.butterfly/pong_v9"}, "pong_v9.* is not in PettingZoo's registry"),
         ({"id": "games/nothing"}, "makes a object, not a PettingZoo ParallelEnv"),
         ({"id": "games/Tabled"}, "not a PettingZoo ParallelEnv: it has no method observation_space"),
+        (
+            {"id": "games/Seedless"},
+            r"reset\(\) does not take .* 'seed'\): make it reset\(self, seed=None, ",
+        ),
+        ({"id": "games/Deaf"}, r"step\(\) does not take .*: make it step\(self, actions\)"),
+        ({"id": "games/Alike"}, r"observation_space\(\) does not take .*: make it observation_space\(self, agent\)"),
         ({"id": "games/Lettered"}, r"possible_agents has 'a.udcff' \(str\): name it by at most 1000 printable letters"),
         ({"id": "games/Listed"}, r"possible_agents has \['a'\] \(list\)"),
         ({"id": "games/Gamee"}, "games has no function Gamee: did you mean 'Game'"),

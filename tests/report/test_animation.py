@@ -39,7 +39,14 @@ def shades(pictures):
 
 @pytest.mark.parametrize(
     ("fps", "shown", "ms"),
-    [(None, [0, 1, 2, 3], 100), (4, [0, 1, 2, 3], 250), (50, [0, 1, 2, 3], 20), (125, [0, 3], 20), (75, [0, 2, 3], 30)],
+    [
+        (None, [0, 1, 2, 3], 100),
+        ("30", [0, 1, 2, 3], 100),
+        (4, [0, 1, 2, 3], 250),
+        (50, [0, 1, 2, 3], 20),
+        (125, [0, 3], 20),
+        (75, [0, 2, 3], 30),
+    ],
 )
 def test_an_episode_at_its_pace(tmp_path, fps, shown, ms):
     assert recorded(tmp_path / "a.gif", fps=fps) == 6.0

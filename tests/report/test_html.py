@@ -166,6 +166,12 @@ def test_what_is_refused_leaves_one_line_and_no_file(copied, tmp_path, capfd, da
     assert all(message in err for message in messages)
 
 
+def test_a_page_is_no_picture(copied, tmp_path, capfd):
+    assert cli.main(["report", *map(str, copied("circuit-0")), "-o", str(tmp_path / "page.pdf")]) == 2
+    assert "page.pdf: the page is HTML: name it page.html" in capfd.readouterr().err
+    assert not list(tmp_path.glob("page*"))
+
+
 def test_a_run_whose_training_ended_no_episode_has_a_score(copied, tmp_path, capfd):
     assert cli.main(["report", *map(str, copied("silent-4", "circuit-0")), "-o", str(tmp_path / "page.html")]) == 0
     rows = table((tmp_path / "page.html").read_text(), "Scores")

@@ -14,7 +14,7 @@ from distqtrl.config.sources import with_flags
 from distqtrl.errors import UserError
 from distqtrl.files import tensors as tensorfile
 from distqtrl.policy import policy_file
-from distqtrl.policy.distribution import Categorical, Factored, masks
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, masks
 from distqtrl.record.checkpoint import FORMAT
 from distqtrl.training import loop as train
 from distqtrl.training import metrics as updates
@@ -119,6 +119,13 @@ def test_agents_with_different_choices(tmp_path, algorithm, sharing):
     result = train.train(run, tmp_path)
     assert result["agents"].keys() == {"a", "b", "c"}
     assert all((p != learner.parameters[0]).any() for p, learner in zip(before, run.policies.learners, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_a_choice_beside_continuous_actions(tmp_path, algorithm):
+    run = prepared({"algorithm.name": algorithm, "agents.sharing": "independent", "environment.id": "games/Mixed"})
+    assert [type(spec.head) for spec in run.policies.specs] == [Categorical, Gaussian]
+    assert train.train(run, tmp_path)["status"] == "complete"
 
 
 def test_soft_actor_critic_refuses_choices():

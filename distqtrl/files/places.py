@@ -1,0 +1,32 @@
+"""Where a program of the user's says that something is, or shall be."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distqtrl.errors import UserError, shortened
+
+Place = str | os.PathLike[str]
+
+
+def expanded(text: str) -> Path:
+    """A path whose ``~`` is the home: a shell leaves that of --run=~/x as it is, and a file has no shell."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a user without a home
+        return Path(text)
+
+
+def path(name: str, given: Any) -> Path:
+    """What is given as a path, ``~`` being the home; raises UserError where nothing can have that name."""
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise UserError(f"{name} = {shortened(given)}: give a path, as text or a pathlib.Path")
+    found = expanded(text)
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):  # who reads it says more
+        pass
+    except OSError as error:
+        raise UserError(f"{name} = {shortened(given)}: {error.strerror}: give another path") from None
+    return found
