@@ -9,13 +9,13 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save, validated
+from distqtrl.defaults import torch_defaults
 from distqtrl.errors import UserError, lookup, shortened
 from distqtrl.files import places
 from distqtrl.files.places import Place
@@ -90,7 +90,7 @@ def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, co
 
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.subject)
     name = f"{name}-seed{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with _torch_as_new():
+    with torch_defaults():
         request = Request(config, directory, name, resume)
         outcome = start(request, comm, began=lambda beginning: None, confirm=lambda line: yes, say=_say)
     if comm.rank == 0 and (outcome.trained or not (outcome.directory / "learning_curve.png").exists()):
@@ -98,25 +98,6 @@ def _trained(config: Config, directory: Path | None, resume: bool, yes: bool, co
         if problem:
             _say(f"distqtrl: {problem}")
     return {"run": str(outcome.directory), **outcome.result}
-
-
-@contextmanager
-def _torch_as_new() -> Iterator[None]:
-    """torch without what a program has set for itself, and has again afterwards: threads, type, device, gradients."""
-    import torch
-
-    threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
-    torch.set_default_dtype(torch.float32)
-    if device.type != "cpu":
-        torch.set_default_device(None)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        if device.type != "cpu":
-            torch.set_default_device(device)
 
 
 def rank() -> int:

@@ -184,13 +184,15 @@ def double():
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("state", [double, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+@pytest.mark.parametrize(
+    "state", [double, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu"), lambda: torch.device("meta")]
+)
 def test_what_a_program_has_set_in_torch_is_its_own(trained, tmp_path, state):
     with state():
         before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         distqtrl.train(config(), tmp_path / "run")
         assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
-        distqtrl.load(tmp_path / "run").act(torch.zeros(1, 4, requires_grad=True))
+    assert distqtrl.load(tmp_path / "run").act(torch.zeros(1, 4, requires_grad=True)).shape == (1,)
     assert (tmp_path / "run" / "policy.safetensors").read_bytes() == (trained[0] / "policy.safetensors").read_bytes()
 
 

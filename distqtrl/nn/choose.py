@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from distqtrl.errors import UserError, nearest
+from distqtrl.errors import UserError, nearest, shortened
 
 LAYERS: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -49,7 +49,7 @@ def chosen(net: nn.Module, wanted: Iterable[str | type[nn.Module]] | None) -> li
     wanted: names of modules (all that is in them) or of tensors, and types of modules; none = the default. Raises
     UserError for names that do not exist and for tensors that cannot be generated.
     """
-    if isinstance(wanted, str | type):
+    if isinstance(wanted, str | type) or not isinstance(wanted, Iterable | None):
         wanted = [wanted]
     places = [Chosen(owner, name, path, *_start(owner, name, p)) for owner, name, path, p in _parameters(net)]
     if not places:
@@ -109,12 +109,18 @@ def _named(net: nn.Module, places: list[Chosen], wanted: list[str | type[nn.Modu
                 kinds = sorted({type(module).__name__ for module in modules.values()})
                 raise UserError(f"layers: there is no {item.__name__} in the net: it has {', '.join(kinds)}")
             inside |= {id(m) for module in matches for m in module.modules()}
+        elif not isinstance(item, str):
+            raise UserError(
+                f"layers: {' '.join(shortened(item).split())} is neither the name nor the type of a layer: names are "
+                'strings, such as "0" or "0.weight"'
+            )
         elif item in modules:
             inside |= {id(m) for m in modules[item].modules()}
         else:
             aliases = {f"{path}.{name}".lstrip("."): m for path, m in modules.items() for name in _names(m)}
             if item not in aliases:
-                raise UserError(f"layers: there is no '{item}' in the net: {nearest(str(item), [*modules, *aliases])}")
+                known = filter(None, [*modules, *aliases])  # the net itself has no name
+                raise UserError(f"layers: there is no '{item}' in the net: {nearest(item, known)}")
             tensors |= {c.path for c in places if c.owner is aliases[item] and c.name == item.rpartition(".")[2]}
     return [c for c in places if id(c.owner) in inside or c.path in tensors]
 
@@ -135,6 +141,8 @@ def _refuse(places: list[Chosen], found: list[Chosen]) -> None:
             raise UserError(f"{c.path} is computed by a hook of torch.nn.utils already: remove it, then generate")
         if is_lazy(p):
             raise UserError(f"{c.path} has no shape yet: call the net once on an observation, then generate")
+        if p.is_meta:
+            raise UserError(f"{c.path} is on the meta device: call net.to_empty(device='cpu'), then generate")
         if len(paths[id(p)]) > 1:
             raise UserError(f"{' and '.join(paths[id(p)])} are one shared tensor: untie them, or leave them out")
         if not p.is_floating_point():

@@ -15,6 +15,7 @@ as in target networks' averages, count in no version). The graph from parameters
 backward may run often: it keeps its inner graph. It can be differentiated once, not twice.
 """
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ Net = TypeVar("Net", bound=nn.Module)
 Fields = dict[str, Any]
 
 
+@torch.inference_mode(False)  # parameters that are made in it could not be trained
 def generate(
     net: Net,
     circuit: Circuit | Fields | Callable[..., Any] | None = None,
@@ -48,10 +50,11 @@ def generate(
 
     circuit: of ours (distqtrl.config.stages.Circuit, or a dictionary of its fields), or anything callable that returns
     p_S, a tensor of 2**n probabilities: an nn.Module, or a function of parameters with these ``weight_shapes`` (a
-    PennyLane QNode). mapping, qpu: stages of the configuration, likewise. qubits: how many; without mapping.chunk, as
-    many weights per basis state as they need. layers: names and types of what is generated (none: see ``choose``).
-    config: where all else comes from, generator.source (the controls) and train.seed included. seed: of theta and phi,
-    in place of train.seed; torch's own generator has no part in them.
+    PennyLane QNode; 8 stands for the shape (8,), and 1 for a single number). mapping, qpu: stages of the configuration,
+    likewise. qubits: how many; without mapping.chunk, as many weights per basis state as they need. layers: names and
+    types of what is generated (none: see ``choose``). config: where all else comes from, generator.source (the
+    controls) and train.seed included. seed: of theta and phi, in place of train.seed; torch's own generator, default
+    type and default device have no part in them.
 
     Weights start at the spread of freshly initialised layers. Make the optimizer afterwards. Writing to a generated
     weight changes nothing (an ``orthogonal_`` writes to a copy); assigning one is an error. Raises UserError
@@ -80,12 +83,16 @@ class Weights(nn.Module):
     over a net's layers, such as an orthogonal initialisation, would take the mapping's layers for the net's.
     """
 
+    like: Tensor
+
     def __init__(self, source: nn.Module, mapping: sources.Mapping) -> None:
         super().__init__()
         self.runs = 0
         self._made: _Made | None = None
         self._inner = (_Generate(source, mapping),)  # no submodule
         self._names: dict[str, str] = {}
+        # The type of the weights. vector_to_parameters gives all parameters the widest one that any of them has.
+        self.register_buffer("like", mapping.bits.new_empty(0), persistent=False)
         for path, module in self._inner[0].named_modules():
             for name, p in module.named_parameters(recurse=False):
                 self.register_parameter(self._flat(path, name), p)
@@ -117,9 +124,11 @@ class Weights(nn.Module):
 
     def generated(self) -> Tensor:
         """w_M with its graph, made anew."""
-        w_M: Tensor = torch.func.functional_call(
-            self._inner[0], {n: getattr(self, f) for n, f in self._names.items()}, ()
-        )
+        tensors = {n: getattr(self, f) for n, f in self._names.items()}
+        for name, t in tensors.items():
+            if name.startswith("mapping.") and t.is_floating_point():
+                tensors[name] = t.to(self.like.dtype)
+        w_M: Tensor = torch.func.functional_call(self._inner[0], tensors, ())
         return w_M
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +157,8 @@ class _Made:
         self._bytes = [_Bytes(t) for t in self._tensors[: len(weights._parameters)]]
         leaves = [t for t in self._tensors if t.requires_grad]
         device = self._tensors[-1].device.type  # of a buffer of the mapping
+        if device == "meta":
+            raise UserError("the net was moved to the meta device: generate it on a device, then load its state_dict")
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             inner_M = weights.generated()
             self.w_M = _Node.apply([inner_M], leaves, *leaves) if inner_M.requires_grad else inner_M
@@ -168,8 +179,8 @@ class _Made:
         return [t for table in self._tables for t in table.values()]
 
 
-def _facts(t: Tensor) -> tuple[int, int, bool]:
-    return t._version, t.data_ptr(), t.requires_grad
+def _facts(t: Tensor) -> tuple[int, int, bool, torch.dtype]:
+    return t._version, t.data_ptr(), t.requires_grad, t.dtype
 
 
 class _Bytes:
@@ -257,7 +268,7 @@ def _install(owner: nn.Module, name: str, piece: Slice) -> None:
     piece._installed = False
     parametrize.register_parametrization(owner, name, piece, unsafe=True)  # what it checks, it checks by a circuit run
     piece._installed = True
-    type(owner).__reduce_ex__ = _reduced  # type: ignore[method-assign, assignment]
+    _copyable(type(owner))
     if isinstance(owner, nn.RNNBase):
         _forget(owner)
         if _forget not in owner._forward_hooks.values():
@@ -269,23 +280,34 @@ def _forget(rnn: nn.Module, *_: Any) -> None:
     rnn._flat_weights = [None] * len(rnn._flat_weights)  # type: ignore[arg-type, assignment]
 
 
+def _copyable(kind: Any) -> None:
+    """Let layers of a class that torch made for one parametrized layer be pickled and copied.
+
+    Torch's refuse to be pickled, and their copies share the class: undoing a copy's parametrization ends the other's.
+    """
+    kind.__reduce_ex__, kind.__setstate__ = _reduced, _restore
+    if "__deepcopy__" in vars(kind):
+        del kind.__deepcopy__
+
+
 def _reduced(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
-    """How a layer is pickled: as its own class, whose tensors are parametrized again (torch's refuses)."""
+    """How a layer is pickled and copied: as its own class, whose tensors are parametrized again."""
     state = {key: value for key, value in layer.__dict__.items() if key != "_flat_weight_refs"}
-    return _new, (type(layer).__bases__[0],), state, None, None, _restore
+    return _new, (type(layer).__bases__[0], tuple(layer.parametrizations)), state  # type: ignore[arg-type]
 
 
-def _new(kind: type[nn.Module]) -> nn.Module:
-    return kind.__new__(kind)
+def _new(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty layer with these tensors parametrized, as ``register_parametrization`` does it."""
+    layer = kind.__new__(kind)
+    parametrize._inject_new_class(layer)
+    for name in names:
+        parametrize._inject_property(layer, name)
+    _copyable(type(layer))
+    return layer
 
 
 def _restore(layer: nn.Module, state: dict[str, Any]) -> None:
-    modules = dict(state["_modules"])
-    pieces = modules.pop("parametrizations")
-    layer.__dict__.update({**state, "_modules": modules, "_parameters": dict(state["_parameters"])})
-    for name, (piece,) in pieces.items():
-        layer._parameters[name] = nn.Parameter(torch.empty(0))
-        _install(layer, name, piece)
+    layer.__dict__.update(state)
     if isinstance(layer, nn.RNNBase):
-        layer._init_flat_weights()
-        _forget(layer)
+        gone = weakref.ref(torch.empty(0))  # whose tensor is none of the layer's: it reads them again
+        layer._flat_weight_refs = [gone for _ in layer._flat_weights_names]  # type: ignore[misc]

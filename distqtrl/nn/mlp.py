@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from distqtrl.config.stages import Environment
 from distqtrl.environment.single import Single
@@ -17,13 +18,14 @@ from distqtrl.environment.spaces import Spaces
 from distqtrl.errors import UserError, shortened
 from distqtrl.nn.sources import configured
 from distqtrl.policy import network
-from distqtrl.policy.distribution import Categorical, Gaussian, Head, SquashedGaussian
+from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
 from distqtrl.policy.policy_file import Policy
 
 PASSED = (nn.Identity, nn.Flatten, nn.Dropout)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
+WHERE = "distqtrl.nn.policy"
 CLOSE = 1e-3  # of two computations in single precision, in units of the largest output
 Named = tuple[str, nn.Module]
 
@@ -41,28 +43,36 @@ def policy(
     generated weights are taken as they stand. environment: Gymnasium's id, or more of the stage of that name.
     observations: mean (O,) and variance (O,) with which the net's inputs were normalised, if they were. actions: a
     continuous net's outputs are in the environment's units, or in units of half the range around its middle; a net
-    that ends in Tanh fills the range.
+    that ends in Tanh fills the range. Several choices at once (MultiDiscrete, MultiBinary) take a logit for every
+    choice, one factor's after the other's. Where the environment observes an action_mask, the net reads what is beside
+    it, and rows of ``act`` end in it.
 
-    Raises UserError that names every layer that cannot be exported, or widths that do not fit the environment.
+    Raises UserError that names every layer that cannot be exported, weights that are no finite numbers, or widths that
+    do not fit the environment.
     """
     if actions not in ("environment", "unit"):
         raise UserError(f"actions = {actions!r}: write environment or unit")
     stage = {"id": environment} if isinstance(environment, str) else environment
-    config = configured(None, None, environment=stage).environment
+    if not isinstance(stage, Environment) and not (isinstance(stage, dict) and "id" in stage):
+        raise UserError(
+            f'{WHERE}: environment = {shortened(stage)}: give the id of Gymnasium, such as "CartPole-v1", or a '
+            'dictionary with it: {"id": "CartPole-v1"}'
+        )
+    config = configured(None, None, WHERE, environment=stage).environment
     single = Single(config)
     spaces = single.spaces[0]
     single.close()
     named = list(_layers(net))
     linears, activation, squashed = _mlp(net, named, spaces)
     head = _head(spaces, squashed or getattr(net, "squash_output", False) is True)
+    layers = [_numbers(name, module) for name, module in named if isinstance(module, nn.Linear)]
     widths = (linears[0].in_features, *(layer.out_features for layer in linears))
     _refuse_widths(widths, spaces, head, config.id)
     architecture = Architecture(widths[0], widths[1:-1], widths[-1], activation)
-    layers = [_numbers(layer) for layer in linears]
+    _refuse_other_forward(net, layers, architecture, squashed)
     if isinstance(head, Gaussian) and actions == "environment":
         layers[-1] = _in_units(*layers[-1], head)
     w_M = torch.cat([part.flatten() for layer in layers for part in layer])
-    _refuse_other_forward(net, [_numbers(layer) for layer in linears], architecture, squashed)
     normalizer = Normalizer.fresh(widths[0])
     if observations is not None:
         normalizer = Normalizer(1.0, *_moments(observations, widths[0]))
@@ -89,9 +99,7 @@ def _layers(net: Any) -> Iterator[Named]:
         yield from _inside("mlp_extractor.policy_net", net.mlp_extractor.policy_net)
         yield from _inside("action_net", net.action_net)
     elif not isinstance(net, nn.Module | Iterable):
-        raise UserError(
-            f"distqtrl.nn.policy: {shortened(net)} is no net: give a Sequential, or a list of its layers in order"
-        )
+        raise UserError(f"{WHERE}: {shortened(net)} is no net: give a Sequential, or a list of its layers in order")
     elif isinstance(net, nn.Sequential | nn.Linear) or not isinstance(net, nn.Module):
         parts = net.children() if isinstance(net, nn.Sequential) else [net] if isinstance(net, nn.Module) else net
         for number, module in enumerate(parts):
@@ -116,7 +124,7 @@ def _mlp(net: Any, named: list[Named], spaces: Spaces) -> tuple[list[nn.Linear],
     wrong: list[str] = []
     between = [name for kind, name in ACTIVATIONS.items() for _, m in named[:-1] if isinstance(m, kind)]
     first = next((kind for _, m in named[:-1] for kind in ACTIVATIONS if isinstance(m, kind)), nn.ReLU)
-    squashed = bool(named) and isinstance(named[-1][1], nn.Tanh) and spaces.num_actions is None
+    squashed = bool(named) and isinstance(named[-1][1], nn.Tanh) and bool(spaces.low)
     for position, (name, module) in enumerate(named):
         before = named[position - 1][1] if position else None
         what = f"{name} ({_kind(module)})"
@@ -145,30 +153,41 @@ def _kind(module: nn.Module) -> str:
 
 
 def _head(spaces: Spaces, squashed: bool) -> Head:
-    if spaces.num_actions is not None:
-        return Categorical(spaces.num_actions, spaces.action_start)
-    return (SquashedGaussian if squashed else Gaussian)(spaces.low, spaces.high)
+    if spaces.low:
+        return (SquashedGaussian if squashed else Gaussian)(spaces.low, spaces.high)
+    if spaces.num_actions is None:
+        return Factored(spaces.factors, spaces.starts, spaces.masked)
+    return Categorical(spaces.num_actions, spaces.action_start, spaces.masked)
 
 
 def _refuse_widths(widths: tuple[int, ...], spaces: Spaces, head: Head, name: str) -> None:
     if (widths[0], widths[-1]) != (spaces.num_observations, head.num_outputs):
+        choices = f", a logit for every choice among {', '.join(map(str, spaces.factors))}" if spaces.factors else ""
         raise UserError(
             f"the net takes {widths[0]} numbers and gives {widths[-1]}; {name} has {spaces.num_observations} "
-            f"observations and needs {head.num_outputs} outputs"
+            f"observations and needs {head.num_outputs} outputs{choices}"
         )
 
 
-def _numbers(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight and bias, in double precision."""
+def _numbers(name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in double precision; raises UserError for what no policy file holds."""
+    if is_lazy(layer.weight) or layer.weight.is_meta:
+        raise UserError(f"{name} ({_kind(layer)}) has no weights yet: call the net, or load its weights, before")
     weight = layer.weight.detach().double().cpu()
-    bias = layer.bias
-    return weight, torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias.detach().double().cpu()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
+    if not (weight.float().isfinite().all() and bias.float().isfinite().all()):
+        raise UserError(
+            f"{name} ({_kind(layer)}) has weights that are no finite numbers of single precision: train the net again, "
+            "with a lower learning rate, or take it from before they became so"
+        )
+    return weight, bias
 
 
 def _in_units(weight: Tensor, bias: Tensor, head: Gaussian) -> tuple[Tensor, Tensor]:
     """The layer in units of half the range around its middle."""
     low_A, high_A = torch.tensor(head.low, dtype=torch.float64), torch.tensor(head.high, dtype=torch.float64)
     half_A, middle_A = (high_A - low_A) / 2, (high_A + low_A) / 2
+    half_A = torch.where(half_A > 0, half_A, 1.0)  # an action that cannot change
     return weight / half_A.unsqueeze(1), (bias - middle_A) / half_A
 
 

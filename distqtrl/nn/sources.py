@@ -5,7 +5,8 @@ The one module that knows how the rest of the package generates weights.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Table
 from typing import Any
 
@@ -16,6 +17,7 @@ from distqtrl import seeding
 from distqtrl.circuit import qpu
 from distqtrl.config.run import Config, validated
 from distqtrl.config.values import Stage
+from distqtrl.defaults import torch_defaults
 from distqtrl.errors import UserError, shortened
 from distqtrl.generator.controls import SOURCES, fresh_weights
 from distqtrl.generator.generator import Generator
@@ -23,7 +25,7 @@ from distqtrl.mapping.model import Mapping as Mapping
 
 WHERE = "distqtrl.nn.generate"
 MOST_QUBITS = 40
-Shapes = Table[str, Sequence[int]]
+Shapes = Table[str, int | Sequence[int]]
 Settings = Stage | dict[str, Any] | None
 Layers = list[tuple[int, int]]
 
@@ -65,15 +67,18 @@ class Circuit(nn.Module):
 class Foreign(nn.Module):
     """Anyone's () -> p_S, or a function (such as a PennyLane QNode) of parameters that are made here.
 
-    shapes: of those parameters, by the names of the function's arguments; they start uniform in +-pi, in float64.
+    shapes: of those parameters, by the names of the function's arguments, as PennyLane's TorchLayer takes them; they
+    start uniform in +-pi, in float64.
     """
 
     def __init__(self, source: Callable[..., Any], shapes: Shapes, seed: int) -> None:
         super().__init__()
         rng = seeding.stream(seed, "initialise", 1)
-        angles = {name: torch.from_numpy(rng.uniform(-math.pi, math.pi, tuple(s))) for name, s in shapes.items()}
+        angles = {
+            name: torch.as_tensor(rng.uniform(-math.pi, math.pi, shape), device="cpu")
+            for name, shape in _sizes(shapes).items()
+        }
         self.source = source
-        self.angles = nn.ParameterDict(angles)
         self._name = getattr(source, "__name__", type(source).__name__)
         called = source.forward if isinstance(source, nn.Module) else source
         try:
@@ -85,6 +90,10 @@ class Foreign(nn.Module):
             ) from None
         except ValueError:
             pass  # it has no signature
+        try:
+            self.angles = nn.ParameterDict(angles)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{WHERE}: weight_shapes: {error.args[0]}: rename that argument of {self._name}") from None
 
     def forward(self) -> Tensor:
         p_S = self.source(**self.angles)
@@ -114,6 +123,30 @@ class Foreign(nn.Module):
             )
 
 
+def _sizes(shapes: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a table, in which a number is the length of a vector, and 1 a single number; raises UserError."""
+    remedy = 'give a shape for every argument, such as {"theta": (3, 8)} or {"theta": 8}'
+    if not isinstance(shapes, Table):
+        raise UserError(f"{WHERE}: weight_shapes = {shortened(shapes)}: {remedy}")
+    found: dict[str, tuple[int, ...]] = {}
+    for name, given in shapes.items():
+        length = _whole(given)
+        sizes = list(given) if length is None and isinstance(given, Iterable) else [] if length == 1 else [given]
+        shape = tuple(size for size in map(_whole, sizes) if size is not None and size > 0)
+        if len(shape) < len(sizes):
+            raise UserError(f"{WHERE}: weight_shapes: {name} = {shortened(given)}: {remedy}")
+        found[name] = shape
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, NumPy's too; none for anything else, such as a truth."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def made(
     circuit: Settings | Callable[..., Any],
     mapping: Settings,
@@ -137,19 +170,29 @@ def made(
         raise UserError(f"{WHERE}: a whole configuration goes to config, circuit takes its stage")
     if not callable(circuit):
         raise UserError(f"{WHERE}: circuit = {circuit!r} is neither settings nor a source that can be called")
-    return _foreign(configured(config, seed, mapping=mapping), layers, circuit, weight_shapes or {}, free)
+    shapes = {} if weight_shapes is None else weight_shapes
+    return _foreign(configured(config, seed, mapping=mapping), layers, circuit, shapes, free)
 
 
-def configured(config: Config | None, seed: int | None, **stages: Any) -> Config:
-    """A configuration with fields of these stages, models or dictionaries, replaced; raises UserError."""
+def configured(config: Config | None, seed: int | None, where: str = WHERE, **stages: Any) -> Config:
+    """A configuration with fields of these stages, models or dictionaries, replaced; raises UserError.
+
+    where: who was called, for its line.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise UserError(
+            f"{where}: config = {shortened(config)}: give a distqtrl.Config, made with distqtrl.preset or distqtrl.read"
+        )
     values = (config or Config()).model_dump()
     if seed is not None:
         values["train"]["seed"] = seed
     for name, fields in stages.items():
         if fields is not None and not isinstance(fields, dict | Stage):
-            raise UserError(f"{WHERE}: {name} = {fields!r}: give a dictionary of fields, or the configuration's model")
+            raise UserError(
+                f"{where}: {name} = {shortened(fields)}: give a dictionary of fields, or the configuration's model"
+            )
         values[name] |= fields.model_dump() if isinstance(fields, Stage) else fields or {}
-    return validated(values, WHERE)
+    return validated(values, where)
 
 
 def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tuple[nn.Module, Mapping]:
@@ -159,10 +202,12 @@ def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tupl
     if config.generator.whiten == "every":
         raise UserError(f"{WHERE}: generator.whiten every needs to be told of optimizer steps: use start")
     if qubits is not None:
-        if not isinstance(qubits, int):
-            raise UserError(f"{WHERE}: qubits = {shortened(qubits)}: give a whole number, 1 to {MOST_QUBITS}")
+        given, qubits = qubits, _whole(qubits)
+        if qubits is None:
+            raise UserError(f"{WHERE}: qubits = {shortened(given)}: give a whole number, 1 to {MOST_QUBITS}")
         config = _enough(config, layers, qubits, free, f"qubits = {qubits}")
-    generator = Generator(config, layers, num_qubits=qubits or 0)
+    with torch_defaults():
+        generator = Generator(config, layers, num_qubits=qubits or 0)
     mapping, generator.mapping = generator.mapping, None
     assert mapping is not None
     return Circuit(config, generator), mapping
@@ -177,12 +222,12 @@ def _foreign(
         p_S = made()
     n = len(p_S).bit_length() - 1
     config = _enough(config, layers, n, free, f"the source's {len(p_S)} probabilities")
-    with torch.random.fork_rng(devices=[]):
+    with torch_defaults(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
         mapping = Mapping(config.mapping, layers, n)
         torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
         fresh_M = fresh_weights(layers)
-    mapping.calibrate(p_S.detach().cpu(), fresh_M)
+        mapping.calibrate(p_S.detach().cpu(), fresh_M)
     return made, mapping
 
 

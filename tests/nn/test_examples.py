@@ -49,7 +49,7 @@ def only_generated(net):
 
 def test_examples_are_short():
     codes = [code for codes in HEADED.values() for code in codes]
-    assert len(codes) == 9
+    assert len(codes) == 10
     assert max(len(code.splitlines()) for code in codes) <= 25
 
 
@@ -184,6 +184,17 @@ def test_a_qnode_of_pennylane(tmp_path):
     (weights,) = generated.generators(names["net"])
     assert weights.source.angles["theta"].shape == (2, 4, 3)
     assert weights.source.angles["theta"].grad.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated, and used
+def test_to_onnx_and_torchscript(tmp_path):
+    names = ran("To ONNX and TorchScript", tmp_path)
+    x = torch.linspace(-1, 1, 4)[None]
+    wanted = names["net"](x)
+    assert torch.equal(names["plain"](x), wanted)
+    assert torch.equal(names["program"].module()(x), wanted)
+    torch.testing.assert_close(names["script"](x), wanted)
+    assert only_generated(names["net"])
 
 
 def test_to_integers(tmp_path):

@@ -1,13 +1,15 @@
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, vector_to_parameters
 
 from distqtrl import nn as generated
 from distqtrl.config.run import Config
+from distqtrl.errors import UserError
 from distqtrl.generator.generator import Generator
 from distqtrl.policy import network
 from distqtrl.policy.network import Architecture
@@ -165,6 +167,64 @@ def test_copies_and_files_hold_the_same_net(tmp_path):
     assert torch.equal(net(X), out)  # none of them is tied to it
     again = io.BytesIO()
     torch.save(loaded, again)
+
+
+def test_copies_are_parted_and_keep_what_is_on_top():
+    net = made().eval()
+    parametrizations.spectral_norm(net[0])
+    out = net(X)
+    for same in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(same(X), out)
+        parametrize.remove_parametrizations(same[0], "weight")
+        assert isinstance(same[0].weight, nn.Parameter)
+        same(X)
+        assert torch.equal(net(X), out)
+
+
+@pytest.mark.parametrize(
+    "mapping", [MLP, {**MLP, "output": "raw", "codes": 3}, {"kind": "gnn_expansion", "hidden": [4]}]
+)
+def test_parameters_to_a_vector_and_back(mapping):
+    net = made(mapping=mapping)
+    out = net(X).detach()
+    vector = parameters_to_vector(net.parameters()).detach()  # float64, as theta is
+    vector_to_parameters(vector, net.parameters())
+    assert torch.equal(net(X), out)
+    vector_to_parameters(0.9 * vector, net.parameters())
+    net(X).sum().backward()
+    assert net(X).dtype == torch.float32
+    assert not torch.equal(net(X), out)
+    assert net.double()(X.double()).dtype == torch.float64
+
+
+def program():
+    """Ways in which a program may have set torch, or not."""
+    return [torch.inference_mode(), torch.no_grad(), torch.autocast("cpu"), torch.device("meta")]
+
+
+@pytest.mark.parametrize("settings", program(), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("source", [None, lambda t: torch.softmax(t, 0)], ids=["ours", "foreign"])
+def test_what_a_program_sets_in_torch_changes_no_weight(settings, dtype, source):
+    shapes = {"circuit": source, "weight_shapes": {"t": 16}} if source else {}
+    mapping = {"kind": "gnn_expansion", "hidden": [4]}
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    out = made(nets[0], mapping=mapping, **shapes)(X)
+    torch.set_default_dtype(dtype)
+    try:
+        with settings:
+            net = made(nets[1], mapping=mapping, **shapes)
+        assert torch.get_default_dtype() == dtype
+        assert torch.equal(net(X), out)
+        net(X).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_net_without_numbers_is_refused():
+    with pytest.raises(UserError, match="moved to the meta device: generate it on a device, then load its state_dict"):
+        made().to("meta")(X.to("meta"))
 
 
 def test_moving_between_types():

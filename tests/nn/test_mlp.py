@@ -67,6 +67,46 @@ def test_means_in_the_environments_units():
     np.testing.assert_allclose(squashed.act(obs_BO), 2 * np.tanh(out_BA), atol=1e-5)
 
 
+def test_an_action_that_cannot_change():
+    net, low, high = actor(inputs=2), np.array([0, 1], np.float32), np.array([2, 1], np.float32)
+    gymnasium.register("Fixed-v0", lambda: Fixed(low, high))
+    actions_BA = policy(net, "Fixed-v0").act(observations(2))
+    assert (actions_BA[:, 1] == 1).all()
+    assert np.ptp(actions_BA[:, 0]) > 0
+
+
+class Fixed(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, low, high):
+        self.action_space = gymnasium.spaces.Box(low, high)
+
+
+@pytest.mark.parametrize(
+    ("action", "sizes", "starts"), [("levers", (3, 2, 4), (0, 1, -2)), ("switches", (2,) * 4, (0,) * 4)]
+)
+def test_several_choices_at_once(action, sizes, starts, tmp_path):
+    net, obs_BO = actor(inputs=2, outputs=sum(sizes)), observations(2)
+    made = policy(net, {"id": "choices:Levers-v0", "kwargs": {"action": action}})
+    with torch.no_grad():
+        parts = net(torch.from_numpy(obs_BO)).split(sizes, 1)
+    wanted_BF = np.stack([part.argmax(1).numpy() + start for part, start in zip(parts, starts, strict=True)], 1)
+    np.testing.assert_array_equal(made.act(obs_BO), wanted_BF)
+    made.save(tmp_path / "policy.safetensors")
+    np.testing.assert_array_equal(policy_file.load(tmp_path / "policy.safetensors").act(obs_BO), wanted_BF)
+
+
+def test_masked_choices():
+    net, obs_BO = actor(inputs=2, outputs=5), observations(2)
+    made = policy(net, "choices:Doors-v0")  # counts from -1
+    mask_BA = RNG.integers(2, size=(len(obs_BO), 5)).astype(np.float32)
+    mask_BA[np.arange(len(obs_BO)), RNG.integers(5, size=len(obs_BO))] = 1
+    with torch.no_grad():
+        logits_BA = net(torch.from_numpy(obs_BO)).numpy()
+    wanted_B = np.where(mask_BA > 0, logits_BA, -np.inf).argmax(1) - 1
+    np.testing.assert_array_equal(made.act(np.concatenate([obs_BO, mask_BA], 1)), wanted_B)
+
+
 def test_normalised_observations():
     net, obs_BO = actor(inputs=3, outputs=1), observations(3) * 5
     mean_O, variance_O = np.array([1.0, -2.0, 3.0]), np.array([4.0, 9.0, 0.25])
@@ -93,6 +133,12 @@ def test_a_sequential_with_a_forward_of_its_own_is_compared():
     assert same.training
     with pytest.raises(UserError, match="Residual does something else than its layers in order"):
         policy(Residual(*actor()), "CartPole-v1")
+
+
+def filled(value, layer=None):
+    layer = layer or nn.Linear(4, 2)
+    nn.init.constant_(layer.weight, value)
+    return layer
 
 
 class Own(nn.Module):
@@ -122,6 +168,23 @@ class Own(nn.Module):
         (nn.Sequential(nn.Tanh()), {}, "there is no Linear"),
         (Own(), {}, "Own computes its actions in a forward of its own"),
         (actor(inputs=3), {}, "takes 3 numbers and gives 2; CartPole-v1 has 4 observations and needs 2 outputs"),
+        (actor(), {"environment": None}, "policy: environment = None: give the id of Gymnasium, such as"),
+        (actor(), {"environment": {"frames": 2}}, "policy: environment = {'frames': 2}: give the id of Gymnasium"),
+        (
+            actor(),
+            {"environment": {"id": "CartPole-v1", "idd": 2}},
+            "distqtrl.nn.policy: unknown key 'environment.idd'",
+        ),
+        (
+            actor(inputs=2, outputs=3),
+            {"environment": "choices:Levers-v0"},
+            "2 observations and needs 9 outputs, a logit for every choice among 3, 2, 4",
+        ),
+        (filled(float("nan")), {}, r"0 \(Linear\) has weights that are no finite numbers of single precision"),
+        ([*actor()[:2], filled(float("inf"), nn.Linear(16, 2))], {}, r"2 \(Linear\) has weights that are no finite"),
+        (filled(1e300, nn.Linear(4, 2).double()), {}, "no finite numbers of single precision"),
+        (nn.LazyLinear(2), {}, r"0 \(LazyLinear\) has no weights yet"),
+        (nn.Linear(4, 2, device="meta"), {}, r"0 \(Linear\) has no weights yet"),
         (actor(), {"environment": "CartPol-v1"}, "unknown environment 'CartPol-v1'"),
         (actor(), {"actions": "degrees"}, "actions = 'degrees': write environment or unit"),
         (actor(), {"observations": ([0.0], [1.0])}, "give mean and variance of 4 numbers each"),

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,6 +60,16 @@ def test_a_function_of_angles():
     assert torch.equal(again(X), made(X))
 
 
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [(16, (16,)), (np.int64(16), (16,)), ([2, 8], (2, 8)), (torch.Size([16]), (16,)), (1, ()), ((), ())],
+)
+def test_shapes_as_pennylane_takes_them(given, shape):
+    made = generate(net(), lambda t: torch.softmax(t.expand(16) if t.dim() == 0 else t.flatten(), 0), MAPPING,
+                    weight_shapes={"t": given})  # fmt: skip
+    assert generators(made)[0].source.angles["t"].shape == shape
+
+
 def test_constants_are_a_source():
     made = generate(net(), lambda: torch.full((64,), 1 / 64), {"kind": "mlp", "chunk": 1})
     made(X).sum().backward()
@@ -66,7 +77,7 @@ def test_constants_are_a_source():
 
 
 def test_qubits_choose_the_chunk():
-    (weights,) = generators(generate(net(), mapping=MAPPING, qubits=3))
+    (weights,) = generators(generate(net(), mapping=MAPPING, qubits=np.int64(3)))
     assert (weights.source.qpu.num_qubits, weights.mapping.config.chunk) == (3, 8)
     (weights,) = generators(generate(net(), mapping={**MAPPING, "chunk": 16}, qubits=3))
     assert (weights.source.qpu.num_qubits, weights.mapping.config.chunk) == (3, 16)
@@ -114,6 +125,23 @@ class Detached(Softmax):
         ({"mapping": {"chunk": 0}}, "mapping.chunk = 0"),
         ({"qubits": 0}, "qubits = 0: use 1 to"),
         ({"qubits": 3, "mapping": {"chunk": 4}}, "qubits = 3 with mapping.chunk = 4: 58 weights need 8"),
+        ({"qubits": True}, "qubits = True: give a whole number"),
+        ({"qubits": 3.0}, "qubits = 3.0: give a whole number"),
+        *(
+            ({"circuit": lambda t: t, "weight_shapes": {"t": given}}, f"weight_shapes: t = {said}: give a shape for")
+            for given, said in [
+                ("8", "'8'"),
+                ((-8,), r"\(-8,\)"),
+                ((8.0,), r"\(8.0,\)"),
+                (8.0, "8.0"),
+                (True, "True"),
+                (0, 0),
+            ]
+        ),
+        ({"circuit": lambda t: t, "weight_shapes": [8]}, r"weight_shapes = \[8\]: give a shape for every argument"),
+        ({"circuit": lambda values: values, "weight_shapes": {"values": 8}}, "'values' already exists: rename"),
+        ({"config": "cartpole"}, "config = 'cartpole': give a distqtrl.Config, made with distqtrl.preset"),
+        ({"config": {"train": {}}}, "config = {'train': {}}: give a distqtrl.Config"),
         ({"weight_shapes": {"theta": (3,)}}, "weight_shapes are for a source of your own"),
         ({"config": Config(generator={"source": "direct"})}, "direct generates nothing"),
         (
