@@ -1,16 +1,22 @@
 """The sections of what is frozen: a policy or a decoder with an update of low rank, and a decoder's completions."""
 
-from pydantic import Field
+from typing import Annotated
 
-from distqtrl.config.values import Few, Many, Positive, Rate, Stage, Text, Width
+from pydantic import AfterValidator, Field
+
+from distqtrl.config.values import Few, Many, Place, Positive, Rate, Stage, Text, Width, from_anywhere
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _task(text: str) -> str:
+    return from_anywhere(text) if text.endswith((".jsonl", ".py")) else text  # "arithmetic" may be a folder here, too
 
 
 class Adapter(Stage):
     """A frozen policy plus an update of low rank, whose factors the generator makes."""
 
-    base: Text | None = Field(
+    base: Place | None = Field(
         None, description="policy file of the frozen policy; none = weights are made, not adapted"
     )
     rank: Width = Field(4, description="rank of the factors of every layer's update")
@@ -21,11 +27,11 @@ class Adapter(Stage):
 class Language(Stage):
     """A decoder as the policy: one environment step is one completion (QeRL, arXiv 2510.11696)."""
 
-    base: Text | None = Field(
+    base: Place | None = Field(
         None,
         description="directory of a decoder as transformers writes it (Qwen2, Qwen3, Llama); stays as it is",
     )
-    task: Text = Field(
+    task: Annotated[Text, AfterValidator(_task)] = Field(
         "arithmetic",
         description="arithmetic, a .jsonl file of questions and answers, or a .py file with your own",
     )

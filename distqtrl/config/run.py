@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -134,7 +135,7 @@ class Config(BaseModel):
     @property
     def subject(self) -> str:
         """What is learned from: the environment, or the language model's task."""
-        return self.language.task if self.algorithm.name == "grpo" else self.environment.id
+        return Path(self.language.task).name if self.algorithm.name == "grpo" else self.environment.id
 
     @property
     def local_num(self) -> int:

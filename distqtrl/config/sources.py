@@ -8,6 +8,7 @@ from typing import Any
 from distqtrl.config.run import Config, field_names, validated
 from distqtrl.errors import UserError, lookup, nearest, shortened
 from distqtrl.files import reading
+from distqtrl.files.places import is_there
 
 
 def with_flags(config: Config, flags: Mapping[str, str | list[str]]) -> Config:
@@ -82,18 +83,11 @@ def preset(name: str) -> Config:
     try:
         values = _preset_values(name)
     except UserError:
-        if not _is_there(name):
+        if not is_there(name):
             raise
         remedy = f"use --config {name}, --resume {name} to go on with a run, or distqtrl.read in Python"
         raise UserError(f"preset {name} is the name of a file or folder: {remedy}") from None
     return validated(_extended(values), f"preset {name}")
-
-
-def _is_there(name: Any) -> bool:
-    try:
-        return Path(name).exists()
-    except (TypeError, OSError):
-        return False
 
 
 def parent(name: str) -> str | None:

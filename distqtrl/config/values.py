@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from distqtrl.files import reading
-from distqtrl.files.places import expanded
+from distqtrl.files.places import expanded, is_there
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
 
@@ -33,6 +33,12 @@ def _named(text: str) -> str:
     if "\0" in text:
         raise ValueError("it has a NUL, which no file is named by: leave it out")
     return text
+
+
+def from_anywhere(text: str) -> str:
+    """A path that leads somewhere from here as one that does from everywhere; any other text, such as a name, stays."""
+    found = expanded(text)
+    return str(found.resolve()) if is_there(found) else text
 
 
 def _as_json(given: Any, info: ValidationInfo) -> Any:
@@ -73,6 +79,7 @@ Rate = Annotated[float, Field(gt=0)]
 BitWidth = Annotated[Whole, Field(ge=1, le=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=4096), AfterValidator(_named)]
+Place = Annotated[Text, AfterValidator(from_anywhere)]
 Folder = Annotated[Text, AfterValidator(lambda text: str(expanded(text)) if text.startswith("~") else text)]
 Table = Annotated[dict[str, Any], BeforeValidator(_as_json)]
 Whiten = Annotated[Literal["start", "every"] | None, BeforeValidator(_when)]

@@ -17,6 +17,14 @@ def expanded(text: str) -> Path:
         return Path(text)
 
 
+def is_there(given: Any) -> bool:
+    """Whether something has that name, whatever it is that is given."""
+    try:
+        return Path(given).exists()
+    except (TypeError, OSError):
+        return False
+
+
 def path(name: str, given: Any) -> Path:
     """What is given as a path, ``~`` being the home; raises UserError where nothing can have that name."""
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else None

@@ -84,10 +84,16 @@ class Checkpoint:
         return digest.hexdigest()
 
     def tokens(self, text: str) -> list[int]:
-        """A prompt as tokens; raises UserError where it has none."""
+        """A prompt as tokens; raises UserError where it has none, one that the decoder lacks, or too many."""
         found = [int(token) for token in self.tokenizer(text)["input_ids"]]
         if not found:
             raise UserError(f"the prompt {shortened(text)} has no token in {self.directory}: ask something")
+        _check_token(self.directory, max(found), f"the prompt {shortened(text)} has", self.config.vocab_size)
+        if len(found) >= self.context:
+            raise UserError(
+                f"the prompt {shortened(text)} has {len(found)} tokens, and the context of {self.directory} is "
+                f"{self.context}, completion included: shorten it, or leave it out"
+            )
         return found
 
     def text(self, tokens: list[int]) -> str:
@@ -111,6 +117,8 @@ class Checkpoint:
         for problem in ("missing", "mismatched", "unexpected"):
             if names := sorted(str(name) for name in told[f"{problem}_keys"]):
                 raise _refusal(self.directory, f"{len(names)} weights are {problem}, such as {names[0]}")
+        for name, parameter in network.named_parameters():
+            _check_finite(self.directory, name, parameter)
         return network.eval(), encoded
 
 
@@ -125,13 +133,10 @@ def opened(directory: Path) -> Checkpoint:
                 f"{directory} --local-dir DIR"
             )
         raise UserError(f"language.base = {directory} is no directory here: {remedy}")
-    try:
-        about = reading.parsed(reading.text(directory / "config.json"))
-    except ValueError as error:
-        raise _refusal(directory, f"config.json: {error}") from None
-    if not isinstance(about, dict):
-        raise _refusal(directory, "config.json is no table")
+    about = _table(directory, "config.json")
     found = about.get("architectures") or [about.get("model_type")]
+    if not isinstance(found, list):
+        raise _refusal(directory, f"architectures of config.json is {shortened(found)}, no list")
     if found[0] not in ARCHITECTURES:
         raise _refusal(directory, f"it is a {found[0]}; known are {', '.join(ARCHITECTURES)}")
     _check_format(directory, about)
@@ -146,7 +151,9 @@ def opened(directory: Path) -> Checkpoint:
     ends = _ends(directory, about, tokenizer, config.vocab_size)
     if not ends:
         raise _refusal(directory, "it has no end token (eos_token_id), so that no completion would end")
-    return Checkpoint(directory, about, config, tokenizer, ends)
+    made = Checkpoint(directory, about, config, tokenizer, ends)
+    _check_token(directory, made.pad, "padding is", config.vocab_size)
+    return made
 
 
 def merged(directory: Path, model: "Model", factors_F: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -280,8 +287,36 @@ def _check_format(directory: Path, about: dict[str, Any]) -> None:
     if (method, format) != ("compressed-tensors", FORMAT):
         raise _refusal(directory, f"it is quantized as {method} {format or ''}".rstrip() + f"; {FORMAT} alone is read")
     groups = told.get("config_groups") or {}
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise _refusal(directory, f"config_groups of config.json is {shortened(groups)}, no table of tables")
     if any(group.get("input_activations") for group in groups.values()):
         raise _refusal(directory, "its activations are quantized, too; weights alone may be (NVFP4A16)")
+
+
+def _check_token(directory: Path, token: int, what: str, vocabulary: int) -> None:
+    """Raise UserError for a token that has no row in the embedding: one that was added to the tokenizer alone."""
+    if token >= vocabulary:
+        raise UserError(
+            f"language.base = {directory}: {what} token {token} of the tokenizer, and the decoder has tokens 0 to "
+            f"{vocabulary - 1} (vocab_size): resize it (resize_token_embeddings) and save it, or give the tokenizer "
+            "that it was trained with"
+        )
+
+
+def _check_finite(directory: Path, name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise UserError(f"language.base = {directory}: {name} holds NaN or infinity: give a base of finite weights")
+
+
+def _table(directory: Path, name: str) -> dict[str, Any]:
+    """The table of a JSON file; raises UserError where it holds none."""
+    try:
+        found = reading.parsed(reading.text(directory / name))
+    except ValueError as error:
+        raise _refusal(directory, f"{name}: {error}") from None
+    if not isinstance(found, dict):
+        raise _refusal(directory, f"{name} is no table")
+    return found
 
 
 def _weights(directory: Path) -> list[Path]:
@@ -289,8 +324,8 @@ def _weights(directory: Path) -> list[Path]:
     names = [WEIGHTS]
     if (directory / INDEX).is_file():
         try:
-            names = sorted(set(reading.parsed(reading.text(directory / INDEX))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(_table(directory, INDEX)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError) as error:
             raise _refusal(directory, f"{INDEX}: {error}") from None
     for name in names:
         if not isinstance(name, str) or not (directory / name).is_file():
@@ -304,13 +339,9 @@ def _beside(directory: Path) -> list[Path]:
 
 def _ends(directory: Path, about: dict[str, Any], tokenizer: Any, vocabulary: int) -> tuple[int, ...]:
     """End tokens, as generation would take them: of generation_config.json, config.json or the tokenizer."""
-    generation: Any = {}
-    if (directory / "generation_config.json").is_file():
-        try:
-            generation = reading.parsed(reading.text(directory / "generation_config.json"))
-        except ValueError as error:
-            raise _refusal(directory, f"generation_config.json: {error}") from None
-    for found in (dict(generation).get("eos_token_id"), about.get("eos_token_id"), tokenizer.eos_token_id):
+    name = "generation_config.json"
+    generation = _table(directory, name) if (directory / name).is_file() else {}
+    for found in (generation.get("eos_token_id"), about.get("eos_token_id"), tokenizer.eos_token_id):
         tokens = found if isinstance(found, list) else [found]
         if known := [token for token in tokens if isinstance(token, int) and 0 <= token < vocabulary]:
             return tuple(known)
@@ -341,6 +372,8 @@ def _separated(directory: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, T
                 raise KeyError("scales of another shape")
         except KeyError as error:
             raise _refusal(directory, f"{name} is packed and incomplete ({error})") from None
+        for part in (scales.float(), scale):
+            _check_finite(directory, name, part)
         scales_OY = scales.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         encoded[name] = Encoded("nvfp4", shape, codes.numpy(), scales_OY, np.float32(scale.item()))
     return tensors, encoded

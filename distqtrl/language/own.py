@@ -72,10 +72,7 @@ class Own:
         return [self._question(item, what) for item in found]
 
     def _question(self, found: Any, what: str) -> Question:
-        try:
-            prompt, answer = found
-        except (TypeError, ValueError):
-            prompt = answer = None
+        prompt, answer = found if isinstance(found, list) and len(found) == 2 else (None, None)
         if not (isinstance(prompt, str) and prompt and isinstance(answer, str)):
             raise self._refusal(f"{what} has {shortened(found)}: a question is (prompt, answer), both texts")
         return Question(prompt, answer)

@@ -45,8 +45,8 @@ def pretrain(directory: Path, settings: Settings, say: Callable[[str], None]) ->
         raise UserError(f"{directory} exists: give -o a new directory, or remove it")
     tokenizer = characters(arithmetic.CHARACTERS)
     network = decoder(settings, len(tokenizer), ends=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
-    _train(network, tokenizer, settings, say)
-    with checkpoint.whole(directory) as place:
+    with checkpoint.whole(directory) as place:  # where nothing can be written, nothing is trained
+        _train(network, tokenizer, settings, say)
         network.save_pretrained(place)
         tokenizer.save_pretrained(place)
     num_weights = sum(parameter.numel() for parameter in network.parameters())

@@ -36,10 +36,11 @@ class Completions:
 
 def check(model: Model, longest: int, max_tokens: int) -> None:
     """Raise UserError where prompt and completion do not fit the decoder's context."""
-    if longest + max_tokens > model.checkpoint.context:
+    context = model.checkpoint.context
+    if longest + max_tokens > context:
         raise UserError(
             f"a prompt of {longest} tokens and language.max_tokens = {max_tokens} exceed the context of "
-            f"{model.checkpoint.directory}, {model.checkpoint.context} tokens: lower language.max_tokens"
+            f"{model.checkpoint.directory}, {context} tokens: lower language.max_tokens to {context - longest}"
         )
 
 

@@ -88,7 +88,7 @@ def last_number(text: str) -> Decimal | None:
 def _lines(path: Path) -> list[Question]:
     found = []
     try:
-        for number, line in enumerate(reading.text(path).splitlines(), 1):
+        for number, line in enumerate(reading.text(path).split("\n"), 1):  # JSON allows U+2028, a line's end, in texts
             if line.strip():
                 found.append(_question(line, number))
     except ValueError as error:

@@ -27,13 +27,21 @@ def main() -> None:
                 value: Any = [key for key, found in vars(module).items() if callable(found)]
             else:
                 value = getattr(module, name)(*arguments)
-            text = json.dumps({"value": value})
+            text = json.dumps({"value": value}, default=_number)
         except BaseException as error:  # SystemExit, too
             said = " ".join("".join(traceback.format_exception_only(error)).split())
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
             text = json.dumps({"error": said, "trace": "".join(traceback.format_list(frames)).rstrip()})
         answers.write(text + "\n")
         answers.flush()
+
+
+def _number(found: Any) -> Any:
+    """A number of NumPy or torch, or a fraction, as Python's; of anything else its type, which no answer is."""
+    try:
+        return float(found)
+    except Exception:  # its own code
+        return {"type": type(found).__name__}
 
 
 def _imported(path: Path) -> Any:

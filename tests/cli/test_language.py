@@ -22,6 +22,7 @@ from distqtrl.training.grpo.spec import Decoder
 
 SMALL = ["--train.updates", "2", "--language.prompts", "2", "--language.group", "2", "--language.max_tokens", "3"]
 TASK = "def question(split, number): return '1+2=', '3'\ndef reward(completion, answer):\n    "
+UNTESTED = "def questions(split): return [('1', '1')] * (split == 'train')\ndef reward(completion, answer): return 1"
 QUANTIZED = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}
 
 
@@ -74,20 +75,20 @@ def untouched(directory):
             "nothing is fetched at run time; if that is a name on a hub, bring it first: hf download org/model",
         ),
         (untouched, {"language.base": "none"}, "language.base is not set: give the directory of a language model"),
-        (lambda d: (d / "config.json").unlink(), {}, "language.base = base: config.json: No such file"),
-        (lambda d: (d / "tokenizer.json").unlink(), {}, "language.base = base: it has no tokenizer (tokenizer.json)"),
+        (lambda d: (d / "config.json").unlink(), {}, "base: config.json: No such file"),
+        (lambda d: (d / "tokenizer.json").unlink(), {}, "base: it has no tokenizer (tokenizer.json)"),
         (
             lambda d: changed(d, "config.json", quantization_config=QUANTIZED),
             {},
             "quantized as compressed-tensors mxfp4-pack-quantized; nvfp4-pack-quantized alone is read",
         ),
         (narrow, {}, "q_proj has 24 inputs, no multiple of the block's 16: choose a format without blocks"),
-        (untouched, {"language.targets": "c_attn"}, "no linear layer of base ends in 'c_attn': there are down_proj"),
-        (without_end, {}, "language.base = base: it has no end token (eos_token_id), so that no completion would end"),
+        (untouched, {"language.targets": "c_attn"}, "base ends in 'c_attn': there are down_proj"),
+        (without_end, {}, "base: it has no end token (eos_token_id), so that no completion would end"),
         (
             untouched,
             {"language.max_tokens": 59},
-            "a prompt of 6 tokens and language.max_tokens = 59 exceed the context of base, 64 tokens: lower",
+            "base, 64 tokens: lower language.max_tokens to 58",
         ),
         (untouched, {"language.group": 1}, "language.group = '1': Input should be greater than or equal to 2"),
         (
@@ -95,17 +96,22 @@ def untouched(directory):
             {"rollout.noise_end": 1e-12},
             "rollout.noise (deviation 1e-12) reached 0 of 5 RMSNorms: noise without RMSNorm, or below",
         ),
+        (untouched, {"language.task": "long.jsonl"}, "has 100 tokens, and the context of "),
+        (untouched, {"language.task": "untested.py"}, "untested.py: questions('test') is []: return a list of"),
         (untouched, {"language.task": "arithmetics"}, "unknown language.task 'arithmetics': did you mean 'arithmetic'"),
     ],
 )
 def test_it_is_refused_before_anything_is_written(spoil, flags, said, base, command):
     spoil(base)
+    prompts = [*map(str, range(40)), "1" * 100]
+    (base.parent / "long.jsonl").write_text("\n".join(f'{{"question": "{p}", "answer": "1"}}' for p in prompts))
+    (base.parent / "untested.py").write_text(UNTESTED)
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     code, out, err = command("train", "qerl-arithmetic", *SMALL, "--language.base", "base", "--run", "run", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("distqtrl: ")
     assert said in err
-    assert {path.name for path in base.parent.iterdir()} <= {"base"}
+    assert {path.name for path in base.parent.iterdir()} <= {"base", "long.jsonl", "untested.py"}
 
 
 def test_noise_needs_a_norm(base, command, monkeypatch):
@@ -145,7 +151,8 @@ def test_a_reward_that_is_none_ends_the_run_in_a_line(body, said, base, command,
     code, _, err = command("train", "qerl-arithmetic", *SMALL, "--language.base", "base", *own)
     assert code != 0
     (line,) = [line for line in err.splitlines() if line.startswith("distqtrl: ")]
-    assert line.startswith(f"distqtrl: language.task = task.py: {said}")
+    assert line.startswith("distqtrl: language.task = ")
+    assert f"task.py: {said}" in line
     assert "Traceback" not in err
 
 

@@ -44,6 +44,13 @@ def test_what_is_there_stays(command, tmp_path):
     assert err == f"distqtrl: {tmp_path / 'base'} exists: give -o a new directory, or remove it\n"
 
 
+def test_where_nothing_can_be_written_nothing_is_trained(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = command("pretrain", "arithmetic", "-o", tmp_path / "file" / "base", *SMALL)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert str(tmp_path / "file") in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

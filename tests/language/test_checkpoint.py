@@ -41,6 +41,18 @@ def changed(directory, file, **keys):
     (directory / file).write_text(json.dumps({key: value for key, value in about.items() if value is not None}))
 
 
+def grouped(directory, groups):
+    quantized = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": groups}
+    changed(directory, "config.json", quantization_config=quantized)
+
+
+def spoilt(directory, value, name="model.norm.weight"):
+    """Replace the last byte or number of a tensor."""
+    found = load_file(directory / "model.safetensors")
+    found[name].view(-1)[-1] = value
+    save_file(found, directory / "model.safetensors", {"format": "pt"})
+
+
 def test_what_is_known_before_weights_are_read(directories):
     found = checkpoint.opened(directories["qwen3"])
     assert (found.context, found.ends, found.pad, found.quantized) == (64, (1,), 0, False)
@@ -91,6 +103,15 @@ def test_the_hash_is_of_everything_that_matters(copy):
             lambda d: changed(d, "config.json", num_hidden_layers=1, layer_types=None),
             "12 weights are unexpected, such as model.layers.1",
         ),
+        (lambda d: changed(d, "config.json", architectures=5), "architectures of config.json is 5, no list"),
+        (lambda d: changed(d, "config.json", architectures={"a": 1}), "architectures of config.json is {'a': 1}, no"),
+        (lambda d: (d / "generation_config.json").write_text("null"), "generation_config.json is no table"),
+        (lambda d: (d / "generation_config.json").write_text("[1, 2]"), "generation_config.json is no table"),
+        (lambda d: (d / "model.safetensors.index.json").write_text('"x"'), "index.json is no table"),
+        (lambda d: grouped(d, ["x"]), r"config_groups of config.json is \['x'\], no table of tables"),
+        (lambda d: grouped(d, {"a": "x"}), "config_groups of config.json is {'a': 'x'}, no table of tables"),
+        (lambda d: spoilt(d, torch.nan), "model.norm.weight holds NaN or infinity: give a base of finite weights"),
+        (lambda d: spoilt(d, torch.inf), "model.norm.weight holds NaN or infinity: give a base of finite weights"),
     ],
 )
 def test_what_is_no_base_is_refused(spoil, said, copy):
@@ -108,6 +129,33 @@ def test_no_end_token_is_refused(copy):
         (copy / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="no end token"):
         checkpoint.opened(copy)
+
+
+def test_padding_without_an_embedding_is_refused_until_there_is_one(copy):
+    """As where a padding token is given to a Llama's tokenizer, and the decoder is forgotten."""
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    tokenizer.save_pretrained(copy)
+    said = r"padding is token 15 of the tokenizer, and the decoder has tokens 0 to 14 \(vocab_size\): resize it"
+    with pytest.raises(UserError, match=said):
+        checkpoint.opened(copy)
+    network = AutoModelForCausalLM.from_pretrained(copy)
+    network.resize_token_embeddings(len(tokenizer))
+    network.save_pretrained(copy)
+    assert checkpoint.opened(copy).pad == 15
+
+
+def test_prompts_that_the_decoder_cannot_read_are_refused(copy):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["47"])
+    tokenizer.save_pretrained(copy)
+    found = checkpoint.opened(copy)
+    assert found.tokens("4+") == [7, 13]
+    with pytest.raises(UserError, match=r"the prompt '47\+' has token 15 of the tokenizer, and the decoder has"):
+        found.tokens("47+")
+    assert len(found.tokens("1" * 63)) == 63
+    with pytest.raises(UserError, match=r"has 64 tokens, and the context of .* is 64, completion included: shorten it"):
+        found.tokens("1" * 64)
 
 
 def test_nothing_is_fetched(tmp_path, monkeypatch):
@@ -197,6 +245,14 @@ def test_an_incomplete_packed_layer_is_refused(models, tmp_path):
     save_file(found, tmp_path / "packed" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"layers.0.mlp.up_proj is packed and incomplete"):
         checkpoint.opened(tmp_path / "packed").network(torch.float32)
+
+
+def test_packed_scales_that_are_no_numbers_are_refused(models, tmp_path):
+    checkpoint.packed(tmp_path / "packed", models("qwen2", "nvfp4"))
+    for part in ("weight_scale", "weight_global_scale"):
+        spoilt(shutil.copytree(tmp_path / "packed", tmp_path / part), torch.nan, f"model.layers.0.mlp.up_proj.{part}")
+        with pytest.raises(UserError, match=r"layers.0.mlp.up_proj holds NaN or infinity"):
+            checkpoint.opened(tmp_path / part).network(torch.float32)
 
 
 def test_activations_in_few_bits_are_refused(models, tmp_path):

@@ -74,6 +74,16 @@ def test_a_file_is_judged_by_the_last_number(tmp_path):
     assert {text: task.reward(text, question) for text in texts} == texts
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_lines_end_where_json_cannot_go_on(end, tmp_path):
+    prompts = [f"{inside}{i}+1=" for i in range(30) for inside in "\u2028\u0085"]
+    text = end.join(json.dumps({"question": prompt, "answer": "1"}, ensure_ascii=False) for prompt in prompts)
+    (tmp_path / "x.jsonl").write_bytes(text.encode())
+    task = tasks.opened(str(tmp_path / "x.jsonl"))
+    found = {task.question(split, i).prompt for split in ("train", "test") for i in range(task.size(split))}
+    assert found == set(prompts)
+
+
 def test_tests_lie_beside_a_file_that_is_called_train(tmp_path):
     lines(tmp_path / "my_test.jsonl", [("a", "1"), ("b", "2")])
     task = tasks.opened(str(lines(tmp_path / "my_train.jsonl", [("c", "3")])))
@@ -135,6 +145,7 @@ REWARD = "def question(split, number): return 'p', 'a'\ndef reward(completion, a
     [
         ("return float('nan')", "the reward of the prompt '1 or 2?' is nan: return a finite number", UserError),
         ("return None", "is None: return a finite number", UserError),
+        ("return {1, 2}", "is {'type': 'set'}: return a finite number", UserError),
         ("return 1 / 0", "the prompt '1 or 2?' failed: ZeroDivisionError: division by zero", Foreign),
         ("raise SystemExit", "failed: SystemExit", Foreign),
         ("import os; os._exit(3)", "its process ended in the reward of the prompt '1 or 2?'", UserError),
@@ -147,6 +158,12 @@ def test_a_reward_that_is_none_is_a_line(body, said, kind, own):
         task.reward("completion", Question("1 or 2?", "a"))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_rewards_are_numbers_of_any_kind(own):
+    task = own(f"import numpy as np\nfrom fractions import Fraction\n{REWARD}return eval(completion)")
+    made = ["np.float32(0.5)", "np.float64(0.5)", "np.int64(2)", "np.bool_(True)", "np.array(3.0)", "Fraction(1, 4)"]
+    assert [task.reward(text, Question("p", "a")) for text in made] == [0.5, 0.5, 2, 1, 3, 0.25]
 
 
 def test_the_traceback_is_of_the_users_own_code(own):
@@ -162,6 +179,12 @@ def test_the_traceback_is_of_the_users_own_code(own):
         ("x =", "import failed: .*SyntaxError"),
         ("def reward(c, a): return 1", "has not what a task needs: define reward"),
         ("def questions(s): return [1]\ndef reward(c, a): return 1", r"questions\('train'\) has 1: a question is"),
+        (
+            "def questions(s): return [{'question': '1+1=', 'answer': '2'}]\ndef reward(c, a): return 1",
+            r"has \{'question': '1\+1=', 'answer': '2'\}: a question is \(prompt, answer\), both texts",
+        ),
+        ("def questions(s): return ['ab']\ndef reward(c, a): return 1", "has 'ab': a question is"),
+        ("def questions(s): yield 'a', 'b'\ndef reward(c, a): return 1", "is {'type': 'generator'}: return a list"),
         ("def questions(s): return []\ndef reward(c, a): return 1", r"questions\('train'\) is \[\]: return a list"),
     ],
 )

@@ -10,9 +10,9 @@ from distqtrl.config.run import Config
 from distqtrl.environment.vector import Role
 from distqtrl.errors import UserError
 from distqtrl.generator.factors import Layers
-from distqtrl.language import checkpoint, tasks
+from distqtrl.language import checkpoint, sampler, tasks
 from distqtrl.language.model import Model
-from distqtrl.language.questions import Task
+from distqtrl.language.questions import SPLITS, Task
 
 NONE = (
     "language.base is not set: give the directory of a language model; distqtrl pretrain arithmetic -o base makes one"
@@ -60,7 +60,16 @@ def specs(config: Config) -> tuple[Decoder]:
     dtype = torch.float32 if config.train.precision == "float32" else torch.float64
     found = checkpoint.opened(Path(language.base))
     model = Model(found, adapter.precision, adapter.rank, language.targets, dtype)
-    return (Decoder(model, tasks.opened(language.task), language.max_tokens),)
+    task = tasks.opened(language.task)
+    _check_questions(model, task, language.max_tokens)
+    return (Decoder(model, task, language.max_tokens),)
+
+
+def _check_questions(model: Model, task: Task, max_tokens: int) -> None:
+    """Raise UserError now for questions of training or tests that would end it later; of endless ones, the first."""
+    for split in SPLITS:
+        prompts = (task.question(split, number).prompt for number in range(task.size(split) or 1))
+        sampler.check(model, max(len(model.checkpoint.tokens(prompt)) for prompt in prompts), max_tokens)
 
 
 def _check(config: Config) -> None:

@@ -186,3 +186,24 @@ def test_another_base_is_refused(trained, place, tmp_path, capfd):
         assert "another decoder" in capfd.readouterr().err
     finally:
         weights.write_bytes(before)
+
+
+def test_a_run_goes_on_from_every_folder(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    words = as_words(SMALL | {"language.base": "base", "language.task": "task.py", "train.updates": 1})
+    assert cli.main(["train", "qerl-arithmetic", *words, "--run", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", "run", "--train.updates", "2"]) == 0
+    assert cli.main(["evaluate", "run", "--episodes", "2"]) == 0
+    assert cli.main(["export", "run", "-o", "merged"]) == 0
+
+
+def test_a_base_that_has_gone_is_asked_for(trained, place, tmp_path, capfd):
+    trained("run", train__updates=1)
+    moved = (place / "base").rename(place / "moved")
+    try:
+        assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+    finally:
+        moved.rename(place / "base")
+    err = capfd.readouterr().err
+    assert f"{place / 'base'} is no directory here, and held the decoder that this update was trained for" in err
