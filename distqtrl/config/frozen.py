@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from distqtrl.config.values import Few, Many, Place, Positive, Rate, Stage, Text, Width, from_anywhere
+from distqtrl.config.values import Few, File, Many, Positive, Rate, Stage, Text, Width, from_anywhere
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -16,7 +16,7 @@ def _task(text: str) -> str:
 class Adapter(Stage):
     """A frozen policy plus an update of low rank, whose factors the generator makes."""
 
-    base: Place | None = Field(
+    base: File | None = Field(
         None, description="policy file of the frozen policy; none = weights are made, not adapted"
     )
     rank: Width = Field(4, description="rank of the factors of every layer's update")
@@ -27,7 +27,7 @@ class Adapter(Stage):
 class Language(Stage):
     """A decoder as the policy: one environment step is one completion (QeRL, arXiv 2510.11696)."""
 
-    base: Place | None = Field(
+    base: File | None = Field(
         None,
         description="directory of a decoder as transformers writes it (Qwen2, Qwen3, Llama); stays as it is",
     )

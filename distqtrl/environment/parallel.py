@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 Flags = npt.NDArray[np.bool_]
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
-METHODS: dict[str, tuple[dict[str, Any], str]] = {  # with what they are called by name, and how PettingZoo defines them
-    "reset": ({"seed": 0}, "(self, seed=None, options=None)"),
-    "step": ({}, "(self, actions)"),
-    "observation_space": ({}, "(self, agent)"),
-    "action_space": ({}, "(self, agent)"),
-    "close": ({}, "(self)"),
+METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {  # what they are called with; PettingZoo's signature
+    "reset": ((), {"seed": 0}, "(self, seed=None, options=None)"),
+    "step": (({},), {}, "(self, actions)"),
+    "observation_space": (("",), {}, "(self, agent)"),
+    "action_space": (("",), {}, "(self, agent)"),
+    "close": ((), {}, "(self)"),
 }
 Stepped = tuple[list[Floats], npt.NDArray[np.float64], Flags, Flags, Flags]
 
@@ -186,10 +186,10 @@ def _made(config: configuration.Environment, render: bool) -> "ParallelEnv":
 
 def _check_arguments(env: Any, name: str, method: str) -> None:
     """Raise UserError for a method that does not take what it is called with."""
-    named, wanted = METHODS[method]
+    given, named, wanted = METHODS[method]
     try:
         signature = inspect.signature(getattr(env, method))
-        signature.bind(*wanted.count(",") * [{}] if not named else (), **named)
+        signature.bind(*given, **named)
     except ValueError:  # of compiled code
         return
     except TypeError as error:
