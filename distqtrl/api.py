@@ -3,7 +3,6 @@
 Bad input raises UserError, with the line that the command line would print. Nothing here is loaded before it is used.
 """
 
-import operator
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save, validated
+from distqtrl.config.values import whole
 from distqtrl.defaults import torch_defaults
 from distqtrl.errors import UserError, lookup, shortened
 from distqtrl.files import places
@@ -158,8 +158,6 @@ def export(
     from distqtrl.export.targets import named
     from distqtrl.policy import policy_file
 
-    if tool_limit is not None and not (isinstance(tool_limit, int | float) and tool_limit > 0):
-        raise UserError(f"tool_limit = {shortened(tool_limit)}: give seconds, more than 0, or None")
     options = Options(
         targets=named(_words("targets", targets)),
         bits=_bits(bits),
@@ -173,7 +171,7 @@ def export(
         energy=None,
         joules=joules,
         imports=import_environment,
-        limit_s=tool_limit,
+        limit_s=_seconds("tool_limit", tool_limit),
     )
     telling, out = say or (lambda text: None), places.path("folder", folder)
     if isinstance(source, policy_file.Policy):
@@ -206,7 +204,7 @@ def verify(
     text, place = _words("targets", targets), places.path("folder", folder)
     wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
-    with tools.orderly(tool_limit):
+    with tools.orderly(_seconds("tool_limit", tool_limit)):
         return list(verifying.checks(place, *numbers, wanted, netlists=netlists, imports=import_environment))
 
 
@@ -246,10 +244,16 @@ def _product(parallel: Any) -> str:
 
 
 def _positive(name: str, value: Any) -> int:
-    whole = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
-    if whole < 1:
+    number = whole(value)
+    if number is None or number < 1:
         raise UserError(f"{name} = {shortened(value)}: give a whole number, 1 or more")
-    return whole
+    return number
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is not None and not (isinstance(value, int | float) and value > 0):
+        raise UserError(f"{name} = {shortened(value)}: give seconds, more than 0, or None")
+    return value
 
 
 def _say(text: str) -> None:

@@ -137,6 +137,8 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.export(run, run / "new", bits={"core": 9}), "core=9: must lie between 1 and 8"),
         (lambda run: distqtrl.export(run, run / "new", per="layer"), "unknown per 'layer'"),
         (lambda run: distqtrl.export(run, run / "new", vectors=0), "vectors = 0: give a whole number, 1 or more"),
+        (lambda run: distqtrl.export(run, run / "new", vectors=np.ones(3)), "vectors = array([1., 1., 1.]): "),
+        (lambda run: distqtrl.verify(run, tool_limit=-1), "tool_limit = -1: give seconds, more than 0"),
         (lambda run: distqtrl.export(run, run / "new", vectors=True), "vectors = True: give a whole number"),
         (lambda run: distqtrl.export(run, run / "new", tool_limit=-1), "tool_limit = -1: give seconds, more than 0"),
         (lambda run: distqtrl.export(run, run / "new", tool_limit="x"), "tool_limit = 'x': give seconds, more than 0"),

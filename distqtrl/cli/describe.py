@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_fields, numbers, whole_number
+from distqtrl.cli.arguments import Flags, add_configuration, add_fields, numbers, resolve, whole_number
 from distqtrl.cli.output import print_json
 from distqtrl.config.run import Config, differences
-from distqtrl.config.sources import load, parent, preset, presets, with_flags
+from distqtrl.config.sources import parent, preset, presets
 from distqtrl.errors import UserError
 
 TEXT = "Print qubits, parameter counts and compression of a preset or run."
@@ -18,7 +18,7 @@ MOST_RANKS = 1 << 20
 
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
-    command.add_argument("preset", metavar="PRESET|RUN", help="the name of a preset, or a run directory")
+    add_configuration(command, preset="the name of a preset, or a run directory")
     command.add_argument(
         "--suggest",
         type=whole_number(1),
@@ -37,17 +37,17 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     """Print the facts, and for a preset that extends another what it changes; returns the exit code."""
     from distqtrl.report.describe import describe
 
-    path = Path(args.preset)
-    config = load(path) if path.is_dir() else preset(args.preset)
-    config = with_flags(config, flags)
+    if args.preset is not None and Path(args.preset).is_dir():
+        args.preset, args.config = None, Path(args.preset)
+    config = resolve(args, flags)
     if args.suggest is not None:
         return _suggest(config, args.suggest, args.json)
     facts = describe(config)
-    if not path.is_dir():
+    if args.preset is not None:
         facts = {"preset": presets()[args.preset]} | facts
         if extended := parent(args.preset):
             facts |= {"extends": extended, "changes": differences(preset(extended), config)}
-    on_ranks = {} if args.ranks is None else _on_ranks(path, config, args.ranks)
+    on_ranks = {} if args.ranks is None else _on_ranks(args.config, config, args.ranks)
     if args.json:
         print_json(facts | ({"ranks": on_ranks} if on_ranks else {}))
         return 0
@@ -60,7 +60,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     return 0
 
 
-def _on_ranks(path: Path, config: Config, text: str) -> dict[int, dict[str, float]]:
+def _on_ranks(path: Path | None, config: Config, text: str) -> dict[int, dict[str, float]]:
     """What is expected of numbers of ranks: learning rates, and the speed-up over one rank where there is a run."""
     from distqtrl.report.describe import learning_rates
     from distqtrl.report.runs import read
@@ -70,7 +70,7 @@ def _on_ranks(path: Path, config: Config, text: str) -> dict[int, dict[str, floa
     if min(wanted) < 1 or max(wanted) > MOST_RANKS:
         raise UserError(f"--ranks {text}: ranks are counted from 1, to {MOST_RANKS:,} at most")
     found: dict[int, dict[str, float]] = {n: dict(learning_rates(config, n)) for n in wanted}
-    if path.is_dir():
+    if path is not None and path.is_dir():
         for n, times in predicted(read(path), wanted).items():
             found[n]["predicted_speedup"] = float(f"{times:.4g}")
     return found

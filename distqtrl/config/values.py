@@ -1,6 +1,7 @@
 """Kinds of values that stages have, and what all stages do with them."""
 
 import json
+import operator
 import os
 from contextlib import suppress
 from itertools import pairwise
@@ -12,6 +13,14 @@ from distqtrl.files import reading
 from distqtrl.files.places import expanded, is_there
 
 MOST_WEIGHTS = 2**27  # between two layers: half a GiB
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of Python or NumPy; none for anything else, such as a truth or an array."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _whole(value: Any) -> Any:

@@ -164,7 +164,7 @@ def by_agent(given: Any, agents: frozenset[Any], what: str, who: str) -> dict[An
         raise UserError(f"{who}: {what} are {short(given)} instead of a dictionary by agent: fix the environment")
     if not given.keys() <= agents:
         odd = sorted(str(agent) for agent in given.keys() - agents)[0]
-        remedy = "leave it out, each agent ends by itself" if odd == "__all__" else "add it there"
+        remedy = "leave it out, each agent has its own" if odd == "__all__" else "add it there"
         raise UserError(f"{who}: {what} name agent {odd}, which is not in possible_agents: {remedy}")
     return given
 

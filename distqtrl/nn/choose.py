@@ -111,7 +111,7 @@ def _named(net: nn.Module, places: list[Chosen], wanted: list[str | type[nn.Modu
             inside |= {id(m) for module in matches for m in module.modules()}
         elif not isinstance(item, str):
             raise UserError(
-                f"layers: {' '.join(shortened(item).split())} is neither the name nor the type of a layer: names are "
+                f"layers: {shortened(item)} is neither the name nor the type of a layer: names are "
                 'strings, such as "0" or "0.weight"'
             )
         elif item in modules:

@@ -5,7 +5,6 @@ The one module that knows how the rest of the package generates weights.
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Table
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from distqtrl import seeding
 from distqtrl.circuit import qpu
 from distqtrl.config.run import Config, validated
-from distqtrl.config.values import Stage
+from distqtrl.config.values import Stage, whole
 from distqtrl.defaults import torch_defaults
 from distqtrl.errors import UserError, shortened
 from distqtrl.generator.controls import SOURCES, fresh_weights
@@ -130,21 +129,13 @@ def _sizes(shapes: Any) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{WHERE}: weight_shapes = {shortened(shapes)}: {remedy}")
     found: dict[str, tuple[int, ...]] = {}
     for name, given in shapes.items():
-        length = _whole(given)
+        length = whole(given)
         sizes = list(given) if length is None and isinstance(given, Iterable) else [] if length == 1 else [given]
-        shape = tuple(size for size in map(_whole, sizes) if size is not None and size > 0)
+        shape = tuple(size for size in map(whole, sizes) if size is not None and size > 0)
         if len(shape) < len(sizes):
             raise UserError(f"{WHERE}: weight_shapes: {name} = {shortened(given)}: {remedy}")
         found[name] = shape
     return found
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, NumPy's too; none for anything else, such as a truth."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
 
 
 def made(
@@ -202,7 +193,7 @@ def _own(config: Config, layers: Layers, qubits: int | None, free: bool) -> tupl
     if config.generator.whiten == "every":
         raise UserError(f"{WHERE}: generator.whiten every needs to be told of optimizer steps: use start")
     if qubits is not None:
-        given, qubits = qubits, _whole(qubits)
+        given, qubits = qubits, whole(qubits)
         if qubits is None:
             raise UserError(f"{WHERE}: qubits = {shortened(given)}: give a whole number, 1 to {MOST_QUBITS}")
         config = _enough(config, layers, qubits, free, f"qubits = {qubits}")

@@ -48,3 +48,10 @@ def test_the_speed_up_that_a_run_predicts(trained, command):
     code, out, err = told(None, None)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{run} has no estimate of its noise scale" in err
+
+
+def test_a_file_is_described_as_it_is_trained(command, tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "cartpole"\n[circuit]\nlayers = 15\n')
+    code, ours, _ = command("describe", "--config", tmp_path / "mine.toml", "--json")
+    preset = json.loads(command("describe", "cartpole", "--circuit.layers", "15", "--json")[1])
+    assert (code, json.loads(ours)) == (0, {key: value for key, value in preset.items() if key != "preset"})
