@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save, validated
-from distqtrl.config.values import whole
+from distqtrl.config.values import finite, whole
 from distqtrl.defaults import torch_defaults
 from distqtrl.errors import UserError, lookup, shortened
 from distqtrl.files import places
@@ -251,9 +251,10 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _seconds(name: str, value: Any) -> float | None:
-    if value is not None and not (isinstance(value, int | float) and value > 0):
+    seconds = finite(value)
+    if value is not None and not (seconds is not None and seconds > 0):
         raise UserError(f"{name} = {shortened(value)}: give seconds, more than 0, or None")
-    return value
+    return seconds
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from distqtrl.allreduce.connect import library
 from distqtrl.config.run import Config
 from distqtrl.errors import UserError
+from distqtrl.files.replace import replace
 
 TIME = re.compile(r"(?:[0-9]{1,9}-)?(?:(?:[0-9]{1,9}:)?[0-9]{1,9}:)?[0-9]{1,9}")
 MEMORY = re.compile(r"([1-9][0-9]{0,8})([KMGT]?)", re.IGNORECASE)
@@ -257,7 +258,7 @@ def submit(job: Job, text: str, nodelist: str | None, partition: str | None) -> 
     folder = Path(job.directory).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{job.label}.sbatch"
-    path.write_text(text)
+    replace(path, text.encode())
     return path, _said("sbatch", "--parsable", str(path)).strip().partition(";")[0]
 
 

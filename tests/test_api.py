@@ -19,6 +19,7 @@ from needs import soon
 import distqtrl
 from distqtrl.cli import main as cli
 from distqtrl.config.run import save
+from distqtrl.quantize.formats import Bits
 
 TINY = {**runs.TINY, "generator.source": "direct", "algorithm.rollout_steps": 8, "environment.local_num": 4}
 TINY |= {"train.steps": 96, "train.checkpoint_every": 1}
@@ -134,7 +135,12 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.load(run / "config.json"), "cannot read "),
         (lambda run: distqtrl.export(run, run), "exists: give"),
         (lambda run: distqtrl.export(run, run / "new", targets="c,cc"), "--target 'cc': did you mean 'c'?"),
-        (lambda run: distqtrl.export(run, run / "new", bits={"core": 9}), "core=9: must lie between 1 and 8"),
+        (lambda run: distqtrl.export(run, run / "new", bits={"core": 9}), "core=9: must be a whole number from 1 to 8"),
+        (lambda run: distqtrl.export(run, run / "new", bits={"core": 3.5}), "'core=3.5': write core=8"),
+        (lambda run: Bits(core=3.5), "core=3.5: must be a whole number"),
+        (lambda run: distqtrl.verify(run, tool_limit=float("inf")), "tool_limit = inf: give seconds"),
+        (lambda run: distqtrl.verify(run, tool_limit=True), "tool_limit = True: give seconds"),
+        (lambda run: distqtrl.load("\ud800"), "no file can have that name"),
         (lambda run: distqtrl.export(run, run / "new", per="layer"), "unknown per 'layer'"),
         (lambda run: distqtrl.export(run, run / "new", vectors=0), "vectors = 0: give a whole number, 1 or more"),
         (lambda run: distqtrl.export(run, run / "new", vectors=np.ones(3)), "vectors = array([1., 1., 1.]): "),

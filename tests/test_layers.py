@@ -10,7 +10,7 @@ LAYERS = [
     {"__init__", "__version__"},
     {"errors"},
     {"files"},
-    {"config", "seeding", "signals", "versions", "defaults"},
+    {"config", "seeding", "signals", "versions", "defaults", "cgroup"},
     {"quantize"},
     {"circuit", "mapping", "policy", "environment", "algorithm", "allreduce", "language"},
     {"record", "generator", "slurm"},

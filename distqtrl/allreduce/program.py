@@ -44,6 +44,7 @@ class Ranks:
 
 _ranks: Ranks | None = None
 _one_call = threading.Lock()
+_one_training = threading.RLock()  # threads take turns: torch's defaults and random state are the whole process's
 
 
 @contextmanager
@@ -55,7 +56,8 @@ def together(calling: str, timeout_s: float | None) -> Iterator[Communicator]:
     """
     ranks = _connected(calling, timeout_s)
     if ranks.comm.size == 1:
-        yield ranks.comm
+        with _one_training:
+            yield ranks.comm
         return
     if not _one_call.acquire(blocking=False):
         raise UserError(f"{calling} was called by two threads at once: ranks can do one thing at a time")

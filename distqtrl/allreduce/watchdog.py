@@ -85,7 +85,8 @@ def keeper(rank: int, limit_s: float | None, doing: str, meaning: str = MEANING,
 
     def done() -> None:
         os.close(writing)
-        os.waitpid(child, 0)
+        with suppress(ChildProcessError):  # a program that ignores SIGCHLD has none to wait for
+            os.waitpid(child, 0)
 
     return done
 

@@ -1,7 +1,9 @@
-"""How large a state may be: the machine's memory, and a refusal that names both sizes."""
+"""How large a state may be: the memory there is, and a refusal that names both sizes."""
 
 import os
+import resource
 
+from distqtrl import cgroup
 from distqtrl.circuit.ansatz import Program
 from distqtrl.errors import UserError
 
@@ -16,5 +18,12 @@ def refuse_memory(program: Program, needed: float, who: str, available: float) -
 
 
 def machine_memory() -> float:
-    """Bytes of this machine: all of them, so that every rank of a machine comes to the same decision."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Bytes of this machine, or of a limit that a job or a shell has set on it.
+
+    All of them, not what is free: so every rank of a machine comes to the same decision.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroup.memory()]
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if space != resource.RLIM_INFINITY:
+        limits.append(space)
+    return float(min(limit for limit in limits if limit is not None))

@@ -21,6 +21,7 @@ from distqtrl.circuit.gates import Array
 from distqtrl.circuit.noise import routed
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
+from distqtrl.config.values import finite
 from distqtrl.errors import UserError, nearest, shortened
 
 FAKE = "fake_"
@@ -185,7 +186,8 @@ def _options(settings: Qpu) -> Options:
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    seconds = finite(value)
+    return seconds is not None and seconds >= 0
 
 
 def _refuse_value(name: str, value: Any, good: bool, remedy: str) -> None:

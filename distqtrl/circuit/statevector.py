@@ -121,7 +121,7 @@ class StateVector:
         parts = []
         for module, first, end, unit in ((interleaved, 0, abreast, LANES), (sweep, abreast, num, 1)):
             units = -(-(end - first) // unit)
-            pieces = max(min(units, most), units * unit * self._numbers // PART)
+            pieces = min(units, max(most, units * unit * self._numbers // PART))
             for piece in range(pieces):
                 cut = [first + unit * (units * i // pieces) for i in (piece, piece + 1)]
                 parts.append(Part(module, cut[0], min(cut[1], end)))

@@ -1,12 +1,14 @@
 """Kinds of values that stages have, and what all stages do with them."""
 
 import json
+import math
 import operator
 import os
 from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from distqtrl.files import reading
@@ -16,11 +18,22 @@ MOST_WEIGHTS = 2**27  # between two layers: half a GiB
 
 
 def whole(value: Any) -> int | None:
-    """A whole number of Python or NumPy; none for anything else, such as a truth or an array."""
+    """A whole number of Python or NumPy; none for anything else, such as a boolean or an array."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number of Python or NumPy; none for anything else, such as a boolean, text or an array."""
+    if isinstance(value, bool | str | bytes):
+        return None
+    try:
+        number = math.nan if np.ndim(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _whole(value: Any) -> Any:

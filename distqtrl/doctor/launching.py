@@ -124,7 +124,8 @@ def ranks_here(job: Job) -> dict[int, int]:
     for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         with suppress(OSError):
             values = (path / "environ").read_bytes().split(b"\0")  # a zombie's is empty
-            ranks = [int(value.partition(b"=")[2]) for value in values if value.startswith(variables)]
+            told = [value.partition(b"=")[2] for value in values if value.startswith(variables)]
+            ranks = [int(number) for number in told if number.isdigit()]
             if f"{TAG}={job.tag}".encode() in values and ranks:
                 found[int(path.name)] = ranks[0]
     return found

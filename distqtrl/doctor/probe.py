@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from distqtrl import cgroup
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.connect import announced, connect
 from distqtrl.allreduce.reductions import REDUCTIONS, allgather_bytes
-from distqtrl.doctor import cgroup
 from distqtrl.doctor.launching import slurm_number
 from distqtrl.errors import UserError
 from distqtrl.files.lock import Held, locked
@@ -95,7 +95,7 @@ def facts(comm: Communicator, folder: Path) -> dict[str, Any]:
         "launcher_cores": launcher_cores,
         "host_cores": os.cpu_count(),
         "quota": cgroup.cpus(),
-        "memory": min(filter(None, [cgroup.memory(), int(machine_memory())])),
+        "memory": int(machine_memory()),
         "shared": shared,
         "limits": {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in LIMITS},
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from distqtrl.doctor import probe
 from distqtrl.doctor.launching import Site, started, until
-from distqtrl.doctor.verdict import Verdict, failed, not_checked, ok, warning
+from distqtrl.doctor.verdict import Unanswered, Verdict, failed, not_checked, ok, warning
 
 MIB = 1 << 20
 RANK_BYTES = 512 * MIB  # of one rank: up to 419 MiB were measured (benchmarks/results/scaling)
@@ -33,7 +33,17 @@ class Said:
     @property
     def facts(self) -> list[dict[str, Any]]:
         """What every rank runs on."""
-        return self.together["facts"]
+        return self.of("facts")
+
+    def of(self, stage: str) -> list[Any]:
+        """What each rank said in a stage; raises Unanswered where they did not get so far."""
+        if stage not in self.together:
+            raise Unanswered(f"the ranks did not get as far as their {stage}: {self.ended()}: {self.last}")
+        return self.together[stage]
+
+    def ended(self) -> str:
+        """How it came to an end."""
+        return "no answer in time" if self.code is None else f"the launcher ended with {self.code}"
 
 
 def asked(site: Site, folder: Path, limit_s: float) -> dict[str, Any]:
@@ -98,8 +108,7 @@ def connection(said: Said) -> Verdict:
         return failed(said.refused)
     if len(said.together.get("facts", [])) == 1:
         return failed(f"each of the {said.ranks} processes is alone: rank 0 of 1")
-    end = "no answer in time" if said.code is None else f"the launcher ended with {said.code}"
-    return failed(f"the ranks did not get together: {end}: {said.last}")
+    return failed(f"the ranks did not get together: {said.ended()}: {said.last}")
 
 
 # ---- each rank's own
@@ -209,8 +218,8 @@ def limits(said: Said) -> Verdict:
 
 def reductions(said: Said) -> Verdict:
     """All ranks get the same bytes."""
-    for name in said.together["sums"][0]:
-        digests = [sums[name] for sums in said.together["sums"]]
+    for name in said.of("sums")[0]:
+        digests = [sums[name] for sums in said.of("sums")]
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         if odd:
             return failed(f"the sum {name} on rank {', '.join(map(str, odd))} is not that of rank 0")
@@ -219,7 +228,7 @@ def reductions(said: Said) -> Verdict:
 
 def clocks(said: Said) -> Verdict:
     """Hosts agree on the time."""
-    first, *others = said.together["clocks"]
+    first, *others = said.of("clocks")
     skews = [sorted(b - a for a, b in zip(first, other, strict=True))[len(first) // 2] for other in others]
     worst = max(range(len(skews)), key=lambda i: abs(skews[i]), default=None)
     if worst is None:
@@ -232,10 +241,10 @@ def clocks(said: Said) -> Verdict:
 
 def stamps(said: Said) -> Verdict:
     """The filesystem's times are the hosts'."""
-    if error := _error(said.together["stamps"]):
+    if error := _error(said.of("stamps")):
         return failed(error)
-    worst = max(range(said.ranks), key=lambda rank: abs(said.together["stamps"][rank]["skew_s"]))
-    skew_s = said.together["stamps"][worst]["skew_s"]
+    worst = max(range(said.ranks), key=lambda rank: abs(said.of("stamps")[rank]["skew_s"]))
+    skew_s = said.of("stamps")[worst]["skew_s"]
     return _skewed(skew_s, f"times of new files and the clock of rank {worst} on {said.facts[worst]['host']}")
 
 
@@ -248,7 +257,7 @@ def _skewed(skew_s: float, what: str) -> Verdict:
 
 def visible(said: Said) -> Verdict:
     """Every rank sees the run directory."""
-    told = said.together["visible"]
+    told = said.of("visible")
     if error := _error(told):
         return failed(error)
     blind = [rank for rank, answer in enumerate(told) if answer["after_s"] is None]
@@ -262,7 +271,7 @@ def visible(said: Said) -> Verdict:
 
 def locks(said: Said) -> Verdict:
     """A lock that rank 0 holds is refused to the others."""
-    told = [answer["lock"] for answer in said.together["locks"]]
+    told = [answer["lock"] for answer in said.of("locks")]
     if told[0] != "granted":
         return failed(f"rank 0: {told[0]}")
     if "granted" in told[1:]:
@@ -279,7 +288,7 @@ def locks(said: Said) -> Verdict:
 
 def own_signal(said: Said) -> Verdict:
     """SIGUSR1 reaches Python while MPI is loaded."""
-    deaf = [str(rank) for rank, answer in enumerate(said.together["own_signal"]) if not answer["arrived"]]
+    deaf = [str(rank) for rank, answer in enumerate(said.of("own_signal")) if not answer["arrived"]]
     if deaf:
         return failed(f"a SIGUSR1 that rank {', '.join(deaf)} sent to itself did not arrive")
     return ok("every rank got the SIGUSR1 that it sent to itself")

@@ -82,6 +82,8 @@ class Environments:
         self.envs = [make(config, render=film is not None) for _ in indices]
         first = self.envs[0] if self.envs else make(config)
         self._take(first, roles)
+        if not self.envs:
+            first.close()
         self.max_steps = first.max_steps
         for index, env in zip(self.indices, self.envs, strict=True):
             if (env.agents, env.spaces) != (first.agents, first.spaces):

@@ -21,7 +21,7 @@ def is_there(given: Any) -> bool:
     """Whether something has that name, whatever it is that is given."""
     try:
         return Path(given).exists()
-    except (TypeError, OSError):
+    except (TypeError, OSError, ValueError):
         return False
 
 
@@ -35,6 +35,7 @@ def path(name: str, given: Any) -> Path:
         found.stat()
     except (FileNotFoundError, NotADirectoryError):  # who reads it says more
         pass
-    except OSError as error:
-        raise UserError(f"{name} = {shortened(given)}: {error.strerror}: give another path") from None
+    except (OSError, ValueError) as error:  # the latter where no bytes stand for its characters
+        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        raise UserError(f"{name} = {shortened(given)}: {reason}: give another path") from None
     return found

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from distqtrl.errors import SHOWN, encodable, shortened
 
 MOST_BYTES = 1 << 28  # of a text
+MOST_OF_A_LINE = 1 << 24  # bytes
 DEPTH = 50  # of lists and tables in each other
 DIGITS = 300  # of an integer, so that floating point can hold it
 _LONG = re.compile(rf"\d{{{DIGITS}}}")
@@ -47,6 +49,20 @@ def content(path: Path) -> bytes:
     if len(data) > MOST_BYTES:
         raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
     return data
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a regular file of any size, without what ends them; raises ValueError, for a line that is too long
+    as well."""
+    regular(path)
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            while line := file.readline(MOST_OF_A_LINE + 1):
+                if len(line) > MOST_OF_A_LINE:
+                    raise ValueError(f"it has a line longer than {MOST_OF_A_LINE:,} bytes")
+                yield line.rstrip(b"\r\n")
+    except OSError as error:
+        raise ValueError(error.strerror) from None
 
 
 def text(path: Path) -> str:

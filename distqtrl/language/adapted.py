@@ -17,7 +17,7 @@ from torch import Tensor
 from distqtrl import seeding
 from distqtrl.config.frozen import Adapter, Language
 from distqtrl.errors import UserError
-from distqtrl.files import schema
+from distqtrl.files import places, schema
 from distqtrl.files import tensors as tensorfile
 from distqtrl.files.schema import Count, Record, Sha256
 from distqtrl.language import checkpoint, sampler, tasks
@@ -64,8 +64,8 @@ class Adapted:
     precision: Literal["float32", "float64"]
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+    def save(self, path: places.Place) -> None:
+        """Write the file, whole or not at all; raises UserError where no file can have that name, and OSError."""
         about = {
             "format": FORMAT,
             "base_sha256": self.sha256,
@@ -75,7 +75,7 @@ class Adapted:
             "origin": {key: self.origin[key] for key in Origin.model_fields},
         }
         tensors = {"factors_F": self.factors_F.double().numpy(), "start_F": self.start_F.double().numpy()}
-        tensorfile.write(path, about, tensors)
+        tensorfile.write(places.path("path", path), about, tensors)
 
     @cached_property
     def model(self) -> Model:

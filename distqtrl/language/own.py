@@ -30,7 +30,11 @@ class Own:
         except ValueError as error:
             raise UserError(f"language.task = {path}: {error}: give a module that {NEEDED[7:]}") from None
         self.process = subprocess.Popen(
-            [sys.executable, "-P", verifier.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", verifier.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is this process's, which then stops in its own time
         )
         self._finalizer = weakref.finalize(self, _end, self.process)
         names = self._called("import", str(path.resolve()), what="import", limit_s=START_S)

@@ -153,7 +153,7 @@ def _refuse(places: list[Chosen], found: list[Chosen]) -> None:
         raise UserError(f"the chosen weights are {words}: bring them to one, or generate each part for itself")
     for size, fan_in in groups(found):
         if size == 1:
-            (path,) = (c.path for c in found if c.tensor.numel() == 1 and c.fan_in == fan_in)
+            path = next(c.path for c in found if c.tensor.numel() == 1 and c.fan_in == fan_in)
             raise UserError(f"{path} is a single number, which has no spread to start at: leave it out of layers")
 
 

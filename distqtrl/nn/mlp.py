@@ -197,12 +197,15 @@ def _refuse_other_forward(
     """A Sequential's subclass may do something else with its parts: compare."""
     if not isinstance(net, nn.Sequential) or type(net).forward is nn.Sequential.forward:
         return
-    training, like = net.training, next(iter(net.parameters()))
+    like, training = next(iter(net.parameters())), {part: part.training for part in net.modules()}
     obs_BO = torch.randn(16, architecture.num_inputs, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs = net.eval()(obs_BO.to(like.device, like.dtype)).double().cpu()
+        try:
+            theirs = net.eval()(obs_BO.to(like.device, like.dtype)).double().cpu()
+        finally:
+            for part, mode in training.items():
+                part.training = mode
         ours = network.outputs(architecture, layers, obs_BO.double())
-    net.train(training)
     ours = ours.tanh() if squashed else ours
     if theirs.shape != ours.shape or (theirs - ours).abs().max() > CLOSE * ours.abs().max().clamp(min=1):
         raise UserError(f"{type(net).__name__} does something else than its layers in order, which cannot be exported")

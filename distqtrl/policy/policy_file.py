@@ -265,7 +265,8 @@ def _head(values: Mapping[str, Any]) -> Head:
 
 def files(run: Path) -> list[Path]:
     """The policy files of a run directory: policy.safetensors, or policy-NAME.safetensors of several agents."""
-    return sorted(run.glob("policy-*.safetensors")) or [run / "policy.safetensors"]
+    whole = run / "policy.safetensors"
+    return [whole] if whole.exists() else sorted(run.glob("policy-*.safetensors")) or [whole]
 
 
 def only(source: Path) -> Path:
@@ -303,4 +304,5 @@ def team(path: Path) -> list[Policy]:
 
 def partners(path: Path) -> list[Policy]:
     """The policies in the folder of a policy file that play the other agents."""
-    return [load(file) for file in files(path.parent) if file != path and path.name.startswith("policy-")]
+    found = files(path.parent)
+    return [load(file) for file in found if file != path] if path in found else []

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from distqtrl.errors import UserError
+from distqtrl.config.values import whole
+from distqtrl.errors import UserError, shortened
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,8 +29,10 @@ class Bits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not 1 <= value <= 8:
-                raise UserError(f"--bits {name}={value}: must lie between 1 and 8")
+            number = whole(value)
+            if number is None or not 1 <= number <= 8:
+                raise UserError(f"--bits {name}={shortened(value)}: must be a whole number from 1 to 8")
+            object.__setattr__(self, name, number)
 
 
 def bits(text: str) -> Bits:

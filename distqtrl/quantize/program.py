@@ -221,7 +221,7 @@ class Program:
         """Actions in the environment's units: int64 (B,) of a choice, int64 (B, F) of factors, else float32 (B, A)."""
         y_BA = self.run(self.convert(obs_BO))
         if isinstance(self.ops[-1], Argmax):
-            return y_BA if self.ops[-1].sizes else y_BA[:, 0]
+            return y_BA if self.ops[-1].sizes else y_BA[..., 0]
         return np.ldexp(y_BA, -self.output_fraction).astype(np.float32)
 
 

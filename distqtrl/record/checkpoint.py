@@ -200,7 +200,9 @@ def _differ(config: Config) -> bool:
 
 
 def _files(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("update-*.safetensors"))
+    """The oldest first; from update 1,000,000 on names are longer."""
+    found = (run / "checkpoints").glob("update-*.safetensors")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def _identity(config: Config) -> str:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 
 from distqtrl.errors import UserError
 from distqtrl.files import reading, schema
-from distqtrl.files.replace import named
+from distqtrl.files.replace import replace
 from distqtrl.files.schema import Count, Record, Several, Word
 
 
@@ -43,22 +43,21 @@ def rows(path: Path) -> tuple[list[dict[str, Any]], str]:
     before the file does."""
     found: list[dict[str, Any]] = []
     try:
-        lines = reading.content(path).splitlines()
+        for number, line in enumerate(reading.lines(path), 1):
+            due = found[-1]["update"] + 1 if found else None
+            try:
+                row = reading.parsed(line.decode(), infinite=True)
+            except ValueError:  # also what is no UTF-8
+                return found, f"{path.name} cannot be read from line {number} on"
+            if not isinstance(row, dict) or (due is not None and row.get("update") != due):
+                return found, f"{path.name}: line {number} is not update {number - 1 if due is None else due}"
+            try:
+                schema.checked(Metrics, row)
+            except ValueError as error:
+                return found, f"{path.name}: line {number}: {error}"
+            found.append(row)
     except ValueError as error:
         return found, f"{path.name} cannot be read ({error})"
-    for number, line in enumerate(lines, 1):
-        due = found[-1]["update"] + 1 if found else None
-        try:
-            row = reading.parsed(line.decode(), infinite=True)
-        except ValueError:  # also what is no UTF-8
-            return found, f"{path.name} cannot be read from line {number} on"
-        if not isinstance(row, dict) or (due is not None and row.get("update") != due):
-            return found, f"{path.name}: line {number} is not update {number - 1 if due is None else due}"
-        try:
-            schema.checked(Metrics, row)
-        except ValueError as error:
-            return found, f"{path.name}: line {number}: {error}"
-        found.append(row)
     return found, "" if found else f"{path.name} is empty"
 
 
@@ -67,35 +66,34 @@ def keep_updates(path: Path, first_update: int) -> str:
 
     A last line that was cut off is not damage. A file with damage elsewhere is kept as PATH.damaged.
     """
+    kept: list[bytes] = []
+    last, lost = -1, []  # numbers of lines that hold no update
+    number = 0
     try:
-        lines = reading.content(path).decode(errors="replace").splitlines() if os.path.lexists(path) else []
+        for number, line in enumerate(reading.lines(path) if os.path.lexists(path) else (), 1):
+            update = _update(line)
+            if update is None:
+                lost.append(number)
+            elif last < update < first_update:
+                kept.append(line + b"\n")
+                last = update
     except ValueError as error:
-        raise UserError(f"cannot read {path} ({error}): move it away, and the run goes on without it") from None
-    numbers = [_update(line) for line in lines]
-    kept: list[str] = []
-    last = -1
-    for line, number in zip(lines, numbers, strict=True):
-        if number is not None and last < number < first_update:
-            kept.append(line + "\n")
-            last = number
+        raise UserError(f"cannot read {path} ({error}): move it away, and the run resumes without it") from None
     beside = path.with_name(f"{path.name}.damaged")
-    if damaged := None in numbers[:-1]:
+    if damaged := lost not in ([], [number]):
         shutil.copyfile(path, beside)
-    if lines:
-        partial = path.with_suffix(".partial")
-        with named(partial):
-            partial.write_text("".join(kept))
-        partial.replace(path)
+    if number:
+        replace(path, b"".join(kept))
     if len(kept) == first_update:
         return ""
     left = f" (what it held is in {beside.name})" if damaged else ""
     return (
-        f"{path} holds {len(kept)} of {first_update} updates that were made{left}: the training is whole and goes on, "
-        "its curve and reports lack the others"
+        f"{path} holds {len(kept)} of {first_update} updates that were made{left}: training is unaffected, and the "
+        "learning curve and reports lack the others"
     )
 
 
-def _update(line: str) -> int | None:
+def _update(line: bytes) -> int | None:
     """The number of a line's update; none where the line holds no update."""
     try:
         number = json.loads(line)["update"]

@@ -20,8 +20,8 @@ from distqtrl.training.sums import RolloutSums
 def prediction(run: Run) -> dict[str, Any]:
     """What the QPUs of all ranks will be asked for, in one update and by the end of the budget.
 
-    Equals the metrics exactly. Whole episodes have no length that is known before: with a budget in steps, updates
-    (and totals) are None then.
+    Equals the metrics, unless updates end early (``algorithm.target_kl``) or a minibatch is empty. Whole episodes have
+    no length that is known before: with a budget in steps, updates (and totals) are None then.
     """
     asked = demanded(run.config, run.learner.generator, run.policies.num_circuits, run.num_environments)
     circuits, shots, updates = asked.circuits, asked.shots, asked.updates

@@ -132,12 +132,14 @@ def _trained(
 
     try:
         result = threads.each(runs, trained, [meet, circuits])[0]
-    except UserError as error:
+    except BaseException as error:
         if isinstance(error, Refused) or comm.size == 1:  # else the job ends, and soon
             _close(runs)
         raise
-    _close(runs)
-    os.chdir(home)
+    else:
+        _close(runs)
+    finally:
+        os.chdir(home)
     return Outcome(directory, result, trained=True)
 
 

@@ -52,3 +52,22 @@ def test_a_wait_inside_mpi_is_announced(monkeypatch, capfd):
     time.sleep(0.5)
     done()
     assert capfd.readouterr().err == "distqtrl: rank 0 waits for the other ranks\n"
+
+
+def test_threads_of_one_rank_take_turns(monkeypatch):
+    monkeypatch.setattr(program, "_ranks", program.Ranks(Serial()))
+    inside, most = [], []
+
+    def work():
+        with program.together("it", 1.0):
+            inside.append(1)
+            time.sleep(0.05)
+            most.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]

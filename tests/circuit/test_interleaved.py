@@ -146,6 +146,15 @@ def test_code_for_batches_waits_for_some(monkeypatch):
     assert [device._parts(8)[0].module for _ in range(3)] == [sweep, sweep, interleaved]
 
 
+@pytest.mark.parametrize("num", [1, 4, 100])
+def test_no_part_of_a_batch_is_empty(num):
+    device = StateVector(ansatz.build(Circuit(layers=1), 18), Qpu())
+    parts = device._parts(num)
+    assert [part.first for part in parts] == [0, *(part.end for part in parts[:-1])]
+    assert all(part.first < part.end for part in parts)
+    assert parts[-1].end == num
+
+
 def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
     hosted = qpu.build(Circuit(layers=1), Qpu(), 10)
     monkeypatch.setattr(statevector, "machine_memory", lambda: 2.0**30)
@@ -159,3 +168,10 @@ def test_a_state_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match=message):
         StateVector(ansatz.build(Circuit(layers=1), 44), Qpu())
     assert memory.machine_memory() < 2**50
+
+
+def test_limits_of_jobs_and_shells_count(monkeypatch):
+    monkeypatch.setattr(memory.cgroup, "memory", lambda: 2**20)
+    assert memory.machine_memory() == 2**20
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda what: (2**19, 2**30))
+    assert memory.machine_memory() == 2**19

@@ -1,17 +1,21 @@
 """The checks of a site: what each makes of what it finds, and that none of them can hold the others."""
 
+import contextlib
 import copy
 import errno
 import fcntl
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from needs import soon
 
-from distqtrl.doctor import cgroup, installation, run_folder, said, scheduler, site
+from distqtrl import cgroup
+from distqtrl.doctor import installation, launching, run_folder, said, scheduler, site
 from distqtrl.doctor.launching import Site, environment, slurm_number
 from distqtrl.doctor.said import Said
 from distqtrl.doctor.verdict import Unanswered, failed, limited, ok
@@ -350,3 +354,29 @@ def test_what_became_of_a_job(slurm_says, tmp_path, fields, log, status, text):
     (tmp_path / "job.out").write_text(log)
     verdict = scheduler._followed("7", tmp_path / "job.out", time.monotonic() + 1)
     assert (verdict.status, text in verdict.found) == (status, True), verdict
+
+
+@pytest.mark.parametrize("name", site.RANKS)
+def test_ranks_that_stop_on_the_way_are_a_failed_check(name, fit):
+    """Whatever the last stage was that they all got to."""
+    stages = fit.together
+    for number in range(len(stages)):
+        some = Said(2, fit.processes, dict(list(stages.items())[:number]), code=1, last="it broke")
+        with contextlib.suppress(Unanswered):
+            assert site.RANKS[name].action(some).found
+
+
+def test_a_stage_that_is_missing_is_told(fit, tmp_path):
+    del fit.together["locks"]
+    fit.code, fit.last = 9, "killed"
+    with pytest.raises(Unanswered, match="not get as far as their locks: the launcher ended with 9: killed"):
+        said.locks(fit)
+
+
+def test_variables_of_other_processes_are_not_read_as_ranks(tmp_path):
+    """One has an empty PMI_RANK."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"PMI_RANK": ""})
+    try:
+        assert launching.ranks_here(launching.Job(other, tmp_path / "output", "tag")) == {}
+    finally:
+        other.communicate(b"\n")

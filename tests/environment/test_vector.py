@@ -244,3 +244,19 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 )
 def test_spaces(action, expected):
     assert spaces(Toy().observation_space, action, "") == expected
+
+
+def test_a_rank_without_environments_leaves_none_open(monkeypatch):
+    made, closed = [], []
+    monkeypatch.setattr(Single, "__init__", counted(made, Single.__init__))
+    monkeypatch.setattr(Single, "close", counted(closed, Single.close))
+    Environments(config.Environment(id="CartPole-v1"), [], seed=0, purpose="train").close()
+    assert len(made) == len(closed) == 1
+
+
+def counted(calls, function):
+    def call(*args, **kwargs):
+        calls.append(function)
+        return function(*args, **kwargs)
+
+    return call

@@ -191,3 +191,9 @@ def test_the_traceback_is_of_the_users_own_code(own):
 def test_a_module_that_is_no_task_is_refused(text, said, own):
     with pytest.raises(UserError, match=said):
         own(text).question("train", 0)
+
+
+def test_a_signal_to_all_of_the_terminal_is_not_for_the_task(own):
+    """Ctrl-C reaches every process of the terminal's group; training asks for rewards until it has stopped."""
+    task = own(REWARD + "import os; return float(os.getpgid(0) == os.getpid())")
+    assert task.reward("", Question("p", "a")) == 1

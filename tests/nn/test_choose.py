@@ -118,6 +118,7 @@ def old_style():
         (Net, [nn.Conv1d], "there is no Conv1d in the net"),
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), None, "float32 on cpu and torch.float64"),
         (lambda: nn.Linear(1, 1, bias=False), None, "weight is a single number"),
+        (lambda: nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(2))), None, "0.weight is a single number"),
         (lambda: [nn.Linear(3, 3)], None, "list is not a torch.nn.Module"),
     ],
 )

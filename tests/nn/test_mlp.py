@@ -131,6 +131,9 @@ def test_a_sequential_with_a_forward_of_its_own_is_compared():
     same = Concatenating(*actor())
     assert policy(same, "CartPole-v1").architecture.hidden == (16,)
     assert same.training
+    same[0].eval()
+    policy(same, "CartPole-v1")
+    assert [part.training for part in same.modules()] == [part is not same[0] for part in same.modules()]
     with pytest.raises(UserError, match="Residual does something else than its layers in order"):
         policy(Residual(*actor()), "CartPole-v1")
 

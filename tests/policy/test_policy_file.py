@@ -208,6 +208,22 @@ def test_every_agent_has_a_file_of_its_own(tmp_path):
     for name in names:
         (tmp_path / name).touch()
     assert sorted(path.name for path in policy_file.files(tmp_path)) == sorted(names)
+    (tmp_path / "policy.safetensors").touch()  # a run of one policy, where somebody keeps others
+    assert policy_file.files(tmp_path) == [tmp_path / "policy.safetensors"]
     taken = names[0].removeprefix("policy-").removesuffix(".safetensors")  # an agent that is called like a file
     assert len(set(policy_file.names(["red/0", taken]))) == 2
     assert policy_file.names(["a-b_0", "c.d"]) == ["policy-a-b_0.safetensors", "policy-c.d.safetensors"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("integers", [False, True])
+def test_actions_have_the_leading_axes_of_the_observations(head, integers):
+    plain = policy(head)
+    if integers:
+        plain = replace(plain, trained=lower.quantizer(Quantize(), plain.architecture, head).trained())
+    obs_TBO = np.random.default_rng(0).normal(size=(2, 3, plain.architecture.num_inputs)).astype(np.float32)
+    flat = plain.act(obs_TBO.reshape(6, -1))
+    whole = plain.act(obs_TBO)
+    assert whole.shape == (2, 3, *flat.shape[1:])
+    np.testing.assert_array_equal(whole.reshape(flat.shape), flat)
+    np.testing.assert_array_equal(plain.act(obs_TBO[0, 0]), flat[0])

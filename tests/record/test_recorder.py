@@ -10,6 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from distqtrl.errors import UserError
+from distqtrl.files import reading
 from distqtrl.record import recorder as recording
 from distqtrl.record.history import keep_events, keep_updates, rows
 from distqtrl.record.profile import PHASES, Profile
@@ -88,7 +90,9 @@ def test_an_emptied_file_of_updates_is_noticed(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").touch()
     Recorder(tmp_path, 0, 4, 30).close()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"distqtrl: {tmp_path}/metrics.jsonl holds 0 of 4 updates that were made: the training is ")
+    assert line.startswith(
+        f"distqtrl: {tmp_path}/metrics.jsonl holds 0 of 4 updates that were made: training is unaffected"
+    )
 
 
 def test_keep_updates_ends_a_last_line_that_lacks_only_its_newline(tmp_path):
@@ -208,3 +212,18 @@ def test_profile_counts_a_phase_that_failed_and_starts_anew():
     assert tuple(seconds) == PHASES
     assert seconds.pop("loss") > 0
     assert set(seconds.values()) == set(profile.take().values()) == {0.0}
+
+
+def test_a_history_of_any_length_is_read_and_cut(tmp_path, monkeypatch):
+    """A line may not be longer than so much; the file may."""
+    monkeypatch.setattr(reading, "MOST_BYTES", 1000)
+    path = tmp_path / "metrics.jsonl"
+    written = [json.dumps(metrics(k)) for k in range(99)]
+    path.write_text("\n".join(written) + "\n")
+    found, ends = rows(path)
+    assert ([row["update"] for row in found], ends) == ([*range(99)], "")
+    assert keep_updates(path, 50) == ""
+    assert path.read_text().splitlines() == written[:50]
+    monkeypatch.setattr(reading, "MOST_OF_A_LINE", 10)
+    with pytest.raises(UserError, match="it has a line longer than 10 bytes"):
+        keep_updates(path, 50)

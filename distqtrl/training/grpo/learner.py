@@ -73,7 +73,8 @@ class Grpo(Learner):
     def needs(config: Config, spec: Decoder) -> Iterator[Need]:  # type: ignore[override]
         language, network = config.language, spec.model.network.config
         rows = language.prompts * language.group
-        cache = 2 * network.num_hidden_layers * network.hidden_size * language.max_tokens
+        head = getattr(network, "head_dim", None) or network.hidden_size // network.num_attention_heads
+        cache = 2 * network.num_hidden_layers * network.num_key_value_heads * head * language.max_tokens
         what = f"{rows:,} completions of {language.max_tokens:,} tokens"
         yield 4.0 * rows * cache, what, "language.prompts, language.group or language.max_tokens"
 
