@@ -28,9 +28,8 @@ def test_command_of_ranks(line, tmp_path, forked_ranks, small):
 def test_parameter_counts(capfd):
     cli.main(["describe", "cartpole", "--json"])
     facts = json.loads(capfd.readouterr().out)
-    said = re.search(r"`cartpole`, (\d+) angles make the (\d+) weights .* \(PPO's critic of ([\d,]+) numbers", README)
-    found = [int(x.replace(",", "")) for x in said.groups()]
-    assert found == [facts["circuit_parameters"], facts["policy_weights"], facts["training_only_parameters"]]
+    said = re.search(r"\(preset `cartpole`\) \| (\d+) \| (\d+) angles \|", README)
+    assert [int(x) for x in said.groups()] == [facts["policy_weights"], facts["circuit_parameters"]]
     assert facts["mapping_parameters"] == 0
 
 

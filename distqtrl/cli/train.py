@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, flags: Flags, comm: Communicator) -> int:
     if comm.rank == 0:
         report(directory, result, comm.size, args.json)
         if not trained and not args.json:
-            print("nothing was trained: this run was complete; another budget or evaluate.target goes on with it")
+            print("nothing was trained: this run was complete; a larger budget and --evaluate.target none train on")
     agreed(comm, lambda: None)  # leave together: a launcher may end the others when the first has left
     return int(result.get("exit_code", 0))
 

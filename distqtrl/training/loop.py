@@ -40,6 +40,8 @@ EQUAL = (
     "neither too easy nor too hard, or raise language.group or language.temperature"
 )
 
+MET = "the target is reached already; evaluate.target none (and train.target none) lets it train on"
+
 
 def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> dict[str, Any]:
     """Train until the target, the budget or a pending signal; returns (and, unless stopped, writes) the result.
@@ -51,7 +53,7 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
     a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
     """
     before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
-    recorder = None
+    recorder, first = None, run.counters.update
     try:
         while True:
             try:
@@ -64,6 +66,8 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                     if run.lost:
                         recorder.say(_loss(run))
                 if run.finished or run.reached:
+                    if run.counters.update == first and not run.finished:
+                        recorder.say(f"nothing is trained: {MET}")
                     return _conclude(run, directory, recorder)
                 stop = _cycle(run, directory, recorder, clock, pending)
                 if stop:

@@ -72,6 +72,19 @@ def test_another_configuration_is_refused(tmp_path, capfd):
     assert contents(run) == before
 
 
+def test_a_run_that_met_its_target_says_why_more_steps_train_nothing(tmp_path, capfd):
+    run = tmp_path / "run"
+    easy = ["--evaluate.every", "1", "--evaluate.validation_episodes", "1", "--evaluate.target", "1"]
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS, *easy]) == 0
+    capfd.readouterr()
+    assert cli.main(["train", "--resume", str(run), "--train.steps", "320"]) == 0
+    assert "nothing is trained: the target is reached already; evaluate.target none" in capfd.readouterr().err
+    updates = len((run / "metrics.jsonl").read_text().splitlines())
+    assert cli.main(["train", "--resume", str(run), "--evaluate.target", "none"]) == 0
+    assert "nothing is trained" not in capfd.readouterr().err
+    assert len((run / "metrics.jsonl").read_text().splitlines()) > updates
+
+
 def test_a_complete_run_is_extended(tmp_path, capfd):
     """To what it would be had it had that budget from the start; and not complete while it is not."""
     run, whole = tmp_path / "run", tmp_path / "whole"
