@@ -46,15 +46,6 @@ THEIRS = {  # mean and deviation of 10 seeds, 1,000,000 steps of v4: floating po
     "humanoid": ((6262, 513), (5761, 825)),
 }
 COLUMNS = ("env_steps", "episodes", "mean", "std", "min", "policy_env_steps", "core_minutes")
-QUICKLY = {
-    **{
-        "train.steps": "480",
-        "algorithm.rollout_steps": "60",
-        "algorithm.learning_starts": "240",
-        "evaluate.every": "1",
-    },
-    **{"evaluate.episodes": "2", "evaluate.validation_episodes": "1", "environment.id": "InvertedPendulum-v5"},
-}
 
 
 def main() -> None:
@@ -62,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, help="runs at a time; default as many as there are cores")
     args = parser.parse_args()
     name, flags = TASKS[args.task]
-    flags = BEST | flags | {"quantize.aware": "true"} | (QUICKLY if args.quick else {})
+    flags = BEST | flags | {"quantize.aware": "true"} | (runs.QUICK_SAC if args.quick else {})
     jobs = [runs.Job(name, seed, 1, runs.words(flags)) for seed in runs.seeds(args)]
     found = runs.done(jobs, args.runs, args.cores)
     whole = runs.whole(found, jobs)

@@ -68,7 +68,7 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
             error.add_note(error.trace)
         raise
     if result.get("signal") == "SIGINT":
-        raise KeyboardInterrupt(f"saved after {result['update']} updates, go on with {result['run']}")
+        raise KeyboardInterrupt(f"saved after {result['update']} updates, resume with {result['run']}")
     return result
 
 

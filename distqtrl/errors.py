@@ -64,7 +64,7 @@ class Diverged(UserError):
 REMEDIES = {
     errno.EISDIR: "give the name of a file in it",
     errno.ENOTDIR: "give a name in a folder",
-    errno.ENOENT: "see that its path exists",
+    errno.ENOENT: "check that its path exists",
     errno.EEXIST: "give another name",
     errno.ENAMETOOLONG: "give a shorter name",
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),

@@ -95,7 +95,7 @@ def test_train_is_idempotent(trained, tmp_path, capfd):
     assert (run / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
     capfd.readouterr()
     assert distqtrl.train(distqtrl.read(run, {"train.steps": 160}), run)["update"] == 5
-    assert f"distqtrl: {run} goes on with train.steps 96 -> 160\n" in capfd.readouterr().err
+    assert f"distqtrl: {run} resumes with train.steps 96 -> 160\n" in capfd.readouterr().err
 
 
 def test_without_a_directory_one_is_made(tmp_path):
@@ -325,7 +325,7 @@ def sent(signal_number):
 def test_signals_save_the_run(tmp_path):
     run = tmp_path / "run"
     sent(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=f"saved after .* go on with {run}"):
+    with pytest.raises(KeyboardInterrupt, match=f"saved after .* resume with {run}"):
         distqtrl.train(config(LONG), run)
     (first,) = (run / "checkpoints").iterdir()
     sent(signal.SIGTERM)

@@ -53,7 +53,7 @@ def test_every_command_and_flag_has_its_sentence():
     text = generated.commands()
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(COMMANDS)
     assert re.findall(r"^\* `[^`]*`: ?$", text, re.MULTILINE) == []
-    assert "`--resume RUN`: go on with a run directory" in text
+    assert "`--resume RUN`: resume a run directory" in text
 
 
 def documented(text):

@@ -34,6 +34,15 @@ SEEDS = {"cartpole": 10, "minigrid": 5}
 UNITS = {"cartpole": "CartPole-v1 without its end at 500 steps", "minigrid": "MiniGrid-Empty-5x5"}
 OF_DIST_QTRL = UNITS | {"minigrid": "MiniGrid-Empty-5x5 (inferred)"}  # its environment is not known to us
 QUICK = ("--train.updates", "12", "--evaluate.episodes", "2", "--environment.max_episode_steps", "20")
+QUICK_SAC = {  # a few steps of soft actor-critic
+    "train.steps": "480",
+    "algorithm.rollout_steps": "60",
+    "algorithm.learning_starts": "240",
+    "evaluate.every": "1",
+    "evaluate.episodes": "2",
+    "evaluate.validation_episodes": "1",
+    "environment.id": "InvertedPendulum-v5",
+}
 CAUTION = (
     "Every sentence is at 95 % by itself: with no difference at all, about one in twenty (with 5 seeds, one in ten) "
     "would claim one. Runs that failed are in no mean."

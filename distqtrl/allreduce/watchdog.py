@@ -50,7 +50,7 @@ class Watchdog:
             if limit_s is None or since is None or since != self._since or time.monotonic() - since < limit_s:
                 continue
             time.sleep(_turn_s(self._rank))
-            _say(self._rank, limit_s, f"{MEANING}; train --resume goes on from the last checkpoint, if one was saved")
+            _say(self._rank, limit_s, f"{MEANING}; train --resume resumes from the last checkpoint, if one was saved")
             os._exit(1)
 
 

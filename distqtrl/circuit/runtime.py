@@ -222,7 +222,7 @@ def _real(name: str, options: Options) -> Any:
     except Exception as error:
         known = _names(service)
         hint = nearest(name, known) if known else f"{type(error).__name__} from the service"
-        raise UserError(f"qpu.device = '{name}' is no backend of the saved account: {hint}") from None
+        raise UserError(f"qpu.device = '{name}' is not a backend of the saved account: {hint}") from None
 
 
 def _names(service: Any) -> list[str]:

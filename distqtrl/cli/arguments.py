@@ -135,7 +135,7 @@ def resolve(args: argparse.Namespace, flags: Flags) -> Config:
         raise UserError(f"{args.command} takes one of {', '.join(ways.values())}; presets: {known}")
     if given == ["resume"]:
         if args.run is not None:
-            raise UserError("--resume RUN goes on with RUN: remove --run")
+            raise UserError("--resume RUN resumes RUN: remove --run")
         remedy = "give the directory of a run, or begin one with --run"
         return with_flags(load(args.resume / "config.json", remedy), flags)
     config = preset(args.preset) if args.preset else load(args.config)

@@ -59,5 +59,5 @@ def _part(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 < found <= 1:
-        raise ArgumentTypeError(f"'{text[:40]}' is no part: write a number above 0, at most 1")
+        raise ArgumentTypeError(f"'{text[:40]}' is not a fraction: write a number above 0, at most 1")
     return found

@@ -29,7 +29,7 @@ TEXT = "Choose bit widths: train with quantization, share the runs out, export t
 SHARED = True
 START = (
     "Start it as often as there are cores: under mpirun, in a SLURM array (launch/search.sbatch), by hand. Every "
-    "process takes the next training that nobody has taken. Started again, it goes on."
+    "process takes the next training that nobody has taken. Started again, it resumes."
 )
 BITS = tuple("12345678")  # of the core, as text
 OWN = {  # fields that a search sets for each of its trainings, and what to give instead

@@ -7,7 +7,7 @@ from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_configuration, add_fields, numbers, resolve, whole_number
 from distqtrl.cli.output import tell
 
-TEXT = "Write and submit a SLURM job that trains, and goes on by itself after its time limit."
+TEXT = "Write and submit a SLURM job that trains, and resumes by itself after its time limit."
 SHARED = False
 
 
@@ -28,7 +28,7 @@ def add(command: ArgumentParser) -> None:
     command.add_argument("--array-ranks", metavar="LIST", help=text)
     text = "what starts the ranks; auto = srun where it works with the installed MPI, else that MPI's mpirun [auto]"
     command.add_argument("--launcher", choices=("auto", "srun", "mpirun"), default="auto", help=text)
-    text = "whether a run that the time limit stopped goes on by itself, or waits for you [yes]"
+    text = "whether a run that the time limit stopped resumes by itself, or waits for you [yes]"
     command.add_argument("--requeue", action=BooleanOptionalAction, default=True, help=text)
     command.add_argument("--partition", metavar="NAME", help="partition [the cluster's default]")
     command.add_argument("--nodelist", metavar="LIST", help="hosts, as SLURM writes them: n[1-4]")

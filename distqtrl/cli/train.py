@@ -26,9 +26,9 @@ SHARED = True
 def add(command: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     add_configuration(command, preset="; ".join(f"{name}: {text}" for name, text in presets().items()))
-    text = "go on with a run directory; a new budget, target or evaluation may be given"
+    text = "resume a run directory; a new budget, target or evaluation may be given"
     command.add_argument("--resume", type=expanded, metavar="RUN", help=text)
-    text = "use this run directory: start it where it is new, else go on with it (for jobs that are requeued)"
+    text = "use this run directory: start it where it is new, else resume it (for jobs that are requeued)"
     command.add_argument("--run", type=expanded, metavar="RUN", help=text)
     add_alone(command, "--print-config", "print the resolved configuration and exit")
     text = "send circuits to a device that is not simulated, without asking"
@@ -76,7 +76,7 @@ def _print_begin(b: "Beginning") -> None:
     from distqtrl.circuit import compiled
     from distqtrl.training.start import qpu_line
 
-    done = f", goes on after {b.updates:,} update{'s' if b.updates > 1 else ''}" if b.updates else ""
+    done = f", resumes after {b.updates:,} update{'s' if b.updates > 1 else ''}" if b.updates else ""
     print(f"run directory {b.directory}, {b.ranks} rank{'s' if b.ranks > 1 else ''}{done}")
     if b.replicas > 1:
         print(f"{b.replicas} replicas per rank, circuits {'as one batch' if b.batched else 'one by one'}")
@@ -120,7 +120,9 @@ def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -
     )
     if result["status"] == "stopped":
         launcher = f"mpirun -n {ranks} " if ranks > 1 else ""
-        print(f"stopped by {result['signal']} after {steps}; go on with: {launcher}distqtrl train --resume {directory}")
+        print(
+            f"stopped by {result['signal']} after {steps}; resume with: {launcher}distqtrl train --resume {directory}"
+        )
         return
     e = result["evaluation"]
     print(f"return {e['mean']:.2f} ± {e['std']:.2f} over {e['episodes']} greedy episodes, after {steps}")

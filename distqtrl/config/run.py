@@ -201,7 +201,7 @@ def stages() -> dict[str, type[Stage]]:
 def validated(values: Mapping[str, Any], origin: str, text: bool = False) -> Config:
     """The configuration made of nested values; raises UserError that names the key, the value and the remedy.
 
-    text: numbers and truths may be words, as flags are.
+    text: numbers and booleans may be words, as flags are.
     """
     try:
         return Config.model_validate(values, strict=not text, context={"kept": True})

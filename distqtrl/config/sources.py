@@ -85,7 +85,7 @@ def preset(name: str) -> Config:
     except UserError:
         if not is_there(name):
             raise
-        remedy = f"use --config {name} (train --resume {name} to go on with a run), or distqtrl.read in Python"
+        remedy = f"use --config {name} (train --resume {name} to resume a run), or distqtrl.read in Python"
         raise UserError(f"preset {name} is the name of a file or folder: {remedy}") from None
     return validated(_extended(values), f"preset {name}")
 

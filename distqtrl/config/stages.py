@@ -61,7 +61,7 @@ class Qpu(Stage):
     )
     options: Table = Field(default_factory=dict, description="further arguments of that device, as JSON")
     precision: Literal["float64", "float32"] = Field(
-        "float64", description="numbers of the state (statevector, torch, cuda)"
+        "float64", description="precision of the state (statevector, torch, cuda)"
     )
     shots: Shots | None = Field(None, description="measurements per circuit; none = exact probabilities")
     noise: Text | None = Field(None, description="aer: a fake backend's name (FakeManilaV2) or a noise file (*.json)")
@@ -129,7 +129,8 @@ class Generator(Stage):
     )
     whiten_steps: Positive = Field(1, description="whiten every: optimizer steps from one metric to the next")
     damping: Fraction = Field(
-        1e-3, description="whiten: part of the mean eigenvalue that is added to all, so that idle directions stay idle"
+        1e-3,
+        description="whiten: fraction of the mean eigenvalue that is added to all, so that idle directions stay idle",
     )
 
 
@@ -177,9 +178,11 @@ class Policy(Stage):
     )
     hidden: Widths = Field((64,), description="widths of the hidden layers; none = linear policy")
     activation: Literal["tanh", "relu"] = Field("relu", description="function between the layers")
-    normalize_observations: bool = Field(False, description="running mean and deviation, kept in the policy file")
+    normalize_observations: bool = Field(
+        False, description="running mean and standard deviation, kept in the policy file"
+    )
     log_std: float = Field(
-        -0.5, ge=-50, le=50, description="initial log deviation of a Gaussian head, in units of half the range"
+        -0.5, ge=-50, le=50, description="initial log standard deviation of a Gaussian head, in units of half the range"
     )
 
 
@@ -218,9 +221,9 @@ class Rollout(Stage):
     noise: Literal["none", "exponential", "linear", "cosine", "constant"] = Field(
         "none", description="schedule of the noise on what every layer of the actors' policy reads"
     )
-    noise_start: Rate = Field(1e-2, description="deviation of the factors around 1, in the second stage")
-    noise_end: Rate = Field(1e-4, description="deviation in the last stage")
-    noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; the first is silent")
+    noise_start: Rate = Field(1e-2, description="standard deviation of the factors around 1, in the second stage")
+    noise_end: Rate = Field(1e-4, description="standard deviation in the last stage")
+    noise_stages: Whole = Field(10, ge=3, le=10**6, description="equal parts of the budget; no noise in the first")
 
 
 class Environment(Stage):
@@ -297,28 +300,29 @@ class Algorithm(Stage):
     gamma: Fraction = Field(0.99, description="discount of a reward per step")
     gae_lambda: Fraction = Field(0.95, description="PPO's generalised advantage (1506.02438); REINFORCE uses 1")
     baseline: bool = Field(True, description="REINFORCE: subtract a value network (false: returns as they are)")
-    normalize_advantages: bool = Field(True, description="advantages get zero mean and unit deviation")
+    normalize_advantages: bool = Field(True, description="advantages get zero mean and unit standard deviation")
     normalize_over: Literal["update", "episode"] = Field(
-        "update", description="all ranks' samples of an update, or every episode by itself (n - 1 in the deviation)"
+        "update",
+        description="all ranks' samples of an update, or every episode by itself (n - 1 in its standard deviation)",
     )
-    normalize_epsilon: Rate = Field(1e-8, description="added to the deviation that advantages are divided by")
+    normalize_epsilon: Rate = Field(1e-8, description="added to the standard deviation that advantages are divided by")
     epochs: Positive = Field(4, description="PPO: passes over the rollout")
     minibatches: Positive = Field(1, description="PPO: optimizer steps per pass")
     clip: Rate = Field(0.2, description="PPO, GRPO: clip range of the probability ratio")
     clip_high: Rate | None = Field(None, description="GRPO: its upper end (DAPO, 2503.14476: 0.28); none = clip")
     cap: Rate | None = Field(
         None,
-        description="GRPO: truncated importance sampling, the most that learned over acting policy weighs",
+        description="GRPO: truncated importance sampling, upper bound of the importance weight",
     )
     target_kl: Rate | None = Field(
         None, description="PPO: an update ends when a minibatch's approx_kl exceeds this; none = it makes all its steps"
     )
-    entropy: float = Field(0.0, ge=0, description="what the entropy bonus is multiplied by")
-    value_weight: Rate = Field(0.5, description="what the value loss is multiplied by")
+    entropy: float = Field(0.0, ge=0, description="coefficient of the entropy bonus")
+    value_weight: Rate = Field(0.5, description="coefficient of the value loss")
     value_hidden: Widths = Field((64, 64), description="widths of the value network, or of SAC's critics")
     learning_rate: Rate = Field(3e-3, description="Adam, circuit and mapping (and direct weights)")
     source_learning_rate: Rate | None = Field(
-        None, description="Adam, angles or free numbers of the source; none = learning_rate"
+        None, description="Adam, angles or free parameters of the source; none = learning_rate"
     )
     value_learning_rate: Rate = Field(3e-3, description="Adam, value network, or critics and temperature")
     rate_scaling: Literal["none", "sqrt", "linear"] = Field(
@@ -358,11 +362,11 @@ class Algorithm(Stage):
     renorm_warmup: Whole = Field(
         100_000, ge=0, le=10**12, description="batch_renorm: steps of the critics with a batch's own statistics alone"
     )
-    tau: Fraction = Field(0.005, description="SAC: how far the target critics follow in one gradient step")
-    deviation_hidden: Widths = Field((64,), description="SAC: widths of the deviation's network")
-    temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="SAC: what entropy weighs at the start")
+    tau: Fraction = Field(0.005, description="SAC: Polyak coefficient of the target critics, per gradient step")
+    deviation_hidden: Widths = Field((64,), description="SAC: hidden widths of the standard deviation's network")
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="SAC: initial entropy coefficient")
     target_entropy: float | None = Field(
-        None, description="SAC: per action, before scaling, none = -A; of discrete ones a part of log A, none = 0.5"
+        None, description="SAC: per action, before scaling, none = -A; of discrete ones a fraction of log A, none = 0.5"
     )
     max_grad_norm: Rate | None = Field(0.5, description="clip range of the reduced gradient's norm; none = no clipping")
 

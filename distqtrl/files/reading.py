@@ -124,7 +124,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it names the key {shortened(twice)} twice")
+        raise ValueError(f"duplicate key {shortened(twice)}")
     return out
 
 

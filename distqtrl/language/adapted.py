@@ -83,7 +83,7 @@ class Adapted:
         assert self.language.base is not None
         if not Path(self.language.base).is_dir():
             raise UserError(
-                f"{self.language.base} is no directory here, and held the decoder that this update was trained for "
+                f"{self.language.base} is not a directory here, and held the decoder that this update was trained for "
                 f"(SHA-256 {self.sha256[:12]}): bring it back, or run this where that path leads to it"
             )
         found = checkpoint.opened(Path(self.language.base))

@@ -132,7 +132,7 @@ def opened(directory: Path) -> Checkpoint:
                 "nothing is fetched at run time; if that is a name on a hub, bring it first: hf download "
                 f"{directory} --local-dir DIR"
             )
-        raise UserError(f"language.base = {directory} is no directory here: {remedy}")
+        raise UserError(f"language.base = {directory} is not a directory here: {remedy}")
     about = _table(directory, "config.json")
     found = about.get("architectures") or [about.get("model_type")]
     if not isinstance(found, list):

@@ -71,7 +71,7 @@ def decoder(settings: Settings, vocabulary: int, ends: int, pad: int) -> Any:
     """A decoder with weights that follow from the seed; raises UserError for sizes that do not fit."""
     family = lookup("--family", settings.family, FAMILIES)
     if settings.width % (2 * settings.heads):
-        raise UserError(f"--width {settings.width} is no multiple of twice --heads {settings.heads}: choose another")
+        raise UserError(f"--width {settings.width} is not a multiple of twice --heads {settings.heads}: choose another")
     library_ = library.transformers()
     config = getattr(library_, f"{family}Config")(
         vocab_size=vocabulary,

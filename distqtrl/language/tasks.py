@@ -102,7 +102,7 @@ def _question(line: str, number: int) -> Question:
         told = reading.parsed(line)
         prompt, answer = told["question"], told["answer"]
     except (KeyError, TypeError):
-        raise ValueError(f"line {number} is no object with the keys question and answer") from None
+        raise ValueError(f"line {number} is not an object with the keys question and answer") from None
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
     if not (isinstance(prompt, str) and prompt and isinstance(answer, str)):

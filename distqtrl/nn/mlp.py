@@ -99,7 +99,9 @@ def _layers(net: Any) -> Iterator[Named]:
         yield from _inside("mlp_extractor.policy_net", net.mlp_extractor.policy_net)
         yield from _inside("action_net", net.action_net)
     elif not isinstance(net, nn.Module | Iterable):
-        raise UserError(f"{WHERE}: {shortened(net)} is no net: give a Sequential, or a list of its layers in order")
+        raise UserError(
+            f"{WHERE}: {shortened(net)} is not a network: give a Sequential, or a list of its layers in order"
+        )
     elif isinstance(net, nn.Sequential | nn.Linear) or not isinstance(net, nn.Module):
         parts = net.children() if isinstance(net, nn.Sequential) else [net] if isinstance(net, nn.Module) else net
         for number, module in enumerate(parts):
@@ -177,7 +179,7 @@ def _numbers(name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
     if not (weight.float().isfinite().all() and bias.float().isfinite().all()):
         raise UserError(
-            f"{name} ({_kind(layer)}) has weights that are no finite numbers of single precision: train the net again, "
+            f"{name} ({_kind(layer)}) has weights that are not finite in single precision: train the net again, "
             "with a lower learning rate, or take it from before they became so"
         )
     return weight, bias

@@ -128,7 +128,7 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
         _check_visible(directory)
         _check_changes(directory, there.changes)
         if there.result is not None and there.goes_on and not there.saved:
-            raise UserError(f"{directory} is complete, and has no checkpoint to go on from: choose another --run")
+            raise UserError(f"{directory} is complete, and has no checkpoint to resume from: choose another --run")
 
     agreed(comm, check)
     return there

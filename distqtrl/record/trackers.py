@@ -124,7 +124,7 @@ def check(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run. One that fails is named in a warning and told no more: a training never ends by it."""
+    """The trackers of a run. One that fails is named in a warning and disabled: a training never ends by it."""
 
     def __init__(self, run: Path, config: Config, say: Say) -> None:
         self._say, self._opened, self._last = say, dict[str, Opened](), 0.0
@@ -181,8 +181,8 @@ class Trackers:
             self._opened.pop(name, None)
             words = " ".join(str(error).split())[:200]
             self._say(
-                f"distqtrl: warning: {name} failed and is told no more ({type(error).__name__}: {words}); the training "
-                "goes on, and TensorBoard has all of it"
+                f"distqtrl: warning: {name} failed and is disabled for this run ({type(error).__name__}: {words}); the "
+                "training goes on, and TensorBoard has all of it"
             )
             return None
 

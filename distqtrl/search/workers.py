@@ -207,7 +207,7 @@ def _train(worker: Worker, candidate: Candidate | None, seed: int) -> int:
             f"{run} was extended ({', '.join(there.changes)}): move it elsewhere, as the search needs its own run there"
         )
     saved = there is not None and there.saved
-    worker.say(f"{run.name}: {'goes on' if saved else 'starts'}")
+    worker.say(f"{run.name}: {'resumes' if saved else 'starts'}")
     training = prepare(config, Serial(), run if saved else None)
     if there is None:
         run_directory.claim(run, config, Serial())

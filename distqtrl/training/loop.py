@@ -182,7 +182,7 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
     except DeviceLost as error:
         checkpoint.save(directory, run.config, run.comm, before)
         raise DeviceLost(
-            f"{error}; {before.counters['update']} updates are saved, go on with: distqtrl train --resume {directory} "
+            f"{error}; {before.counters['update']} updates are saved, resume with: distqtrl train --resume {directory} "
             f"on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
         ) from None
 

@@ -132,7 +132,7 @@ def _of_agents(run: Run, total: RolloutSums) -> dict[str, Any]:
         agent = env.agents[int(np.flatnonzero(acted_G == 0)[0])]
         raise Refused(
             f"{run.config.environment.id}: agent {agent} has not acted in {episodes} episodes: leave it out of "
-            "possible_agents, there is nothing to learn for it"
+            "possible_agents, it has no samples"
         )
     ended = float(total.episodes)
     returns = {agent: float(x / ended) for agent, x in zip(env.agents, total.returns_G, strict=True)} if ended else None

@@ -192,7 +192,7 @@ def qpu_line(qpu: QPU | None, asked: dict[str, Any]) -> str:
 def _extend(directory: Path, config: Config, there: run_directory.Found, comm: Communicator, say: Say) -> None:
     run_directory.extend(directory, config, there, comm)
     for key, (old, new) in there.changes.items() if comm.rank == 0 else ():
-        say(f"distqtrl: {directory} goes on with {key} {old} -> {new}")
+        say(f"distqtrl: {directory} resumes with {key} {old} -> {new}")
 
 
 def _close(runs: list[Run]) -> None:

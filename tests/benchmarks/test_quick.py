@@ -205,6 +205,17 @@ def test_export(quick):
     assert "## Layers alone" in written("export/export.md")
 
 
+def test_tenth(quick, tmp_path):
+    written = quick("tenth", "--runs", tmp_path / "runs", "--seeds", "3")
+    results = json.loads(written("tenth/walker2d.json"))
+    circuit, direct = results["cases"].values()
+    assert (circuit["runs"], circuit["circuit_parameters"], direct["circuit_parameters"]) == (3, 54, 0)
+    assert direct["total_parameters"] == direct["policy_weights"] == circuit["policy_weights"]
+    assert all(max(values) <= 480 for values in circuit["validated"])
+    assert "**circuit, trained graph network**" in written("tenth/walker2d.md")
+    assert (tmp_path / "tenth" / "walker2d.png").exists()
+
+
 def test_policies(quick, tmp_path):
     written = quick("policies", "--runs", tmp_path / "runs", "--seeds", "3")
     results = json.loads(written("policies/hopper.json"))

@@ -219,7 +219,7 @@ def refused_account(**options):
     [
         ({"device": None}, "needs qpu.device: the name of a backend, or of a simulated one, such as fake_manila"),
         ({"device": "fake_manil"}, "unknown qpu.device 'fake_manil': did you mean 'fake_manila'?"),
-        ({"device": "ibm_tost"}, "'ibm_tost' is no backend of the saved account: did you mean 'ibm_test'?"),
+        ({"device": "ibm_tost"}, "'ibm_tost' is not a backend of the saved account: did you mean 'ibm_test'?"),
         ({"shots": None}, "needs qpu.shots"),
         ({"noise": "FakeManilaV2"}, "qpu.noise = 'FakeManilaV2' has no meaning for qpu.backend runtime"),
         ({"gradient": "adjoint"}, "use parameter-shift, spsa"),

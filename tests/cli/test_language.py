@@ -68,7 +68,7 @@ def untouched(directory):
 @pytest.mark.parametrize(
     ("spoil", "flags", "said"),
     [
-        (shutil.rmtree, {}, "language.base = base is no directory here: give a directory that holds config.json"),
+        (shutil.rmtree, {}, "language.base = base is not a directory here: give a directory that holds config.json"),
         (
             untouched,
             {"language.base": "org/model"},

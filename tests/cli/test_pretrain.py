@@ -54,9 +54,9 @@ def test_where_nothing_can_be_written_nothing_is_trained(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--width", 30], "--width 30 is no multiple of twice --heads 4: choose another"),
+        (["--width", 30], "--width 30 is not a multiple of twice --heads 4: choose another"),
         (["--family", "qwen4"], "unknown --family 'qwen4': did you mean 'qwen"),
-        (["--accuracy", "70"], "'70' is no part: write a number above 0, at most 1"),
+        (["--accuracy", "70"], "'70' is not a fraction: write a number above 0, at most 1"),
     ],
 )
 def test_sizes_that_do_not_fit(words, said, command, tmp_path):

@@ -74,7 +74,7 @@ def test_a_lost_job_ends_in_a_checkpoint(command, tmp_path, monkeypatch):
         options = '{"tries": 2, "backoff_s": 0}'
         code, _, err = command(*words(tmp_path / "run", train_updates=2, qpu_options=options))
     assert code == 1
-    assert "the service is gone after 2 tries; 1 updates are saved, go on with: distqtrl train --resume" in err
+    assert "the service is gone after 2 tries; 1 updates are saved, resume with: distqtrl train --resume" in err
     assert command("train", "--resume", tmp_path / "run")[0] == 0
     assert len(updates(tmp_path / "run")) == 2
 

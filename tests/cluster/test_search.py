@@ -31,4 +31,4 @@ def test_tasks_share_a_search_and_a_stopped_one_goes_on(slurm, tmp_path):
     assert about["status"] == "complete"
     assert all(len(row["returns"]) == 2 for row in about["candidates"])
     assert (folder / "chosen" / "policy.c").exists()
-    assert output().count(": goes on") == 1
+    assert output().count(": resumes") == 1

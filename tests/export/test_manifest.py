@@ -41,7 +41,7 @@ def changed(key, value):
         (changed("format", "distqtrl export 2"), "format = 'distqtrl export 2'"),
         ("[]", "Input should be an object"),
         ("[" * 200_000, "nested more than 50 deep"),
-        ('{"format": 1, "format": 1}', "names the key 'format' twice"),
+        ('{"format": 1, "format": 1}', "duplicate key 'format'"),
         ("", "it is not JSON"),
     ],
 )

@@ -40,4 +40,4 @@ def test_what_is_no_file_is_not_replaced(tmp_path, made, said):
 def test_a_folder_that_is_missing_is_named_with_a_remedy(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         replace(tmp_path / "none" / "file", b"data")
-    assert of_system(caught.value) == f"No such file or directory: {tmp_path}/none/file (see that its path exists)"
+    assert of_system(caught.value) == f"No such file or directory: {tmp_path}/none/file (check that its path exists)"

@@ -160,9 +160,11 @@ def test_prompts_that_the_decoder_cannot_read_are_refused(copy):
 
 def test_nothing_is_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"org/model is no directory here: nothing is fetched.*hf download org/model"):
+    with pytest.raises(
+        UserError, match=r"org/model is not a directory here: nothing is fetched.*hf download org/model"
+    ):
         checkpoint.opened("org/model")
-    with pytest.raises(UserError, match=r"is no directory here: give a directory that holds config.json"):
+    with pytest.raises(UserError, match=r"is not a directory here: give a directory that holds config.json"):
         checkpoint.opened(tmp_path / "missing")
 
 

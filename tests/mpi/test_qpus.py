@@ -97,7 +97,7 @@ def test_a_device_that_fails_loses_nothing(forked_ranks, tmp_path):
     run = only(tmp_path / "cut")
     (line,) = [line for line in err.splitlines() if line.startswith("distqtrl: ")]
     assert "rank 1: qpu.backend aer failed: RuntimeError: calibration lost" in line
-    assert f"2 updates are saved, go on with: distqtrl train --resume {run} on 2 ranks" in line
+    assert f"2 updates are saved, resume with: distqtrl train --resume {run} on 2 ranks" in line
 
     code, out, err = forked_ranks(2, ["-m", "distqtrl", "train", "--resume", str(run)])
     assert code == 0, out + err

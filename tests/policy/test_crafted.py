@@ -194,7 +194,7 @@ def test_a_well_hashed_file_that_holds_no_policy(valid, tmp_path, kind, reason, 
     [
         (DEEP, "nested more than 50 deep"),
         ('{"format": "distqtrl policy 1", "environment": ' + DEEP + "}", "nested more than 50 deep"),
-        ('{"format": "distqtrl policy 1", "format": "distqtrl policy 1"}', "names the key 'format' twice"),
+        ('{"format": "distqtrl policy 1", "format": "distqtrl policy 1"}', "duplicate key 'format'"),
         ('{"format": "distqtrl policy 1", "count": ' + "9" * 10_000 + "}", "is too large a number"),
         ('{"format": "distqtrl policy 1", "count": 1e999}', "'1e999' is too large a number"),
         ('{"format": "distqtrl policy 1", "agents": ["\\ud800"]}', "not valid Unicode"),

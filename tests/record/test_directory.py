@@ -106,9 +106,9 @@ def test_a_complete_run_is_extended(tmp_path, capfd):
     code = cli.main(["train", "--resume", str(run), "--train.checkpoint_every", "2", "--evaluate.episodes", "3"])
     out, err = capfd.readouterr()
     assert code == 0, err
-    assert f"run directory {run}, 1 rank, goes on after 3 updates\n" in out
-    assert f"distqtrl: {run} goes on with train.checkpoint_every 1 -> 2\n" in err
-    assert f"distqtrl: {run} goes on with evaluate.episodes 2 -> 3\n" in err
+    assert f"run directory {run}, 1 rank, resumes after 3 updates\n" in out
+    assert f"distqtrl: {run} resumes with train.checkpoint_every 1 -> 2\n" in err
+    assert f"distqtrl: {run} resumes with evaluate.episodes 2 -> 3\n" in err
     made, wanted = (policy_file.load(place / "policy.safetensors") for place in (run, whole))
     assert made.w_M.tolist() == wanted.w_M.tolist()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 5
@@ -123,7 +123,7 @@ def test_a_complete_run_is_extended(tmp_path, capfd):
     assert changed == {"config.json", "lock"} or changed == {"config.json"}
     shutil.rmtree(run / "checkpoints")
     capfd.readouterr()
-    assert "has no checkpoint to go on from" in refused(capfd, "train", "--resume", run, "--train.steps", "170")
+    assert "has no checkpoint to resume from" in refused(capfd, "train", "--resume", run, "--train.steps", "170")
 
 
 def test_a_target_that_was_reached_stays_reached(tmp_path, capfd):

@@ -90,7 +90,9 @@ def test_a_tracker_that_fails_is_one_warning(faked, tmp_path, capsys, fails):
     fake, run = faked(fails), tmp_path / "run"
     assert train(run, "--train.trackers", "wandb") == 0
     err = capsys.readouterr().err
-    warning = f"warning: wandb failed and is told no more (RuntimeError: no {fails} here); the training goes on"
+    warning = (
+        f"warning: wandb failed and is disabled for this run (RuntimeError: no {fails} here); the training goes on"
+    )
     assert err.count(warning) == err.count("wandb") == 1
     assert len(fake.told) == (3 if fails == "close" else 0)
     assert (run / "result.json").exists()

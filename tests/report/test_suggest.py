@@ -12,7 +12,6 @@ from distqtrl.report import suggest
         ("cartpole", 128, 898),
         ("cartpole-large", 512, 67_586),
         ("hopper-generated", 512, 5_123),
-        ("walker2d-generated", 512, 5_702),
         ("halfcheetah-generated", 512, 5_702),
     ],
 )

@@ -280,7 +280,7 @@ def test_killed_stopped_and_resumed_it_finds_the_same(whole, tmp_path, forked_ra
     assert "and saved" in err
 
     with started(folder) as one, started(folder) as other:  # as tasks of an array
-        while "starts" not in (line := one.stderr.readline()) and "goes on" not in line:
+        while "starts" not in (line := one.stderr.readline()) and "resumes" not in line:
             assert line, "it ended"
         one.kill()
         out, err = other.communicate(timeout=60)

@@ -92,7 +92,7 @@ def one_fails(comm):
     assert fail_on(comm, last, UserError("no such thing")) == f"{where}no such thing"
     assert (
         fail_on(comm, last, FileNotFoundError(2, "No such file", "x/y"))
-        == f"{where}No such file: x/y (see that its path exists)"
+        == f"{where}No such file: x/y (check that its path exists)"
     )
 
 

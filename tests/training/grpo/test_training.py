@@ -89,7 +89,7 @@ def test_the_command_on_two_ranks_is_two_replicas(trained, forked_ranks, place, 
         command = ["-m", "distqtrl", "train", "qerl-arithmetic", *words, "--run", str(tmp_path / "ranks")]
         code, out, err = forked_ranks(2, command)
         assert code == 0, err
-    assert ", 2 ranks, goes on after 1 update" in err + out
+    assert ", 2 ranks, resumes after 1 update" in err + out
     (ranks, rows), (two, others) = left(tmp_path / "ranks"), trained("replicas", qpu__replicas=2, language__prompts=2)
     assert torch.equal(ranks.factors_F, two.factors_F)
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in others]
@@ -206,4 +206,4 @@ def test_a_base_that_has_gone_is_asked_for(trained, place, tmp_path, capfd):
     finally:
         moved.rename(place / "base")
     err = capfd.readouterr().err
-    assert f"{place / 'base'} is no directory here, and held the decoder that this update was trained for" in err
+    assert f"{place / 'base'} is not a directory here, and held the decoder that this update was trained for" in err
