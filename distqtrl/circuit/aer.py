@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from distqtrl.circuit.ansatz import Program
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.noise import with_backend, with_file
@@ -31,7 +32,7 @@ TRAJECTORY = 4096  # entries of a density matrix that cost as much as one shot's
 JOB = 2**26  # bytes; Aer keeps the states of all of a job's circuits until it ends
 
 
-class Aer:
+class Aer(Device):
     """The device ``aer``: ``settings.device`` is a method of AerSimulator, ``settings.noise`` a backend or a file.
 
     Without ``device`` the state is a statevector, or with noise a density matrix; with noise, few shots and many
@@ -40,8 +41,6 @@ class Aer:
     Raises UserError for packages that are missing, for noise, methods and options that do not exist or do not fit
     each other or the circuit, and for a state that does not fit this machine's memory.
     """
-
-    exact: tuple[str, ...] = ()  # Aer has no gradient of its own
 
     def __init__(self, program: Program, settings: Qpu) -> None:
         refuse(settings, "aer", ("precision",))
@@ -74,10 +73,6 @@ class Aer:
         p_KS = np.concatenate([self._exact(theta_KP[first : first + self._batch]) for first in starts])
         p_KS = _read_out(p_KS, self._compiled.confusion_W22)
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
-
-    def differentiable(self, theta_P: Array, method: str) -> Any:
-        """Never called, as ``exact`` is empty."""
-        raise NotImplementedError
 
     def _exact(self, theta_KP: Array) -> Array:
         result = self._result(theta_KP, shots=1)

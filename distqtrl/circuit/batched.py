@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import sampled
@@ -44,7 +45,7 @@ PHASES = {  # (kind, angle) -> the numbers of the matrix that hold exp(i angle);
 }
 
 
-class Batched:
+class Batched(Device):
     """The device of many parameter sets: ``settings.device`` is cpu (the default), cuda or cuda:1.
 
     Probabilities are float64 whatever ``settings.precision`` is; shots are drawn from the exact distribution.

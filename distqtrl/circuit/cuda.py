@@ -19,6 +19,7 @@ import numpy as np
 
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import Program
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import sampled
@@ -43,7 +44,7 @@ class Memory(NamedTuple):
     total: float
 
 
-class Cuda:
+class Cuda(Device):
     """The device of many circuits on a GPU: ``settings.device`` is cuda (the default) or cuda:1.
 
     Probabilities are float64 whatever ``settings.precision`` is; shots are drawn from the exact distribution. With

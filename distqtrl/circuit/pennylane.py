@@ -23,6 +23,7 @@ import torch
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import Gate, Program
 from distqtrl.circuit.ansatz import program as compiled
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.config.run import refuse
@@ -56,7 +57,7 @@ HELD_PER_OPERATION = 4  # by backprop
 CLOSE = 1e-4  # of a gradient to the shift rule's, as seen in single precision
 
 
-class PennyLane:
+class PennyLane(Device):
     """A PennyLane device by its name in ``settings.device`` (none: default.qubit), made with ``settings.options``.
 
     ``exact`` is what the device offers, fastest first: backprop and adjoint on default.qubit, adjoint on lightning.*,

@@ -1,13 +1,13 @@
 """The QPU a rank hosts: a device, how its gradient is made, its ledger, and the bridge to torch's autograd.
 
 A QPU turns theta_P into p_S, and a cotangent v_S on p_S into a gradient of theta_P. Devices are chosen by name
-from BACKENDS; to add one, write a class with the methods of Device in this folder and name it there.
+from BACKENDS; to add one, write a subclass of Device in this folder and name it there.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ import torch
 from distqtrl import seeding
 from distqtrl.circuit import ansatz, decomposition, shift
 from distqtrl.circuit.aer import Aer
-from distqtrl.circuit.ansatz import Program
 from distqtrl.circuit.batched import Batched
 from distqtrl.circuit.cuda import Cuda
+from distqtrl.circuit.device import Device, Gradient
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.pennylane import PennyLane
 from distqtrl.circuit.runtime import Runtime
@@ -28,23 +28,8 @@ from distqtrl.errors import Diverged, UserError, lookup
 TOLERANCE = 1e-6  # of a distribution's sum, per unit
 PERIOD = 4 * np.pi  # of a controlled rotation; every other gate's divides it
 EXACT = ("adjoint", "backprop")
-Gradient = Callable[[Array], Array]
 
-
-class Device(Protocol):
-    """What can run a circuit. ``exact`` names its exact gradient methods, best first; empty with shots or noise."""
-
-    program: Program
-    exact: tuple[str, ...]
-
-    def probabilities(self, theta_KP: Array, seeds_K: list[int]) -> Array:
-        """p_KS of K parameter sets; shots are drawn from seeds_K. May raise anything when the device fails."""
-
-    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Gradient]:
-        """p_S, and the function v_S -> d(v.p)/d theta_P, by one of the exact methods."""
-
-
-BACKENDS: dict[str, Callable[[Program, Qpu], Device]] = {
+BACKENDS: dict[str, type[Device]] = {
     "statevector": StateVector,
     "torch": Batched,
     "cuda": Cuda,
@@ -102,18 +87,16 @@ class QPU:
     @property
     def shot_us(self) -> float:
         """Microseconds of QPU time per shot: the backend's own estimate, or the settings' assumption."""
-        estimated: float | None = getattr(self.device, "shot_us", None)
-        return self.settings.shot_us if estimated is None else estimated
+        return self.settings.shot_us if self.device.shot_us is None else self.device.shot_us
 
     @property
     def billed(self) -> bool:
         """Whether circuits leave this machine, for a device that somebody waits or pays for."""
-        return bool(getattr(self.device, "billed", False))
+        return self.device.billed
 
     def confirm(self) -> None:
         """Let a device that is billed send circuits from now on; others always do."""
-        if isinstance(self.device, Runtime):
-            self.device.confirmed = True
+        self.device.confirm()
 
     @property
     def circuits_per_gradient(self) -> int:
@@ -155,13 +138,15 @@ class QPU:
             theta_KD, num = self._device_angles(theta_KP), len(theta_KP)
             p_KS = self._measured(theta_KD, self.ranks.rank, [self._next() for _ in range(num)])
             return p_KS, lambda v_KS: self._back(self._shifted(theta_KD, v_KS))
-        batch = getattr(self.device, "differentiable_batch", None)
-        if batch is None or self.method not in EXACT:
+        found, num = None, len(theta_KP)
+        if self.method in EXACT:
+            theta_KD = self._device_angles(theta_KP)
+            found = self._guarded(lambda: self.device.differentiable_batch(theta_KD))
+        if found is None:
             p, gradients = zip(*(self.probabilities(theta_P) for theta_P in theta_KP), strict=True)
             return np.stack(p), lambda v_KS: np.stack([f(v_S) for f, v_S in zip(gradients, v_KS, strict=True)])
-        theta_KD, num = self._device_angles(theta_KP), len(theta_KP)
+        p_KS, gradient = found
         self.ledger.circuits += num
-        p_KS, gradient = self._guarded(lambda: batch(theta_KD))
 
         def back(v_KS: Array) -> Array:
             self.ledger.gradients += num
@@ -288,10 +273,10 @@ def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks
     own = settings.of_rank(ranks.rank)
     backend = lookup("qpu.backend", own.backend, BACKENDS)
     program, spread_DP = ansatz.build(circuit, num_qubits), None
-    if own.noise is not None or getattr(backend, "noisy", False):
+    if own.noise is not None or backend.noisy:
         program, spread_DP = decomposition.decomposed(program)
     every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in range(ranks.size)]
-    one_job = any(getattr(each, "one_job", False) for each in every)
+    one_job = any(each.one_job for each in every)
     return QPU(backend(program, own), own, seed, ranks, spread_DP, one_job)
 
 

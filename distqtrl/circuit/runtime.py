@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distqtrl.circuit.ansatz import Program
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.noise import routed
 from distqtrl.config.run import refuse
@@ -52,7 +53,7 @@ class Options:
     sampler: dict[str, Any] | None = None
 
 
-class Runtime:
+class Runtime(Device):
     """The device ``runtime``: ``settings.device`` is a backend's name, or ``fake_...`` for one that is simulated here.
 
     ``billed`` says whether jobs leave this machine; those are refused until ``confirmed`` is set. ``shot_us`` is what a
@@ -62,9 +63,7 @@ class Runtime:
     ``qpu.shots``, and for a circuit that the backend has no qubits for or cannot route.
     """
 
-    exact: tuple[str, ...] = ()  # shots have no exact gradient
-    noisy = True  # gates are decomposed before the shift rule
-    one_job = True  # rank 0 runs the circuits of a gradient that ranks share
+    noisy = one_job = True
 
     def __init__(self, program: Program, settings: Qpu) -> None:
         refuse(settings, "runtime", ("precision", "noise"))
@@ -105,9 +104,8 @@ class Runtime:
         p_KS = _frequencies(bits.array, bits.num_bits)
         return np.repeat(p_KS, len(theta_KP) // len(p_KS), axis=0)  # one circuit stands for all without an angle
 
-    def differentiable(self, theta_P: Array, method: str) -> Any:
-        """Never called, as ``exact`` is empty."""
-        raise NotImplementedError
+    def confirm(self) -> None:
+        self.confirmed = True
 
     def _sampler(self, seed: int) -> Any:
         if self._mode is None:

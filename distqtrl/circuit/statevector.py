@@ -20,6 +20,7 @@ import torch
 
 from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array, Floats
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.plan import SINGLE, plan, whole
@@ -52,7 +53,7 @@ class Part(NamedTuple):
         return np.concatenate([rows, np.repeat(rows[-1:], idle, axis=0)]) if idle else rows
 
 
-class StateVector:
+class StateVector(Device):
     """Our exact device; shots are drawn from the exact distribution.
 
     Raises UserError for a state that does not fit the machine's memory.

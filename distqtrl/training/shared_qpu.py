@@ -6,6 +6,7 @@ import numpy as np
 
 from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.circuit.batched import Batched
+from distqtrl.circuit.device import Device
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.qpu import QPU
 
@@ -22,8 +23,8 @@ def share(qpus: list[QPU], meet: Rendezvous) -> bool:
     return True
 
 
-class Shared:
-    """The device as one of the replicas sees it (see qpu.Device)."""
+class Shared(Device):
+    """The device as one of the replicas sees it."""
 
     def __init__(self, device: Batched, meet: Rendezvous, number: int) -> None:
         self.program, self.exact = device.program, device.exact
