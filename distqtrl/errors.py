@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from distqtrl import errors
-
 SHOWN = 60  # characters of a value
 
 
@@ -111,5 +109,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def lookup(kind: str, name: str, table: Mapping[str, Item]) -> Item:
     """table[name]; raises UserError that names the nearest entry, for what is no name at all, too."""
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"unknown {kind} {errors.shortened(name)}: {nearest(str(name), table)}")
+        raise UserError(f"unknown {kind} {shortened(name)}: {nearest(str(name), table)}")
     return table[name]

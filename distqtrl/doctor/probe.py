@@ -26,6 +26,7 @@ from distqtrl.allreduce.reductions import REDUCTIONS, allgather_bytes
 from distqtrl.doctor.launching import slurm_number
 from distqtrl.errors import UserError
 from distqtrl.files.lock import Held, locked
+from distqtrl.record.directory import VISIBLE_WITHIN_S
 
 PREFIX = "site-check: "
 PROTOCOLS = {  # what a launcher speaks, by what it sets
@@ -34,7 +35,6 @@ PROTOCOLS = {  # what a launcher speaks, by what it sets
     "OMPI_COMM_WORLD_RANK": "Open MPI",
     "SLURM_PROCID": "srun",
 }
-VISIBLE_WITHIN_S = 10.0  # what a network filesystem may take to show a new file to another host
 READINGS = 20  # of the clocks
 LIMITS = ("NOFILE", "NPROC", "FSIZE", "AS", "CPU")
 

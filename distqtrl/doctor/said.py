@@ -10,6 +10,7 @@ from typing import Any
 from distqtrl.doctor import probe
 from distqtrl.doctor.launching import Site, started, until
 from distqtrl.doctor.verdict import Unanswered, Verdict, failed, not_checked, ok, warning
+from distqtrl.record.directory import VISIBLE_WITHIN_S
 
 MIB = 1 << 20
 RANK_BYTES = 512 * MIB  # of one rank: up to 419 MiB were measured (benchmarks/results/scaling)
@@ -264,7 +265,7 @@ def visible(said: Said) -> Verdict:
     if blind:
         who = ", ".join(f"rank {rank} on {said.facts[rank]['host']}" for rank in blind)
         return failed(
-            f"what rank 0 on {said.facts[0]['host']} wrote was not seen in {probe.VISIBLE_WITHIN_S:g} s by {who}"
+            f"what rank 0 on {said.facts[0]['host']} wrote was not seen in {VISIBLE_WITHIN_S:g} s by {who}"
         )
     return ok(f"a new file was seen by all ranks after {max(answer['after_s'] for answer in told):.2f} s")
 

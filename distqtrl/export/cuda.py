@@ -94,7 +94,7 @@ def run(program: Program, x_BO: "torch.Tensor") -> "torch.Tensor":
 
     for op in program.ops:
         if isinstance(op, Matmul):
-            kind = torch.float32 if int(abs(op.weights_NK).sum(1).max()) * 255 < 1 << 24 else torch.float64
+            kind = torch.float32 if op.exact_in_float32 else torch.float64
             weights_KN = torch.from_numpy(op.weights_NK.T.copy()).to(x_BO.device, kind)
             x_BO = (x_BO.to(kind) @ weights_KN).long()
         elif isinstance(op, Scale):

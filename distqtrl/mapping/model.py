@@ -106,8 +106,8 @@ class Mapping(nn.Module):
         self.config, self.layers = config, tuple(layers)
         self.num_weights = sum(size for size, _ in layers)
         kind = lookup("mapping.kind", config.kind, KINDS)
-        self.num_nodes = 2**num_qubits if kind.mixes else graph.num_nodes(self.num_weights, config.chunk)
         self.num_qubits = n = num_qubits or graph.num_qubits(self.num_weights, config.chunk)
+        self.num_nodes = 2**n if kind.mixes else graph.num_nodes(self.num_weights, config.chunk)
         self._feature = lookup("mapping.feature", config.feature, features.FEATURES)
         num_features = 2**n
         if num_numbers:

@@ -56,9 +56,13 @@ class Matmul:
 
     @cached_property
     def _floating_KN(self) -> npt.NDArray[np.floating]:
-        """The weights as floats, whose fast product is exact: sums stay below 2**24, or (see ``takes``) 2**31."""
-        small = int(np.abs(self.weights_NK).sum(1).max(initial=0)) * 255 < 1 << 24
-        return self.weights_NK.T.astype(np.float32 if small else np.float64)
+        """The weights as floats, whose fast product is exact."""
+        return self.weights_NK.T.astype(np.float32 if self.exact_in_float32 else np.float64)
+
+    @property
+    def exact_in_float32(self) -> bool:
+        """Whether sums of products stay below 2**24; of those in float64 see ``takes``."""
+        return int(np.abs(self.weights_NK).sum(1).max(initial=0)) * 255 < 1 << 24
 
     def __call__(self, x_BK: Ints) -> Ints:
         y_BN: Ints = (x_BK.astype(self._floating_KN.dtype) @ self._floating_KN).astype(np.int64)

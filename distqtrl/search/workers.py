@@ -30,8 +30,7 @@ from distqtrl.files.lock import Held, locked
 from distqtrl.files.replace import replace
 from distqtrl.record import directory as run_directory
 from distqtrl.report.figures import undrawn
-from distqtrl.search import cost, files, page, rule
-from distqtrl.search import table as numbers
+from distqtrl.search import cost, files, page, rule, table
 from distqtrl.search.grid import Candidate, Search, name
 from distqtrl.training.build import prepare
 from distqtrl.training.loop import train
@@ -70,7 +69,7 @@ class Worker:
     def known(self, candidate: Candidate | None) -> list[float | None] | None:
         """The candidate's returns, seed by seed (None: it failed); None until all are known."""
         found = [self.result(candidate, seed) for seed in self.search.seeds]
-        return None if None in found else [numbers.score(result) for result in found if result is not None]
+        return None if None in found else [table.score(result) for result in found if result is not None]
 
     def decision(self) -> rule.Decision:
         """Where the search stands."""
@@ -273,7 +272,7 @@ def _conclude(worker: Worker) -> int:
 def _write(worker: Worker, status: str) -> None:
     """The tables of what is known; search.json last, which says that they are complete."""
     directory = worker.search.directory
-    about = numbers.about(worker.search, worker.decision(), worker.result, worker.costs, status)
+    about = table.about(worker.search, worker.decision(), worker.result, worker.costs, status)
     text = (json.dumps(about, indent=1) + "\n").encode()
     if not (directory / FILE).exists():
         replace(directory / FILE, text)  # makes the directory ours, before anything else is in it
