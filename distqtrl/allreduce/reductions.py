@@ -56,7 +56,7 @@ def allgather_bytes(comm: Communicator, data: bytes) -> list[bytes]:
 
 
 def gather_bytes(comm: Communicator, data: bytes) -> list[bytes]:
-    """The same on rank 0, nothing on the others."""
+    """Every rank's bytes in rank order on rank 0, an empty list on the others."""
     padded, length_R = _padded(comm, data)
     rows = comm.gather(padded)
     return [] if rows is None else [row[:length].tobytes() for row, length in zip(rows, length_R, strict=True)]

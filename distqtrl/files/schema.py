@@ -69,7 +69,7 @@ def checked(kind: type[Kind], values: Any) -> Kind:
 
 
 def complete(kind: type[Kind], values: Any, where: str, wanted: AbstractSet[str]) -> Kind:
-    """As ``checked``, of a table whose keys ``wanted`` are all there: a default might mean something else."""
+    """The model of a table (``checked``) whose keys ``wanted`` are all there: a default might mean something else."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} = {shortened(values)}: Input should be an object")
     for key in sorted(wanted - values.keys()):

@@ -212,12 +212,12 @@ class Generator(nn.Module):
         return self.ideal_weights().detach()
 
     def ideal_weights(self) -> Tensor:
-        """The same, with its graph."""
+        """w_M without shots and noise, differentiable in the parameters; counts in no ledger."""
         w_M: Tensor = self._weights() if self.mapping is None else self.mapping(self.ideal_probabilities())
         return w_M
 
     def ideal_rows(self, index_N: Tensor) -> Tensor:
-        """The same, of these weights alone."""
+        """The N weights of these numbers, as ``ideal_weights`` makes them, at the price of these alone."""
         return (
             self._weights()[index_N] if self.mapping is None else self.mapping.rows(self.ideal_probabilities(), index_N)
         )

@@ -106,7 +106,7 @@ class Adapted:
         return torch.float32 if self.precision == "float32" else torch.float64
 
     def with_model(self, model: Model, task: Task) -> "Adapted":
-        """The same, with what is in memory already."""
+        """This object, with a model and a task that are in memory already."""
         self.__dict__ |= {"model": model, "task": task}
         return self
 

@@ -115,7 +115,7 @@ class Model:
             return self.forward(tokens_NT, mask_NT, cache=cache, last=last)
 
     def forward(self, tokens_NT: Tensor, mask_NT: Tensor | None, cache: Any = None, last: int = 0) -> Tensor:
-        """As ``logits``, of the policy that is ``acting``."""
+        """What the policy that is ``acting`` says of the next token, (N, T, V); arguments are those of ``logits``."""
         if mask_NT is not None and bool(mask_NT.all()):
             mask_NT = None
         padded: dict[str, Any] = {}

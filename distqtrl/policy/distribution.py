@@ -118,7 +118,7 @@ class Factored:
         return actions_BF + np.array(self.starts)
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
-        """As ``Categorical.unpadded``."""
+        """This head's actions out of an array (..., B, A) that also holds wider ones of other heads."""
         return actions[..., : len(self.sizes)].astype(np.int64)
 
     def centred(self, weight_AK: Array, bias_A: Array) -> tuple[Array, Array]:
@@ -169,7 +169,7 @@ class Bounded:
         return rng.standard_normal((steps, len(self.low)))
 
     def unpadded(self, actions: np.ndarray) -> np.ndarray:
-        """As ``Categorical.unpadded``."""
+        """This head's actions out of an array (..., B, A) that also holds wider ones of other heads."""
         return actions[..., : len(self.low)].astype(np.float32)
 
     def to_environment(self, actions_BA: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def program(quantized: QuantizedNetwork, head: Head) -> Program:
 
 
 def pruned(program: Program) -> Program:
-    """The same function without hidden neurons that always say the same, or that nothing reads."""
+    """The same function without hidden neurons whose output is constant, or that nothing reads."""
     ops = list(program.ops)
     layers = [i for i, op in enumerate(ops) if isinstance(op, Matmul)]
     for first, second in reversed(list(pairwise(layers))):  # from the head, so that what it does not read goes first

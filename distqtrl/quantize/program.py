@@ -288,7 +288,7 @@ class WrittenScale(Record):
     high: Int32
 
     def made(self, width: int) -> tuple[Op, int]:
-        """As WrittenMatmul's."""
+        """The operation on ``width`` numbers, and how many it writes; raises ValueError where it does not fit them."""
         _check_width("multiplier_N", [len(self.multiplier_N)], width)
         _check_width("offset_N", [len(self.offset_N)], width)
         if self.low > self.high:
@@ -304,7 +304,7 @@ class WrittenLookup(Record):
     table: tuple[Int32, ...] = Field(min_length=1, max_length=1 << 16)
 
     def made(self, width: int) -> tuple[Op, int]:
-        """As WrittenMatmul's."""
+        """The operation on ``width`` numbers, and how many it writes; raises ValueError where it does not fit them."""
         return Lookup(np.array(self.table, np.int64)), width
 
 
@@ -316,7 +316,7 @@ class WrittenArgmax(Record):
     sizes: tuple[Annotated[int, Field(ge=1, lt=2**31)], ...] = Field((), max_length=1000)
 
     def made(self, width: int) -> tuple[Op, int]:
-        """As WrittenMatmul's."""
+        """The operation on ``width`` numbers, and how many it writes; raises ValueError where it does not fit them."""
         op = Argmax(self.start, self.sizes)
         return op, len(op.factors(width))
 

@@ -25,7 +25,7 @@ def iqm(scores: np.ndarray) -> float:
 
 
 def iqm_T(scores_RT: np.ndarray) -> np.ndarray:
-    """The same over the runs, at every point of a curve."""
+    """The interquartile mean over R runs at every point of their curves: (R, T) -> (T,)."""
     return _middle(np.sort(scores_RT, axis=0))
 
 

@@ -48,7 +48,7 @@ class Prompts:
         return self.indices
 
     def state(self) -> dict[str, np.ndarray]:
-        """As a checkpoint wants it."""
+        """What a checkpoint keeps of it."""
         nothing = np.zeros(self.num, dtype=np.int64)
         return {
             "index_B": np.array(self.indices),
