@@ -59,7 +59,7 @@ BUDGETS = {  # seeds, and of each the environment steps, or the updates where th
     "qtrl-minigrid-corrected": (1, 200),
     "dist-qtrl": (1, 500),
     "hopper-generated": (1, 30_000),
-    "walker2d-generated": (1, 20_000),
+    "walker2d-generated": (1, 8_000),
     "halfcheetah-generated": (1, 20_000),
     "ant": (1, 20_000),
     "ant-sac": (1, 10_000),

@@ -69,9 +69,9 @@ def case(whole: list[Run], wanted: int) -> dict:
         "greedy": [run.result["evaluation"]["mean"] for run in whole],
         "least": [run.result["evaluation"]["min"] for run in whole],
         "policy_env_steps": [run.result["policy_env_steps"] for run in whole],
-        "env_steps": [int(run.result["env_steps"]) for run in whole],
+        "total_steps": [int(run.result["env_steps"]) for run in whole],
         "core_minutes": [run.result["cpu_s"] / 60 for run in whole],
-        "validated": [steps_T.astype(int).tolist() for steps_T, _ in curves],
+        "env_steps": [steps_T.astype(int).tolist() for steps_T, _ in curves],
         "validations": [np.round(validation_T, 1).tolist() for _, validation_T in curves],
     }
 
@@ -115,7 +115,7 @@ def figure(results: dict) -> Figure:
     """Validations over environment steps."""
     drawn, (axes,) = figures.panels(1)
     for number, (name, c) in enumerate(results["cases"].items()):
-        for seed, (steps, values) in enumerate(zip(c["validated"], c["validations"], strict=True)):
+        for seed, (steps, values) in enumerate(zip(c["env_steps"], c["validations"], strict=True)):
             axes.plot(steps, values, color=f"C{number}", lw=1, alpha=0.8, label="" if seed else name)
     axes.axhline(GOAL, color="0.5", lw=0.8, ls=":")
     axes.set_xlabel("environment steps")
