@@ -118,7 +118,7 @@ def test_every_block_is_run_or_says_why_not():
     unknown = [b for b in BLOCKS if b.language not in ("", "python", "toml", "json", "text")]
     assert unknown == []
     python = {block.page for block in BLOCKS if block.language == "python" and not block.unrun}
-    assert python == {*ELSEWHERE, *MODULES}
+    assert python == {*ELSEWHERE, *MODULES, "runs.md"}
     others = [line for block, line in COMMANDS if not block.unrun and "distqtrl " not in line]
     assert others == ["OMP_NUM_THREADS=1 mpirun -n 2 python mine.py"]  # nn/test_examples.py
 
@@ -150,5 +150,17 @@ def test_files_that_pages_show_are_read(folder):
 
 
 def test_files_of_a_run(made):
-    named = re.findall(r"^\| `([\w.]+)/?` \|", (pages.ROOT / "docs" / "runs.md").read_text(), re.MULTILINE)
+    files = (pages.ROOT / "docs" / "runs.md").read_text().partition("## Metrics")[0]
+    named = re.findall(r"^\| `([\w.]+)/?` \|", files, re.MULTILINE)
     assert set(named) == {path.name for path in made.iterdir()}
+
+
+def test_metrics_of_a_run(made, folder):
+    metrics = (pages.ROOT / "docs" / "runs.md").read_text().partition("## Metrics")[2]
+    keys = {key for row in re.findall(r"^\| (`.*?`) \|", metrics, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    shutil.copytree(made, "runs/mine")
+    (block,) = (block for block in BLOCKS if block.page == "runs.md" and block.language == "python")
+    found = {}
+    exec(block.text, found)
+    assert len(found["rows"]) == 2
+    assert {key for row in found["rows"] for key in row} <= keys

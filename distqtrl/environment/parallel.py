@@ -63,8 +63,8 @@ def check_id(name: str) -> None:
 class Parallel:
     """An environment with G agents (see world.World).
 
-    An agent that is dropped from ``agents`` without a flag counts as terminated, and one of whom nothing is said
-    observes zeros. Raises UserError for what no policy could be trained in.
+    An agent that disappears from ``agents`` without a flag counts as terminated, and one that is not reported observes
+    zeros. Raises UserError for what no policy could be trained in.
     """
 
     def __init__(self, config: configuration.Environment, render: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The algorithms: each a folder with a learner and an update, and an entry here. Nobody else asks for their names."""
+"""The algorithms: each a folder with a learner and an update, and an entry here; nothing else here asks for names."""
 
 import signal
 from collections.abc import Callable, Sequence
