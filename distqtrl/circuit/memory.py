@@ -2,6 +2,7 @@
 
 import os
 import resource
+from functools import cache
 
 from distqtrl import cgroup
 from distqtrl.circuit.ansatz import Program
@@ -17,6 +18,7 @@ def refuse_memory(program: Program, needed: float, who: str, available: float) -
         )
 
 
+@cache
 def machine_memory() -> float:
     """Bytes of this machine, or of a limit that a job or a shell has set on it.
 

@@ -264,9 +264,7 @@ def visible(said: Said) -> Verdict:
     blind = [rank for rank, answer in enumerate(told) if answer["after_s"] is None]
     if blind:
         who = ", ".join(f"rank {rank} on {said.facts[rank]['host']}" for rank in blind)
-        return failed(
-            f"what rank 0 on {said.facts[0]['host']} wrote was not seen in {VISIBLE_WITHIN_S:g} s by {who}"
-        )
+        return failed(f"what rank 0 on {said.facts[0]['host']} wrote was not seen in {VISIBLE_WITHIN_S:g} s by {who}")
     return ok(f"a new file was seen by all ranks after {max(answer['after_s'] for answer in told):.2f} s")
 
 
