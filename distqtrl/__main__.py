@@ -2,9 +2,13 @@
 
 import atexit
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load ends the process without a traceback
 
 from distqtrl.cli import output, terminal
 from distqtrl.training import stopping
@@ -27,6 +31,8 @@ def main() -> int:
         stopping.note_requeue()
     from distqtrl.cli.main import main as run
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(sys.argv[1:])
     if lost := terminal.lost():
         files = training and not {"-h", "--help", "--print-config"} & set(sys.argv)

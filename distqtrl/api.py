@@ -49,7 +49,7 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
     may be sent to a device that is not simulated, however many; without it that is refused, with their number.
 
     Signals (in the main thread) are acted upon at the end of an update, when the run has been saved: SIGINT raises
-    KeyboardInterrupt; SIGTERM and SIGUSR1 return a result whose ``status`` is "stopped", with ``signal`` and
+    KeyboardInterrupt; SIGTERM, SIGUSR1 and SIGHUP return a result whose ``status`` is "stopped", with ``signal`` and
     ``exit_code``. Raises UserError on every rank where ranks differ, are missing or cannot do what is asked.
     """
     from distqtrl.allreduce.agreement import agreed, check_equal

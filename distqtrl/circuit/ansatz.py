@@ -137,7 +137,10 @@ def build(circuit: Circuit, num_qubits: int) -> Program:
         gates = [Gate(*entry) for entry in circuit.gates] * circuit.layers
         if not gates:
             raise UserError('circuit.ansatz = gates needs circuit.gates, one layer as [["ry", 0], ["x", 1, 0], ...]')
-        return program(num_qubits, gates)
+        own = program(num_qubits, gates)
+        if not own.num_angles:
+            raise UserError('circuit.gates has no angle, so nothing would be trained: add a gate such as ["ry", 0]')
+        return own
     if circuit.gates:
         raise UserError(f"circuit.gates is only read with circuit.ansatz = gates, not with '{circuit.ansatz}'")
     known = {**ANSATZE, OWN: lambda n, layers: []}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, TypeAdapter, ValidationError
 
 from distqtrl.config.run import Config, stages
-from distqtrl.config.sources import load, preset, presets, with_flags
+from distqtrl.config.sources import DAMAGED, load, preset, presets, with_flags
 from distqtrl.errors import UserError
 from distqtrl.files.places import expanded
 
@@ -136,7 +136,8 @@ def resolve(args: argparse.Namespace, flags: Flags) -> Config:
     if given == ["resume"]:
         if args.run is not None:
             raise UserError("--resume RUN resumes RUN: remove --run")
-        remedy = "give the directory of a run, or begin one with --run"
+        there = (args.resume / "config.json").exists()
+        remedy = DAMAGED if there else "give the directory of a run, or begin one with --run"
         return with_flags(load(args.resume / "config.json", remedy), flags)
     config = preset(args.preset) if args.preset else load(args.config)
     return with_flags(config, flags)

@@ -8,7 +8,7 @@ from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
 from distqtrl.cli.output import aside, print_json, tell
 from distqtrl.errors import UserError
-from distqtrl.files.places import expanded
+from distqtrl.files.places import expanded, quoted
 
 if TYPE_CHECKING:
     from distqtrl.export.options import Options
@@ -68,7 +68,7 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
     )
     if missing := readme.unproven(about):
         print(f"not checked here: {', '.join(missing)} (README.md there says why)")
-    print(f"exported to {args.output}; check it again with: distqtrl verify {args.output}")
+    print(f"exported to {args.output}; check it again with: distqtrl verify {quoted(args.output)}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """distqtrl train: a run, started or gone on with."""
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from distqtrl.cli.output import print_json, say, tell
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save
 from distqtrl.config.sources import presets
-from distqtrl.files.places import expanded
+from distqtrl.files.places import expanded, quoted
 
 if TYPE_CHECKING:
     from distqtrl.training.start import Beginning
@@ -120,9 +119,8 @@ def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -
     )
     if result["status"] == "stopped":
         launcher = f"mpirun -n {ranks} " if ranks > 1 else ""
-        print(
-            f"stopped by {result['signal']} after {steps}; resume with: {launcher}distqtrl train --resume {directory}"
-        )
+        again = f"{launcher}distqtrl train --resume {quoted(directory)}"
+        print(f"stopped by {result['signal']} after {steps}; resume with: {again}")
         return
     e = result["evaluation"]
     print(f"return {e['mean']:.2f} ± {e['std']:.2f} over {e['episodes']} greedy episodes, after {steps}")
@@ -138,7 +136,7 @@ def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -
         ("result", "result.json"),
     ]
     one = directory if len(policies) == 1 else policies[0]
-    play, export, exported = (shlex.quote(str(path)) for path in (directory, one, directory / "exported"))
+    play, export, exported = (quoted(path) for path in (directory, one, directory / "exported"))
     asked = permission.asked(sources.load(directory / "config.json").environment.id)
     lines = [(what, str(directory / name)) for what, name in files if (directory / name).exists()]
     lines += [("play", f"distqtrl evaluate {play}{asked}")]

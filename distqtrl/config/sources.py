@@ -111,6 +111,9 @@ def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
     return below
 
 
+DAMAGED = "restore it, or choose another --run"  # of a run's config.json
+
+
 def load(path: Path, remedy: str = "give a run's directory, or a file of TOML or JSON") -> Config:
     """The configuration of a TOML or JSON file or of a run; raises UserError when it cannot be read or is not valid."""
     if (path / "config.json").is_file():

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 from distqtrl.config import stages as configuration
 from distqtrl.environment.factors import KEY, factors, taken, unmasked
-from distqtrl.environment.spaces import Floats, at, flattened, part, picture, short, spaces
+from distqtrl.environment.spaces import Floats, at, detached, flattened, part, picture, short, spaces
 from distqtrl.errors import UserError
 
 EXACT = 1 << 24  # float32 has every integer up to here
@@ -55,14 +55,16 @@ class Port:
 
     def observation(self, given: Any) -> Floats:
         """What the policy sees, and behind it the mask of its actions, where there is one."""
+        mask, remedy = None, ""
         try:
-            mask = None if self._mask is None else self._mask(at(given, (KEY,)))
+            if self._mask is not None:
+                mask = self._mask(at(given, (KEY,)))
+            remedy = ": fix the environment"
             x_O = self._flatten(at(given, self._path) if self._path else given)
         except UserError as error:
-            raise UserError(
-                f"{self._who} observes {error}: spaces must stay as they are at the start; pad observations to the "
-                "largest"
-            ) from None
+            if "its space said shape" in str(error):
+                remedy = ": spaces must stay as they are at the start; pad observations to the largest"
+            raise UserError(f"{self._who} observes {error}{remedy}") from None
         if self._depth > 1:
             self._frames.extend([x_O] * (1 if self._frames else self._depth))
             x_O = np.concatenate(self._frames)
@@ -126,8 +128,8 @@ def number(given: Any, *where: str) -> float:
     """A reward as a float, whatever holds its one element; raises UserError for anything else, NaN and infinity."""
     if not isinstance(given, float):
         try:
-            array = np.asarray(given)
-            fits = array.size == 1 and array.dtype.kind in "biufO"
+            array = np.asarray(detached(given))
+            fits = array.size == 1 and array.dtype.kind in "biufO" and given is not np.ma.masked
             value = float(array.reshape(())[()]) if fits else None
         except Exception:  # None, a word, an object of somebody's
             value = None
@@ -178,7 +180,7 @@ def state(given: Any, width: int | None, who: str) -> Floats:
             "independent"
         )
     if width is not None and x.size != width:
-        raise UserError(f"{who}: state() gives {x.size} numbers, {width} were expected: it must not change its size")
+        raise UserError(f"{who}: state() gives {x.size} numbers, {width} were expected: fix it, or its state_space")
     if not np.isfinite(x).all():
         raise UserError(f"{who}: state() is not finite, {short(x.tolist())}: fix the environment")
     return x

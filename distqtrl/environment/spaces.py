@@ -194,7 +194,7 @@ def _box(space: Box) -> Callable[[Any], Floats]:
             x: Floats = given.copy()
         else:
             try:
-                array = np.asarray(given)
+                array = np.asarray(detached(given))
                 with np.errstate(over="ignore"):  # becomes infinite, which is refused
                     x = array.astype(np.float32) if array.dtype.kind in "biufO" else np.zeros((), np.float32)
             except (TypeError, ValueError):  # rows of unequal lengths, words
@@ -206,6 +206,11 @@ def _box(space: Box) -> Callable[[Any], Floats]:
         return x
 
     return read
+
+
+def detached(given: Any) -> Any:
+    """A tensor without its graph, which NumPy takes; anything else as it is."""
+    return given.detach() if hasattr(given, "detach") else given
 
 
 def _unrounded(space: Space) -> Space:
@@ -238,7 +243,8 @@ def _fitted(space: Space, given: Any, path: Path) -> Any:
     with np.errstate(invalid="ignore"):
         whole = x.astype(space.dtype) if x.dtype.kind in "biuf" else None
     if whole is None or (whole != x).any() or not space.contains(whole):
-        raise UserError(f"{short(given)}{where}, its space said {space}")
+        shown = short(x.tolist()) if x.size <= 16 else short(given)
+        raise UserError(f"{shown}{where}, its space said {space}")
     return whole
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from distqtrl import seeding
 from distqtrl.config import stages as configuration
+from distqtrl.defaults import Defaults
 from distqtrl.environment.failures import failure
 from distqtrl.environment.pictures import Picture
 from distqtrl.environment.spaces import Floats, short
@@ -78,7 +79,7 @@ class Environments:
         film: Callable[[Picture], None] | None = None,
     ) -> None:
         self.indices, self.seed, self.purpose, self._name = list(indices), seed, purpose, config.id
-        self.num, self._process = len(self.indices), os.getpid()
+        self.num, self._process, self._defaults = len(self.indices), os.getpid(), Defaults()
         self.envs = [make(config, render=film is not None) for _ in indices]
         first = self.envs[0] if self.envs else make(config)
         self._take(first, roles)
@@ -196,6 +197,7 @@ class Environments:
             self.actions[b].append(actions)
             if not (acts.any() if self._listed else acts):
                 ended.append(b)
+        self._defaults.again(device=False)
         self._check_finite(obs_BO)
         stepped = range(self.num) if running_E is None else np.flatnonzero(running_E).tolist()
         self._check_masks(stepped, obs_BO, acts_B)
@@ -355,6 +357,8 @@ class Environments:
             return action()
         except BaseException as error:
             self._fail(b, error, step)
+        finally:
+            self._defaults.again(device=step == 0)
 
     def _fail(self, b: int, error: BaseException, step: int | None = None) -> NoReturn:
         """Raise an error in environment b with what says which one it was, and when.

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from distqtrl.config import stages as configuration
+from distqtrl.defaults import Defaults
 from distqtrl.environment import pictures
 from distqtrl.environment.failures import failure
 from distqtrl.environment.parallel import Parallel, check_id, is_parallel
@@ -42,6 +43,7 @@ class World(Protocol):
 def make(config: configuration.Environment, render: bool = False) -> World:
     """One environment; raises UserError for an unknown id, arguments or spaces, and to render what draws nothing."""
     check_id(config.id)
+    defaults = Defaults()
     kind: type[Parallel] | type[Single] = Parallel if is_parallel(config.id) else Single
     try:
         if render:  # asked for pictures, one that draws none would fail or warn in a way of its own
@@ -53,3 +55,5 @@ def make(config: configuration.Environment, render: bool = False) -> World:
         raise
     except BaseException as error:
         raise failure(error, f"{config.id} cannot be made") or error from None
+    finally:
+        defaults.again()

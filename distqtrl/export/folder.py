@@ -125,15 +125,22 @@ def _save(folder: Path, about: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(about, indent=1) + "\n")
 
 
+MAGIC = b"\x93NUMPY"  # how a .npy file begins
+
+
 def _observations(policy: Policy, partners: Sequence[Policy], file: Path | None) -> np.ndarray:
     """Observations to calibrate on: a file's, or what the policy sees when it plays."""
     width = policy.architecture.num_inputs
     if file is not None:
         try:
+            with file.open("rb") as opened:
+                if opened.read(len(MAGIC)) != MAGIC:
+                    raise ValueError("it is not a .npy file")
             return calibrate.checked(np.load(file, allow_pickle=False), width, str(file))
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            reason = "it is larger than memory" if isinstance(error, MemoryError) else error
             raise UserError(
-                f"cannot read observations {file} ({error}): give a .npy file of shape (N, {width})"
+                f"cannot read observations {file} ({reason}): give a .npy file of shape (N, {width})"
             ) from None
     seen = episodes.observations(policy, partners, CALIBRATION_EPISODES)
     return calibrate.checked(seen, width, "the policy's own episodes")

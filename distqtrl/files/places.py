@@ -1,6 +1,7 @@
 """Where a program of the user's says that something is, or shall be."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ def expanded(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # a user without a home
         return Path(text)
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a command that a message tells to run."""
+    return shlex.quote(str(path))
 
 
 def is_there(given: Any) -> bool:

@@ -71,7 +71,7 @@ class Generator(nn.Module):
         settings = config.mapping
         if numbers:  # whatever the circuit's mapping is
             settings = settings.model_copy(update={"kind": "expansion", "output": "residual", "gain": 1.0})
-        _check_memory(config, self.num_weights, n)
+        _check_memory(config, self.num_weights, n, asked=bool(num_qubits or config.circuit.qubits))
         self.mapping = self._drawn(config, lambda: Mapping(settings, layers, n, numbers))
         if self._beside:
             self.qpu = self._beside[0].qpu
@@ -369,15 +369,15 @@ def _trains(m: MappingModel) -> bool:
     return m.trained and m.kind != "expansion"
 
 
-def _check_memory(config: Config, num_weights: int, n: int) -> None:
-    """Refuse, before anything is built, what this machine cannot hold."""
+def _check_memory(config: Config, num_weights: int, n: int, asked: bool) -> None:
+    """Refuse, before anything is built, what this machine cannot hold; asked: whether so many qubits were asked for."""
     width = max((n + 1, *config.mapping.hidden))
     kind = lookup("mapping.kind", config.mapping.kind, KINDS)
     needed = 2**n * (3 * 16 + 4 * kind.floats(n, width)) + 16 * num_weights
     available = machine_memory()
     if needed > available:
         what, remedy = f" with mapping.chunk = {config.mapping.chunk}", "raise mapping.chunk"
-        if kind.mixes:
+        if kind.mixes or asked:
             what, remedy = "", "set fewer circuit.qubits"
         raise UserError(
             f"{num_weights:,} policy weights{what} take {n} qubits and about {needed / 2**30:,.0f} GiB, this machine "

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class Checkpoint:
         found = [int(token) for token in self.tokenizer(text)["input_ids"]]
         if not found:
             raise UserError(f"the prompt {shortened(text)} has no token in {self.directory}: ask something")
+        if lost := _lost(text, self.tokenizer.decode(found)):
+            raise UserError(
+                f"the prompt {shortened(text)} has letters that the tokenizer of {self.directory} does not have, "
+                f"{shortened(lost)}: ask in those that it has, or give another base"
+            )
         _check_token(self.directory, max(found), f"the prompt {shortened(text)} has", self.config.vocab_size)
         if len(found) >= self.context:
             raise UserError(
@@ -291,6 +297,16 @@ def _check_format(directory: Path, about: dict[str, Any]) -> None:
         raise _refusal(directory, f"config_groups of config.json is {shortened(groups)}, no table of tables")
     if any(group.get("input_activations") for group in groups.values()):
         raise _refusal(directory, "its activations are quantized, too; weights alone may be (NVFP4A16)")
+
+
+def _lost(text: str, again: str) -> str:
+    """The letters and digits of a text that its tokens do not give back; forms of one letter count as one.
+
+    >>> _lost("what is 1+1=", "1+1="), _lost("Ångström", "ångström")
+    ('ahistw', '')
+    """
+    before, after = (set(unicodedata.normalize("NFKD", x).casefold()) for x in (text, again))
+    return "".join(sorted(letter for letter in before - after if letter.isalnum()))
 
 
 def _check_token(directory: Path, token: int, what: str, vocabulary: int) -> None:

@@ -28,7 +28,7 @@ class Own:
         try:
             reading.regular(path)
         except ValueError as error:
-            raise UserError(f"language.task = {path}: {error}: give a module that {NEEDED[7:]}") from None
+            raise UserError(f"language.task = {path}: {error}: give a module that defines {NEEDED[7:]}") from None
         self.process = subprocess.Popen(
             [sys.executable, "-P", verifier.__file__],
             stdin=subprocess.PIPE,

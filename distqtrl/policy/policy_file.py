@@ -21,7 +21,7 @@ from distqtrl.config.stages import Environment, Quantize
 from distqtrl.errors import UserError, shortened
 from distqtrl.files import places, schema
 from distqtrl.files import tensors as tensorfile
-from distqtrl.files.places import Place
+from distqtrl.files.places import Place, quoted
 from distqtrl.files.schema import Names, Record, Several, Word
 from distqtrl.policy import lower, network
 from distqtrl.policy.distribution import (
@@ -269,9 +269,17 @@ def files(run: Path) -> list[Path]:
     return [whole] if whole.exists() else sorted(run.glob("policy-*.safetensors")) or [whole]
 
 
+def _of_run(run: Path) -> list[Path]:
+    """The policy files of a run directory; raises UserError where the run has none yet."""
+    found = files(run)
+    if (run / "config.json").exists() and not found[0].exists():
+        raise UserError(f"{run} has no policy yet: distqtrl train --resume {quoted(run)} finishes it")
+    return found
+
+
 def only(source: Path) -> Path:
     """The policy file of a run directory, or the file itself; raises UserError where there are several."""
-    found = files(source) if source.is_dir() else [source]
+    found = _of_run(source) if source.is_dir() else [source]
     if len(found) > 1:
         raise UserError(f"{source} has several policies: give one of {', '.join(file.name for file in found)}")
     return found[0]
@@ -299,7 +307,7 @@ def names(policies: Sequence[str]) -> list[str]:
 
 def team(path: Path) -> list[Policy]:
     """All policies of a run directory; given a file, its policy and its partners. Raises UserError, as ``load``."""
-    return [load(file) for file in files(path)] if path.is_dir() else [load(path), *partners(path)]
+    return [load(file) for file in _of_run(path)] if path.is_dir() else [load(path), *partners(path)]
 
 
 def partners(path: Path) -> list[Policy]:

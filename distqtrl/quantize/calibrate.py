@@ -76,7 +76,9 @@ def checked(obs_BO: np.ndarray, num_inputs: int, origin: str) -> Array:
     """Recorded observations fit for calibration; raises UserError."""
     if obs_BO.ndim != 2 or obs_BO.shape[1] != num_inputs or len(obs_BO) < 2:
         raise UserError(f"{origin}: observations of shape {obs_BO.shape}, the policy needs (2 or more, {num_inputs})")
-    if not np.issubdtype(obs_BO.dtype, np.number) or not np.isfinite(obs_BO).all():
+    if obs_BO.dtype.kind not in "fiub":
+        raise UserError(f"{origin}: observations of type {obs_BO.dtype}: record them as numbers, such as float32")
+    if not np.isfinite(obs_BO).all():
         raise UserError(f"{origin}: an observation is not a finite number: record them again")
     return obs_BO.astype(np.float64)
 

@@ -47,6 +47,8 @@ def bits(text: str) -> Bits:
         name, _, value = part.partition("=")
         if name not in names or re.fullmatch(r"\s*[0-9]{1,9}\s*", value) is None:
             raise UserError(f"--bits {part!r}: write {','.join(f'{n}=8' for n in names)}, or some of these")
+        if name in values:
+            raise UserError(f"--bits {text}: says {name} twice: say it once")
         values[name] = int(value)
     return Bits(**values)
 

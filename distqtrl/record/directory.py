@@ -14,13 +14,15 @@ from pydantic import AllowInfNan, ConfigDict, Field
 from distqtrl.allreduce.agreement import agreed
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.allreduce.reductions import allgather_bytes
-from distqtrl.config.run import BUDGET, OUTPUT, Config, differences, may_change, save
-from distqtrl.config.sources import load
+from distqtrl.config import sources
+from distqtrl.config.run import BUDGET, OUTPUT, Config, differences, flat, may_change, save
 from distqtrl.errors import UserError
 from distqtrl.files import schema
 from distqtrl.files.lock import locked
+from distqtrl.files.places import quoted
 from distqtrl.files.replace import replace
 from distqtrl.files.schema import Count, Record, Several, Word
+from distqtrl.policy import policy_file
 
 Return = Annotated[float, AllowInfNan(True)]  # what an environment pays is its own affair
 VISIBLE_WITHIN_S = 10.0  # what a network filesystem may take to show a new directory to another host
@@ -116,7 +118,7 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
             _check_free(directory)
             return "null"
         saved = bool(list((directory / "checkpoints").glob("update-*.safetensors")))
-        changes = differences(load(directory / "config.json"), config)
+        changes = differences(sources.load(directory / "config.json", sources.DAMAGED), config)
         return json.dumps({"saved": saved, "result": complete(directory), "changes": changes})
 
     told = json.loads(allgather_bytes(comm, agreed(comm, look).encode())[0])
@@ -127,6 +129,8 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
     def check() -> None:
         _check_visible(directory)
         _check_changes(directory, there.changes)
+        if there.result is not None:
+            _check_complete(directory, config, there.result, there.changes)
         if there.result is not None and there.goes_on and not there.saved:
             raise UserError(f"{directory} is complete, and has no checkpoint to resume from: choose another --run")
 
@@ -170,7 +174,7 @@ def complete(directory: Path) -> dict[str, Any] | None:
     path = directory / "result.json"
     if not os.path.lexists(path):
         return None
-    remedy = f"remove it, and distqtrl train --resume {directory} evaluates the run and writes it again"
+    remedy = f"remove it, and distqtrl train --resume {quoted(directory)} evaluates the run and writes it again"
     return schema.document(path, Result, "result of a run", remedy, infinite=True)[1]
 
 
@@ -195,6 +199,21 @@ def _check_visible(directory: Path) -> None:
                 f"put train.directory on a filesystem that all hosts share"
             )
         time.sleep(0.05)
+
+
+def _check_complete(directory: Path, config: Config, result: dict[str, Any], changes: Changes) -> None:
+    """Raise UserError for a complete run that has lost its policy, and for a budget that it has spent already."""
+    (first, *_) = policy_file.files(directory)
+    if not first.exists():
+        raise UserError(
+            f"{directory} is complete, and its {first.name} is gone: remove result.json, and distqtrl train --resume "
+            f"{quoted(directory)} writes both again"
+        )
+    spent = {"train.steps": result["env_steps"], "train.updates": result["update"]}
+    for key, number in spent.items():
+        wanted = flat(config)[key]
+        if key in changes and wanted is not None and wanted < number:
+            raise UserError(f"{key} = {wanted:,}: {directory} has {number:,} already: give more, or leave it out")
 
 
 def _check_changes(directory: Path, changes: Changes) -> None:

@@ -21,6 +21,7 @@ from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import RankLost
 from distqtrl.environment.rollout import bound, cut, summary
 from distqtrl.files import replace as files
+from distqtrl.files.places import quoted
 from distqtrl.policy import policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.record import checkpoint
@@ -181,10 +182,8 @@ def _saved_when_a_device_fails(run: Run, directory: Path) -> Iterator[None]:
         yield
     except DeviceLost as error:
         checkpoint.save(directory, run.config, run.comm, before)
-        raise DeviceLost(
-            f"{error}; {before.counters['update']} updates are saved, resume with: distqtrl train --resume {directory} "
-            f"on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
-        ) from None
+        again = f"distqtrl train --resume {quoted(directory)} on {run.comm.size} rank{'s' if run.comm.size > 1 else ''}"
+        raise DeviceLost(f"{error}; {before.counters['update']} updates are saved, resume with: {again}") from None
 
 
 def synchronise(run: Run) -> None:

@@ -12,7 +12,11 @@ from distqtrl import signals
 from distqtrl.allreduce.watchdog import say, until_read
 from distqtrl.errors import interrupted
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # 75 = requeue me (EX_TEMPFAIL)
+EXIT_CODES = {  # 75 = requeue me (EX_TEMPFAIL)
+    **{signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75},
+    signal.SIGHUP: 129,  # the terminal is gone
+}
+PATIENT = (signal.SIGUSR1, signal.SIGHUP)  # nobody waits for the end of the update
 GRACE_S = 5
 
 _pending: list[signal.Signals] = []
@@ -62,13 +66,14 @@ def collected() -> Iterator[list[signal.Signals]]:
         yield []
         return
     alarm = signal.getsignal(signal.SIGALRM)
-    old = {s: signal.signal(s, _note) for s in EXIT_CODES}
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    old = {s: signal.signal(s, _note) for s in EXIT_CODES if not (s == signal.SIGHUP and nohup)}
     _before.append(old)
     try:
         with signals.heard((*EXIT_CODES, signal.SIGALRM), _awaited, _unheard):
             yield _pending
     finally:
-        if any(s != signal.SIGUSR1 for s in _pending):
+        if any(s not in PATIENT for s in _pending):
             signal.setitimer(signal.ITIMER_REAL, 0)
             _restore(signal.SIGALRM, alarm)
         _pending.clear()
@@ -88,7 +93,7 @@ def _awaited(number: signal.Signals) -> bool:
 def _unheard(number: signal.Signals, waited_s: float) -> None:
     """End a process of ours that waits in MPI, say, for a rank that hangs: no exception reaches it there."""
     patience_s = 1 if number == signal.SIGALRM else GRACE_S + 1
-    if not _process["ours"] or number == signal.SIGUSR1 or waited_s < patience_s:
+    if not _process["ours"] or number in PATIENT or waited_s < patience_s:
         return
     error = _cause() if number == signal.SIGALRM else Interrupted(number)
     say(interrupted(error))
@@ -118,9 +123,9 @@ def _restore(number: signal.Signals, handler: Any) -> None:
 
 
 def _note(number: int, _: FrameType | None) -> None:
-    awaited = any(s != signal.SIGUSR1 for s in _pending)  # who asks once more waits no longer for it
+    awaited = any(s not in PATIENT for s in _pending)  # who asks once more waits no longer for it
     _pending.append(signal.Signals(number))
-    if number != signal.SIGUSR1 and not awaited:
+    if number not in PATIENT and not awaited:
         signal.signal(signal.SIGALRM, _give_up)
         signal.setitimer(signal.ITIMER_REAL, GRACE_S, signals.AGAIN_S)  # again: the first may interrupt nothing
 

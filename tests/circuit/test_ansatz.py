@@ -79,3 +79,8 @@ def test_gate_that_does_not_fit_is_refused(gate):
 def test_unknown_ansatz_names_the_nearest():
     with pytest.raises(UserError, match=r"unknown ansatz 'ry_cnt': did you mean 'ry_cnot'\?"):
         ansatz.build(Circuit(ansatz="ry_cnt"), 2)
+
+
+def test_a_circuit_without_an_angle_is_refused():
+    with pytest.raises(UserError, match=r"circuit.gates has no angle, so nothing would be trained: add a gate such as"):
+        ansatz.build(Circuit(ansatz="gates", gates=[["h", 0], ["x", 1, 0]]), 2)

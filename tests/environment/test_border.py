@@ -1,11 +1,13 @@
 """The border to an environment: what crosses it is a copy that fits its space, or refused by name."""
 
 import decimal
+import itertools
 from typing import ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple, flatten
 
 from distqtrl.config import stages as config
@@ -369,3 +371,72 @@ def test_an_observation_of_another_kind_of_numbers_is_named():
 def test_what_has_a_key_of_its_own_is_no_argument(key, value):
     with pytest.raises(UserError, match=f"environment.kwargs has {key}, which environment.{key} sets: give it there"):
         Environments(config.Environment(kwargs={key: value}), [0], 0, "episode")
+
+
+class Setting(Given):
+    """Sets torch's defaults for all of the process, as a simulator with a network may."""
+
+    def __init__(self, when, what):
+        super().__init__()
+        self.when, self.what = when, what
+        self.now("make")
+
+    def now(self, when):
+        if when == self.when:
+            {
+                "dtype": lambda: torch.set_default_dtype(torch.float64),
+                "grad": lambda: torch.set_grad_enabled(False),
+                "device": lambda: torch.set_default_device("meta"),
+            }[self.what]()
+
+    def reset(self, *, seed=None, options=None):
+        self.now("reset")
+        return super().reset()
+
+    def step(self, action):
+        self.now("step")
+        return super().step(action)
+
+
+gymnasium.register("distqtrl/Setting-v0", Setting)
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),  # looking at the device takes longer than a step: it is put right at the next reset
+    [*itertools.product(["make", "reset"], ["dtype", "grad", "device"]), ("step", "dtype"), ("step", "grad")],
+)
+def test_torchs_defaults_are_ours_after_an_environments_code(when, what):
+    try:
+        made = environments("distqtrl/Setting-v0", when=when, what=what)
+        made.step([np.array([0])])
+        found = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_default_device().type
+    finally:
+        torch.set_default_dtype(torch.float32), torch.set_grad_enabled(True), torch.set_default_device(None)
+    assert found == (torch.float32, True, "cpu")
+
+
+def test_tensors_with_a_graph_are_observations_and_rewards():
+    made = environments(
+        seen=lambda k: torch.ones(2, requires_grad=True), said={"reward": torch.ones((), requires_grad=True)}
+    )
+    for _ in range(2):
+        seen = made.step([np.array([0])])
+    assert seen.rewards_B.tolist() == [1.0]
+
+
+def test_a_masked_number_is_no_reward():
+    with pytest.raises(UserError, match="a reward is one number"):
+        number(np.ma.masked, "the reward")
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "said"),
+    [
+        (MultiDiscrete([3, 4]), np.array([3, 0]), r"\[3, 0\] \(list\), its space said MultiDiscrete\(\[3 4\]\): fix"),
+        (Discrete(5), 5, r"5 \(int\), its space said Discrete\(5\): fix the environment"),
+        (BOX, np.zeros(3), "its space said shape .*: spaces must stay as they are at the start; pad"),
+    ],
+)
+def test_an_observation_that_does_not_fit_has_its_own_remedy(space, given, said):
+    with pytest.raises(UserError, match=said):
+        environments(seen=given, observation=space)

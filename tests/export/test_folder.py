@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_what_was_trained_with_quantization_is_not_quantized_again(policies, tmp
     ("words", "says"),
     [
         (["--bits", "core=9"], "core=9"),
+        (["--bits", "core=3,core=4"], "says core twice"),
         (["--target", "vhdl"], "vhdl"),
         (["--parallel", "3x2"], "LANESxCOLUMNS"),
         (
@@ -96,8 +98,13 @@ def test_bad_words_leave_nothing(policies, tmp_path, words, says, capfd):
 
 
 def test_bad_recordings_leave_nothing(policies, tmp_path, capfd):
-    for number, array in enumerate((np.zeros((5, 3)), np.full((5, 4), np.nan))):
+    wrong = (np.zeros((5, 3)), np.full((5, 4), np.nan), np.zeros((5, 4), complex), np.full((5, 4), "a"))
+    for number, array in enumerate(wrong):
         np.save(tmp_path / f"{number}.npy", array)
+    with (tmp_path / "4.npy").open("wb") as file:
+        np.savez(file, np.zeros((5, 4)))  # several arrays, whatever the name says
+    (tmp_path / "5.npy").write_text("1,2,3,4\n" * 5)
+    for number in range(6):
         words = ["--calibration", str(tmp_path / f"{number}.npy"), "-o", str(tmp_path / "out")]
         assert main(["export", str(policies["categorical"]), *words]) == 2
         assert f"{number}.npy" in capfd.readouterr().err
@@ -118,3 +125,11 @@ def test_a_damaged_policy_and_no_export_at_all(policies, tmp_path, capfd):
     assert "damaged.safetensors" in capfd.readouterr().err
     assert main(["verify", str(tmp_path)]) == 2
     assert "give a folder made by distqtrl export" in capfd.readouterr().err
+
+
+def test_the_command_that_checks_again_is_one_that_a_shell_takes(policies, tmp_path, capfd):
+    folder = tmp_path / "a b'c"
+    quick = ["--target", "c", "--vectors", "100", "--episodes", "1"]
+    assert main(["export", str(policies["categorical"]), "-o", str(folder), *quick]) == 0
+    again = shlex.split(capfd.readouterr().out.rpartition("distqtrl ")[2])
+    assert again == ["verify", str(folder)]

@@ -312,3 +312,10 @@ def test_what_is_there_is_kept_and_nothing_is_half_written(models, tmp_path, mon
     with pytest.raises(OSError, match="full"):
         checkpoint.merged(tmp_path / "new", model, None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_prompt_whose_letters_the_tokenizer_lacks_is_refused(directories):
+    found = checkpoint.opened(directories["qwen2"])
+    assert found.tokens("1+1=")
+    with pytest.raises(UserError, match=r"has letters that the tokenizer of .* does not have, 'ahistw': ask in those"):
+        found.tokens("what is 1+1=")

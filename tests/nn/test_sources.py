@@ -77,6 +77,8 @@ def test_constants_are_a_source():
 
 
 def test_qubits_choose_the_chunk():
+    with pytest.raises(UserError, match=r"take 35 qubits and about .* GiB.*: set fewer circuit.qubits"):
+        generate(net(), qubits=35)
     (weights,) = generators(generate(net(), mapping=MAPPING, qubits=np.int64(3)))
     assert (weights.source.qpu.num_qubits, weights.mapping.config.chunk) == (3, 8)
     (weights,) = generators(generate(net(), mapping={**MAPPING, "chunk": 16}, qubits=3))

@@ -218,3 +218,39 @@ def test_a_filesystem_that_is_full(tmp_path, size):
         tensorfile.read(path, FORMAT, "")
     updates = [json.loads(text)["update"] for text in (kept / "metrics.jsonl").read_text().splitlines()[:-1]]
     assert updates == list(range(len(updates)))
+
+
+def test_a_budget_that_is_spent_is_refused(tmp_path, capfd):
+    run = tmp_path / "run"
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+    before = contents(run)
+    capfd.readouterr()
+    line = refused(capfd, "train", "--resume", run, "--train.steps", "32")
+    assert f"train.steps = 32: {run} has 96 already: give more, or leave it out" in line
+    assert contents(run) == before
+
+
+def test_a_policy_that_is_gone_comes_back_as_the_message_says(tmp_path, capfd):
+    run = tmp_path / "a run"
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+    kept = (run / "policy.safetensors").read_bytes()
+    (run / "policy.safetensors").unlink()
+    capfd.readouterr()
+    line = refused(capfd, "train", "--resume", run)
+    assert "its policy.safetensors is gone: remove result.json, and distqtrl train --resume" in line
+    (run / "result.json").unlink()
+    line = refused(capfd, "evaluate", run)
+    words = shlex.split(line.partition("distqtrl train ")[2])[:2]
+    assert words == ["--resume", str(run)]
+    assert cli.main(["train", *words]) == 0
+    assert (run / "policy.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("words", [["--resume", "RUN"], ["cartpole", "--run", "RUN"]])
+def test_a_damaged_configuration_is_to_be_restored(tmp_path, capfd, words):
+    run = tmp_path / "run"
+    assert cli.main(["train", "cartpole", "--run", str(run), *FLAGS]) == 0
+    (run / "config.json").write_text("")
+    capfd.readouterr()
+    line = refused(capfd, "train", *(str(run) if word == "RUN" else word for word in words))
+    assert line.endswith("restore it, or choose another --run")

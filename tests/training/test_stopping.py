@@ -76,6 +76,23 @@ print("here")
 """
 
 
+HUNG_UP = """
+import os, signal
+from distqtrl.training import stopping
+
+signal.signal(signal.SIGHUP, signal.{before})
+with stopping.collected() as pending:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print([s.name for s in pending], signal.getitimer(signal.ITIMER_REAL)[0])
+"""
+
+
+@pytest.mark.parametrize(("before", "seen"), [("SIG_DFL", "['SIGHUP']"), ("SIG_IGN", "[]")])
+def test_a_terminal_that_closes_ends_a_run_unless_under_nohup(before, seen):
+    assert ran(HUNG_UP.format(before=before)) == (0, [seen, "0.0"], "")
+    assert stopping.EXIT_CODES[signal.SIGHUP] == 129
+
+
 def ran(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
     return done.returncode, done.stdout.split(), done.stderr
