@@ -95,7 +95,7 @@ def test_tests_lie_beside_a_file_that_is_called_train(tmp_path):
     [
         ("{", "line 1: it is not JSON"),
         ('{"question": "a", "answer": "1"}\n[1]', "line 2 is not an object with the keys question and answer"),
-        ('{"question": "a"}', "line 1 is no object"),
+        ('{"question": "a"}', "line 1 is not an object"),
         ('{"question": "", "answer": "1"}', "line 1: question and answer are texts"),
         ('{"question": "a", "answer": "one"}', "line 1: the answer 'one' ends in no number"),
         ('{"question": "a", "answer": "1"}', "has no question to train"),
