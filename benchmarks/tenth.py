@@ -108,7 +108,8 @@ def table(results: dict) -> str:
             f"| {name} | {numbers} | {c['runs']} of {c['of']} | {scores.mean():,.0f} ({low:,.0f} to {high:,.0f}) | "
             f"{seeds} | {min(c['least']):,.0f} | {steps} | {np.median(c['core_minutes']):.0f} |"
         )
-    return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION])
+    verdicts = [*(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION] if results["verdicts"] else []
+    return "\n".join([*lines, "", *verdicts])
 
 
 def figure(results: dict) -> Figure:
@@ -118,6 +119,7 @@ def figure(results: dict) -> Figure:
         for seed, (steps, values) in enumerate(zip(c["env_steps"], c["validations"], strict=True)):
             axes.plot(steps, values, color=f"C{number}", lw=1, alpha=0.8, label="" if seed else name)
     axes.axhline(GOAL, color="0.5", lw=0.8, ls=":")
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("greedy validation return")
     axes.set_title(f"Walker2d-v5, a line per seed; dotted: the goal of {GOAL:,}")
