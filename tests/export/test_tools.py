@@ -16,9 +16,9 @@ from distqtrl.export import tools
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("echo 'out of licences' >&2; exit 3", "not checked: cc failed with exit code 3: out of licences: mend it"),
-        ("kill -SEGV $$", "not checked: cc failed with signal SIGSEGV: it said nothing: mend it"),
-        ("exit 0", "not checked: cc said that all was well and wrote no policy.so: mend it"),
+        ("echo 'out of licences' >&2; exit 3", "not checked: cc failed with exit code 3: out of licences: repair it"),
+        ("kill -SEGV $$", "not checked: cc failed with signal SIGSEGV: it said nothing: repair it"),
+        ("exit 0", "not checked: cc said that all was well and wrote no policy.so: repair it"),
         ('for o; do echo no >policy.so; done', "not checked: cc wrote a library that does not load"),
     ],
 )  # fmt: skip

@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -199,7 +197,7 @@ def test_unknown_names_are_refused_with_the_nearest(field, source):
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch):
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 3}.get)
+    monkeypatch.setattr("distqtrl.generator.generator.machine_memory", lambda: 3 * 4096.0)
     assert generator(kind="mlp", chunk=2).qpu.num_qubits == 6
     with pytest.raises(UserError, match=r"take 7 qubits and about 0 GiB, this machine has 0: raise mapping\.chunk"):
         generator(kind="mlp", chunk=1)

@@ -40,7 +40,7 @@ def test_an_export_says_what_was_proven(unproven):
         said = checks[f"verilog {core}"]
         assert said["status"] == "not checked"
         assert said["detail"].startswith(
-            "Verilator (by perl) failed with exit code 9: broken pipe dream: see that perl"
+            "Verilator (by perl) failed with exit code 9: broken pipe dream: check that perl"
         )
         assert f"`policy_{core}.v`: **not checked** (verilog {core}: Verilator (by perl) failed" in page
         assert about["verilog"][core]["missing"].startswith("Yosys failed with exit code 1: ERROR: No space left")
