@@ -53,8 +53,8 @@ def main() -> None:
     for name, jobs in cases.items():
         if whole := runs.whole(everything, jobs):
             results["cases"][NAMES.get(name, name)] = case(whole, len(jobs)) | counts(flags[name])
-    first, *others = results["cases"]
-    results["verdicts"] = compared.verdicts(results["cases"], [(first, other) for other in others], "greedy")
+    names = list(results["cases"])
+    results["verdicts"] = compared.verdicts(results["cases"], [(names[0], other) for other in names[1:]], "greedy")
     results["versions"] = setting.facts("torch", "gymnasium", "mujoco", "numpy")["versions"]
     setting.save(args, f"tenth/{args.task}", results, table(results), figure)
 
@@ -76,10 +76,10 @@ def case(whole: list[Run], wanted: int) -> dict:
     }
 
 
-def counts(flags: dict[str, str]) -> dict[str, int]:
-    """Trained parameters, the circuit's among them, and the policy's weights."""
+def counts(flags: dict[str, str]) -> dict[str, float]:
+    """Trained parameters, the circuit's among them, its share of the Jacobian's energy, and the policy's weights."""
     facts = describe(with_flags(preset(PRESET), runs.fields(runs.words(flags))))
-    return {key: facts[key] for key in ("total_parameters", "circuit_parameters", "policy_weights")}
+    return {key: facts[key] for key in ("total_parameters", "circuit_parameters", "source_share", "policy_weights")}
 
 
 def table(results: dict) -> str:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from distqtrl.files import reading
@@ -27,10 +26,10 @@ def whole(value: Any) -> int | None:
 
 def finite(value: Any) -> float | None:
     """A finite number of Python or NumPy; none for anything else, such as a boolean, text or an array."""
-    if isinstance(value, bool | str | bytes):
+    if isinstance(value, bool | str | bytes) or getattr(value, "ndim", None):
         return None
     try:
-        number = math.nan if np.ndim(value) else float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
