@@ -33,10 +33,7 @@ def library(place: Path) -> loader.Policy:
     """The C policy whose sources are in a folder, built there; raises Unchecked."""
     compiler, file = tools.compiler(), place / "policy.so"
     tools.run(compiler, [*loader.FLAGS, "-o", file.name, "policy.c"], place)
-    try:
-        return loader.Policy(library=tools.made(compiler, file).resolve())
-    except OSError as error:
-        raise Unchecked(f"{compiler.name} wrote a library that does not load ({error}): {compiler.remedy}") from None
+    return loader.Policy(library=tools.library(compiler, file, "policy_step"))
 
 
 def compared(name: str, q: Question) -> Check:

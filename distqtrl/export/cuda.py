@@ -9,7 +9,6 @@ import numpy as np
 from distqtrl.export import c, tools
 from distqtrl.export.check import BUILT, EQUAL, Check, Question, equal, parts
 from distqtrl.export.options import Options
-from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 if TYPE_CHECKING:  # the command line's help reads the table of targets, and waits for no torch
@@ -65,10 +64,7 @@ def compared(name: str, q: Question) -> Check:
     rows = np.ascontiguousarray(q.x_BO, np.int16 if q.program.input_bits <= 16 else np.int32)
     out = np.empty(q.y_BA.shape, np.int32)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out)]
-    try:
-        call = ctypes.CDLL(str(tools.made(nvcc, file).resolve())).policy_batch_cuda
-    except OSError as error:
-        raise Unchecked(f"nvcc wrote a library that does not load ({error}): {nvcc.remedy}") from None
+    call = ctypes.CDLL(str(tools.library(nvcc, file))).policy_batch_cuda
     if code := call(*pointers, ctypes.c_int32(len(rows))):
         return Check(name, BUILT, detail=f"by nvcc, and not run: no GPU here (CUDA error {code})")
     equal(out, q.y_BA)

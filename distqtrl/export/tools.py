@@ -24,6 +24,16 @@ from distqtrl.export import loader
 ROOM = 64 << 20  # bytes that a folder for temporary files should have
 OURS = "it is not as distqtrl wrote it, or that is our bug: export again, and report it where that does not help"
 OF_CORE = re.compile(r"\bcore\.v:\d|\bpolicy_\w+\.(v:\d|(?!v\b)\w)")  # a line of it, or what stands in it
+LOADS = """
+import ctypes, sys
+try:
+    library = ctypes.CDLL(sys.argv[1])
+    for name in sys.argv[2:]:
+        library[name]()
+    print("loaded")
+except (OSError, AttributeError) as error:
+    sys.exit(str(error))
+"""
 ODD = re.compile(r"[^\w/.+,@=-]")  # in a path: make splits it there, or takes it for something else
 
 
@@ -261,6 +271,18 @@ def made(tool: Tool, file: Path) -> Path:
     if not file.is_file() or not file.stat().st_size:
         raise Unchecked(f"{tool.name} said that all was well and wrote no {file.name}: {tool.remedy}")
     return file
+
+
+def library(tool: Tool, file: Path, call: str = "") -> Path:
+    """The shared library that a tool wrote; raises Unchecked where it does not load, or ``call`` in it does not return.
+
+    That is tried in another process, which such a library would end or hold.
+    """
+    made(tool, file)
+    child = Tool(f"the library that {tool.name} wrote", (sys.executable, "-I", "-S", "-c", LOADS), tool.remedy, 60)
+    if not run(child, [file.resolve(), *([call] if call else [])], file.parent).out.endswith(b"loaded\n"):
+        raise Unchecked(f"{child.name} ends the program that loads it: {tool.remedy}")
+    return file.resolve()
 
 
 def _line(found: Output) -> str:
