@@ -9,6 +9,7 @@ the first of its processes, and needs no MPI: also inside a SLURM allocation, wh
 
 import argparse
 import io
+import os
 import sys
 import threading
 import traceback
@@ -92,10 +93,25 @@ def explain(error: BaseException, comm: Communicator) -> int:
         cause = " ".join(str(error).split())[:200]
         say(f"distqtrl: {where}not enough memory ({cause}): give this process more, or ask for something smaller")
         return 1
+    if (package := _of_import(error)) is not None:
+        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        known = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(f"{package.upper()}_")]
+        remedy = f"unset {', '.join(known)}, or " if known else ""
+        say(f"distqtrl: {where}{package} does not load ({cause}): {remedy}install distqtrl again")
+        return 1
     trace = "".join(traceback.format_exception(error))
     say("\n".join(f"[rank {comm.rank}] {line}" for line in trace.splitlines()))
     say(f"distqtrl: {where}{type(error).__name__}: {error} (a bug; traceback above)")
     return 1
+
+
+def _of_import(error: BaseException) -> str | None:
+    """The package of somebody else whose import raised this."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code.co_name == "<module>" and package not in ("distqtrl", "__main__"):
+            return str(package)
+    return None
 
 
 def _quiet_disk_errors(args: threading.ExceptHookArgs) -> None:

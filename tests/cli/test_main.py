@@ -1,5 +1,6 @@
 """All commands: help, exit codes, one line per mistake, nothing left behind, and the libraries that are not loaded."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -152,3 +153,15 @@ def test_memory_that_is_not_there_is_no_bug(capfd, error):
     assert explain(error, Serial()) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"distqtrl: not enough memory ({error}): give this process more")
+
+
+def test_a_library_that_does_not_load_is_no_bug(tmp_path, monkeypatch, capfd):
+    (tmp_path / "fussy.py").write_text("raise ValueError('\\nthreads must be > 0\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FUSSY_THREADS", "0")
+    with pytest.raises(ValueError, match="threads") as refusal:
+        importlib.import_module("fussy")
+    assert explain(refusal.value, Serial()) == 1
+    assert capfd.readouterr().err == (
+        "distqtrl: fussy does not load (threads must be > 0): unset FUSSY_THREADS=0, or install distqtrl again\n"
+    )
