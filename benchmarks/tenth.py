@@ -1,13 +1,16 @@
 """Policies of less than a tenth of their numbers, by soft actor-critic: Walker2d, and controls at the same settings.
 
     python benchmarks/tenth.py                          5 seeds a case; writes benchmarks/results/tenth/walker2d.*
-    python benchmarks/tenth.py --cases circuit direct   some of the cases
+    python benchmarks/tenth.py --cases circuit direct   some of the cases; the file's others stay as they are
     python benchmarks/tenth.py --quick                  a few steps of InvertedPendulum; writes only with -o
 
 The protocol is benchmarks/results/tenth/protocol.md. A run keeps the policy of its best validation (20 greedy episodes
 of seeds of their own), and 100 other episodes score it. Finished runs are kept, and what was stopped is resumed from
 its last checkpoint; --cores of them at a time.
 """
+
+import json
+from argparse import Namespace
 
 import numpy as np
 from lib import compared, runs, setting
@@ -33,7 +36,6 @@ CASES = {  # beside the preset, which is the first
     },
     "direct": {"generator.source": "direct", "algorithm.learning_rate": "0.001"},
 }
-NAMES = {"circuit": "circuit, trained graph network", "uniform": "uniform, trained graph network"}
 QUICK = runs.QUICK_SAC | {"mapping.chunk": "64", "policy.hidden": "16 16"}
 
 
@@ -49,22 +51,34 @@ def main() -> None:
         name: [runs.Job(PRESET, seed, 1, runs.words(more)) for seed in runs.seeds(args)] for name, more in flags.items()
     }
     everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs, args.cores)
-    results = {**runs.facts(args, everything), "seeds": list(runs.seeds(args)), "flags": flags, "cases": {}}
+    known = earlier(args)
     for name, jobs in cases.items():
         if whole := runs.whole(everything, jobs):
-            results["cases"][NAMES.get(name, name)] = case(whole, len(jobs)) | counts(flags[name])
+            facts = runs.facts(args, {job: everything[job] for job in jobs})
+            how = {"flags": flags[name], "run_commits": facts["run_commits"], "failed": facts["failed"]}
+            known[name] = case(whole) | counts(flags[name]) | how
+    results = {**runs.facts(args, everything), "cases": {name: known[name] for name in CASES if name in known}}
+    for key in ("run_commits", "failed"):
+        results[key] = sorted({line for c in known.values() for line in c[key]})
     names = list(results["cases"])
     results["verdicts"] = compared.verdicts(results["cases"], [(names[0], other) for other in names[1:]], "greedy")
     results["versions"] = setting.facts("torch", "gymnasium", "mujoco", "numpy")["versions"]
     setting.save(args, f"tenth/{args.task}", results, table(results), figure)
 
 
-def case(whole: list[Run], wanted: int) -> dict:
+def earlier(args: Namespace) -> dict[str, dict]:
+    """The cases that the file of results has; none with --quick."""
+    place = (args.output or setting.RESULTS) / "tenth" / f"{args.task}.json"
+    if args.quick or not place.exists():
+        return {}
+    found: dict[str, dict] = json.loads(place.read_text())["cases"]
+    return found
+
+
+def case(whole: list[Run]) -> dict:
     """What came out of a case's runs."""
     curves = [run.curve("env_steps", "validation_return") for run in whole]
     return {
-        "runs": len(whole),
-        "of": wanted,
         "seeds": [run.config.train.seed for run in whole],
         "greedy": [run.result["evaluation"]["mean"] for run in whole],
         "least": [run.result["evaluation"]["min"] for run in whole],
@@ -84,19 +98,19 @@ def counts(flags: dict[str, str]) -> dict[str, float]:
 
 def table(results: dict) -> str:
     """The results as Markdown."""
-    flags = {NAMES.get(name, name): " ".join(runs.words(more)) for name, more in results["flags"].items()}
+    flags = {name: " ".join(runs.words(c["flags"])) for name, c in results["cases"].items()}
     lines = [
         "# A policy of less than a tenth of its numbers: Walker2d-v5 by soft actor-critic",
         "",
-        *runs.line(results, f"Seeds {', '.join(map(str, results['seeds']))}; protocol.md says how."),
+        *runs.line(results, "protocol.md says how."),
         "",
-        f"`distqtrl train {PRESET}`, with these flags:",
+        f"`distqtrl train {PRESET}`, whose graph network is trained, with these flags:",
         "",
         *(f"* {name}: {f'`{words}`' if words else 'none'}" for name, words in flags.items()),
         "",
-        "| case | weights | trained | angles | runs | return, mean (95 % interval) | every seed | least | "
+        "| case | weights | trained | angles | seeds | return, mean (95 % interval) | every seed | least | "
         "policy of step | core minutes |",
-        "|---|--:|--:|--:|--:|--:|---|--:|---|--:|",
+        "|---|--:|--:|--:|---|--:|---|--:|---|--:|",
     ]
     for name, c in results["cases"].items():
         scores = np.array(c["greedy"])
@@ -105,8 +119,9 @@ def table(results: dict) -> str:
         seeds = ", ".join(f"{x:,.0f}" for x in scores)
         steps = ", ".join(f"{x:,}" for x in c["policy_env_steps"])
         lines.append(
-            f"| {name} | {numbers} | {c['runs']} of {c['of']} | {scores.mean():,.0f} ({low:,.0f} to {high:,.0f}) | "
-            f"{seeds} | {min(c['least']):,.0f} | {steps} | {np.median(c['core_minutes']):.0f} |"
+            f"| {name} | {numbers} | {', '.join(map(str, c['seeds']))} | "
+            f"{scores.mean():,.0f} ({low:,.0f} to {high:,.0f}) | {seeds} | {min(c['least']):,.0f} | {steps} | "
+            f"{np.median(c['core_minutes']):.0f} |"
         )
     verdicts = [*(f"* {text}" for text in results["verdicts"]), "", runs.CAUTION] if results["verdicts"] else []
     return "\n".join([*lines, "", *verdicts])
