@@ -42,17 +42,14 @@ class UserError(Exception):
     """Bad input: its text is one line that names the thing, the value and the remedy."""
 
     exit_code = 2
-    trace = ""  # where the user's own code raised, to be shown below that line
+
+    def __init__(self, text: str, trace: str = "") -> None:
+        super().__init__(text)
+        self.trace = trace  # where the user's own code raised, to be shown below that line
 
 
 class Foreign(UserError):
     """Code that is not ours raised an error: the text is one line, ``trace`` the frames of that code."""
-
-    exit_code = 1
-
-    def __init__(self, text: str, trace: str = "") -> None:
-        super().__init__(text)
-        self.trace = trace
 
 
 class Diverged(UserError):

@@ -11,10 +11,6 @@ from distqtrl.errors import UserError, of_system
 class Refused(UserError):
     """Bad input on which all ranks agreed: every rank raises it, rank 0 alone prints it."""
 
-    def __init__(self, text: str, trace: str = "") -> None:
-        super().__init__(text)
-        self.trace = trace
-
 
 def agreed(comm: Communicator, step: Callable[[], T]) -> T:
     """step() on every rank, or Refused on every rank when any rank raised UserError or OSError.
@@ -28,15 +24,16 @@ def agreed(comm: Communicator, step: Callable[[], T]) -> T:
         message, trace = str(error), error.trace
     except OSError as error:
         message = of_system(error)
-    by_rank = [text.decode() for text in allgather_bytes(comm, message.encode())]
+    by_rank = [text.decode() for text in allgather_bytes(comm, message.encode(errors="backslashreplace"))]
     if any(by_rank):
-        texts = allgather_bytes(comm, trace.encode())
-        first = next((r for r, text in enumerate(texts) if text), None)
+        texts = allgather_bytes(comm, trace.encode(errors="backslashreplace"))
+        first = next((i for i, text in enumerate(texts) if text), None)
         if first is not None:  # once is enough, and its trace is what belongs to its line
-            raise Refused(f"rank {first}: {by_rank[first]}" if comm.size > 1 else message, texts[first].decode())
+            text = f"rank {comm.ranks[first]}: {by_rank[first]}" if comm.size > 1 else by_rank[first]
+            raise Refused(text, texts[first].decode())
         if len(set(by_rank)) == 1:
-            raise Refused(message)
-        raise Refused("; ".join(f"rank {r}: {text}" for r, text in enumerate(by_rank) if text))
+            raise Refused(by_rank[0])
+        raise Refused("; ".join(f"rank {r}: {text}" for r, text in zip(comm.ranks, by_rank, strict=True) if text))
     return result  # type: ignore[return-value]
 
 

@@ -47,9 +47,10 @@ class Watchdog:
         while True:
             limit_s, since = self.limit_s, self._since
             time.sleep(min(1.0, (limit_s or 10) / 10))
-            if limit_s is None or since is None or since != self._since or time.monotonic() - since < limit_s:
+            if limit_s is None or since is None or since != self._since:
                 continue
-            time.sleep(_turn_s(self._rank))
+            if time.monotonic() - since < limit_s + _turn_s(self._rank):
+                continue
             _say(self._rank, limit_s, f"{MEANING}; train --resume resumes from the last checkpoint, if one was saved")
             os._exit(1)
 

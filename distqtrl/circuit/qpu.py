@@ -82,7 +82,7 @@ class QPU:
         """This rank's circuits, of those of a gradient that all share."""
         if self.one_job:
             return slice(None) if self.ranks.rank == 0 else slice(0)
-        return slice(self.ranks.rank, None, self.ranks.size)
+        return slice(self.ranks.rank, None, len(self.ranks.numbers))
 
     @property
     def shot_us(self) -> float:
@@ -127,7 +127,7 @@ class QPU:
             self.ledger.circuits += 1
             p_S, gradient = self._guarded(lambda: self.device.differentiable(theta_D, self.method))
             return self._checked(p_S), lambda v_S: self._back(self._exact(gradient, v_S))
-        p_S = self._measured(theta_D[None], self.ranks.rank, [self._next()])[0]
+        p_S = self._measured(theta_D[None], self.ranks.number, [self._next()])[0]
         if self.method == "spsa":
             return p_S, lambda v_S: self._perturbed(theta_P, v_S)
         return p_S, lambda v_S: self._back(self._shifted(theta_D[None], v_S[None])[0])
@@ -136,7 +136,7 @@ class QPU:
         """p_KS, and the function v_KS -> d(v.p)/d theta_KP: as one batch where the device can, else one by one."""
         if self.method == "parameter-shift":
             theta_KD, num = self._device_angles(theta_KP), len(theta_KP)
-            p_KS = self._measured(theta_KD, self.ranks.rank, [self._next() for _ in range(num)])
+            p_KS = self._measured(theta_KD, self.ranks.number, [self._next() for _ in range(num)])
             return p_KS, lambda v_KS: self._back(self._shifted(theta_KD, v_KS))
         found, num = None, len(theta_KP)
         if self.method in EXACT:
@@ -174,7 +174,7 @@ class QPU:
             first = tuple(np.argwhere(~np.isfinite(theta))[0].tolist())
             index, value = first[-1], theta[first]
             raise Diverged(
-                f"angle {index} of the circuit (theta_P[{index}]) is {value} on rank {self.ranks.rank}, not a "
+                f"angle {index} of the circuit (theta_P[{index}]) is {value} on rank {self.ranks.number}, not a "
                 "finite number: lower algorithm.learning_rate"
             )
         theta_D = theta if self.spread_DP is None else theta @ self.spread_DP.T
@@ -199,7 +199,7 @@ class QPU:
         num, every = len(angle_K), len(self._rule.angle_K)
         first_N = [self._next(every) for _ in theta_ND]
         numbers = [first + number for first in first_N for number in range(every)[self._mine]]
-        owner = 0 if self._shares else self.ranks.rank
+        owner = 0 if self._shares else self.ranks.number
         gradient_ND = np.zeros_like(theta_ND)
         for part in shift.batches(len(numbers), max(2**self.num_qubits, theta_ND.shape[1])):
             set_K, k = np.divmod(np.arange(len(numbers))[part], num)
@@ -214,12 +214,12 @@ class QPU:
     def _perturbed(self, theta_P: Array, v_S: Array) -> Array:
         """Simultaneous perturbation (Spall 1992): the mean over random directions of +-1 per angle."""
         c, num = self.settings.spsa_step, self.settings.spsa_samples
-        rng = seeding.stream(self.seed, "spsa", self.ranks.rank, self._step, self._executed)
+        rng = seeding.stream(self.seed, "spsa", self.ranks.number, self._step, self._executed)
         direction_KP = rng.choice([-1.0, 1.0], size=(num, len(theta_P)))
         theta_KP = np.concatenate([theta_P + c * direction_KP, theta_P - c * direction_KP])
         first = self._next(2 * num)
         theta_KD, numbers_K = self._device_angles(theta_KP), list(range(first, first + 2 * num))
-        value_K = self._measured(theta_KD, self.ranks.rank, numbers_K) @ v_S
+        value_K = self._measured(theta_KD, self.ranks.number, numbers_K) @ v_S
         slope_K = (value_K[:num] - value_K[num:]) / (2 * c)
         gradient_P: Array = slope_K @ direction_KP / num
         return gradient_P
@@ -270,12 +270,12 @@ class QPU:
 def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks: shift.Ranks | None = None) -> QPU:
     """This rank's QPU; raises UserError for a backend or method that does not exist or cannot do what is asked."""
     ranks = ranks or shift.Ranks()
-    own = settings.of_rank(ranks.rank)
+    own = settings.of_rank(ranks.number)
     backend = lookup("qpu.backend", own.backend, BACKENDS)
     program, spread_DP = ansatz.build(circuit, num_qubits), None
     if own.noise is not None or backend.noisy:
         program, spread_DP = decomposition.decomposed(program)
-    every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in range(ranks.size)]
+    every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in ranks.numbers]
     one_job = any(each.one_job for each in every)
     return QPU(backend(program, own), own, seed, ranks, spread_DP, one_job)
 

@@ -11,7 +11,7 @@ The rules hold in expectation, so also for shots. Under noise they hold for gate
 ``decomposition`` for those that it compiles.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,11 +31,16 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that share one gradient's circuits: this one, their number, and the sum of a vector over them."""
+    """The ranks that train the same circuit, and may share one gradient's."""
 
-    rank: int = 0
-    size: int = 1
-    total: Callable[[Array], Array] = lambda v_S: v_S
+    rank: int = 0  # this one's place among them
+    numbers: Sequence[int] = (0,)  # theirs in the whole job
+    total: Callable[[Array], Array] = lambda v_S: v_S  # the sum of a vector over them
+
+    @property
+    def number(self) -> int:
+        """This rank's in the whole job: its settings and streams of random numbers are no other rank's."""
+        return self.numbers[self.rank]
 
 
 class Rule(NamedTuple):

@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,13 @@ class Parallel:
 
     def __init__(self, config: configuration.Environment, render: bool = False) -> None:
         self.env, self._name, self.max_steps = _made(config, render), config.id, config.max_episode_steps
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._look(config)
+            undo.pop_all()
+
+    def _look(self, config: configuration.Environment) -> None:
+        """Take in who acts and what it sees."""
         self.metadata: dict[str, Any] = getattr(self.env, "metadata", {})
         possible = self.env.possible_agents
         self.agents: tuple[str, ...] = border.agents(possible, config.id)

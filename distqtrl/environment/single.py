@@ -1,6 +1,7 @@
 """A Gymnasium environment: one agent, which acts in every step."""
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import gymnasium
@@ -25,7 +26,10 @@ class Single:
         self.env, self._name = make(config, render), config.id
         self.metadata: dict[str, Any] = self.env.metadata
         self.max_steps = None if self.env.spec is None else self.env.spec.max_episode_steps
-        self._port = border.Port(self.env.observation_space, self.env.action_space, config, config.id)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._port = border.Port(self.env.observation_space, self.env.action_space, config, config.id)
+            undo.pop_all()
         self.spaces: tuple[Spaces, ...] = (self._port.spaces,)
 
     def reset(self, seed: int) -> tuple[Floats, bool]:

@@ -15,6 +15,7 @@ restarts with its next episode, and the caller is told which ones did.
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -80,22 +81,33 @@ class Environments:
     ) -> None:
         self.indices, self.seed, self.purpose, self._name = list(indices), seed, purpose, config.id
         self.num, self._process, self._defaults = len(self.indices), os.getpid(), Defaults()
-        self.envs = [make(config, render=film is not None) for _ in indices]
-        first = self.envs[0] if self.envs else make(config)
-        self._take(first, roles)
-        if not self.envs:
-            first.close()
-        self.max_steps = first.max_steps
+        self._central, self._film = central, film
+        self.envs: list[World] = []
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._make(config, roles)
+            self._begin(episode)
+            undo.pop_all()
+
+    def _make(self, config: configuration.Environment, roles: Sequence[Role]) -> None:
+        for _ in self.indices:
+            self.envs.append(make(config, render=self._film is not None))
+        with ExitStack() as until_known:
+            first = self.envs[0] if self.envs else until_known.enter_context(closing(make(config)))
+            self._take(first, roles)
+            self.max_steps = first.max_steps
         for index, env in zip(self.indices, self.envs, strict=True):
             if (env.agents, env.spaces) != (first.agents, first.spaces):
                 raise UserError(
                     f"{config.id}: environment {index} has other agents or spaces than environment {self.indices[0]}: "
                     "make all copies alike"
                 )
-        self._central, self._film = central, film
+
+    def _begin(self, episode: int) -> None:
+        """Begin this episode of every environment."""
         self.episode_B = np.full(self.num, episode, dtype=np.int64)
         self.return_B = np.zeros(self.num * self.num_agents)
-        self.actions: list[list[np.ndarray]] = [[] for _ in indices]
+        self.actions: list[list[np.ndarray]] = [[] for _ in self.indices]
         self.finished: list[tuple[float, int]] = []
         self.agent_returns: list[Array] = []
         self.acts_B = np.ones(self.num * self.num_agents, dtype=np.bool_)

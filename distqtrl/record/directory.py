@@ -144,11 +144,13 @@ def claim(directory: Path, config: Config, comm: Communicator) -> None:
     def make() -> None:
         if comm.rank:
             return
-        _check_free(directory)
+        if not (directory / "config.json").exists():
+            _check_free(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / "config.json").exists():
-            raise UserError(f"another job has made {directory} meanwhile: start this one again")
-        _write_config(directory, config)
+        with closing(locked(directory / "lock")):
+            if (directory / "config.json").exists():
+                raise UserError(f"another job has made {directory} meanwhile: start this one again")
+            _write_config(directory, config)
 
     agreed(comm, make)
     agreed(comm, lambda: _check_visible(directory))

@@ -45,7 +45,7 @@ class Generated:
             each.set_precision(self.dtype)
         self.qpu = self.generators[0].qpu
         self.adapter: Adapter | None = None
-        backends = {config.qpu.of_rank(r).backend for r in range(comm.size)}
+        backends = {config.qpu.of_rank(r).backend for r in comm.ranks}
         self.external = self.qpu is not None and backends != {"statevector"}  # a device that may fail is in use
         self.num_steps = 0  # of the policies
         self._w_KM: list[Tensor] | None = None
@@ -102,4 +102,4 @@ class Generated:
 
 def shares(comm: Communicator) -> Ranks:
     """The ranks that may share the circuits of one gradient."""
-    return Ranks(comm.rank, comm.size, lambda v_S: ordered_sum(comm, v_S))
+    return Ranks(comm.rank, comm.ranks, lambda v_S: ordered_sum(comm, v_S))

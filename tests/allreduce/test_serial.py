@@ -79,6 +79,7 @@ def test_agreed_returns_the_result():
     [
         (UserError("no such thing: make one"), "no such thing: make one"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "Not a directory: a/b (give a name in a folder)"),
+        (UserError("no file /tmp/\udcff: make one"), "no file /tmp/\\udcff: make one"),
     ],
 )
 def test_agreed_refuses_bad_input(error, message):

@@ -12,6 +12,11 @@ WAITS = {
         "watch = Watchdog(0)\nwatch.limit(0.2)\nwith watch():\n    time.sleep(600)",
         1,
     ),
+    "inside a library, and it ends before it is this rank's turn to speak": (
+        "import time\nfrom distqtrl.allreduce import watchdog\nwatchdog._turn_s = lambda rank: 1.5 * rank\n"
+        "watch = watchdog.Watchdog(1)\nwatch.limit(0.2)\nwith watch():\n    time.sleep(0.8)\ntime.sleep(1.5)",
+        0,
+    ),
     "holding the interpreter": (
         "import time\nfrom distqtrl.allreduce.watchdog import keeper\n"
         "keeper(0, 0.2, 'connecting', note='waits')\ntime.sleep(600)",
@@ -36,5 +41,5 @@ def test_a_wait_ends(wait, read):
         finally:
             process.kill()
             process.wait()
-        if read:
+        if read and code:
             assert b"rank 0: no word from the other ranks for 0.2 s (allreduce.timeout_s)" in errors.read()

@@ -102,12 +102,22 @@ def test_draws_belong_to_seed_rank_and_step():
     theta_P = angles(device()).detach().numpy()
 
     def drawn(step=0, rank=0, seed=0):
-        d = qpu.build(Circuit(layers=2), Qpu(shots=1000), 3, seed, Ranks(rank, 2))
+        d = qpu.build(Circuit(layers=2), Qpu(shots=1000), 3, seed, Ranks(rank, range(2)))
         d.seek(step)
         return d.probabilities(theta_P)[0]
 
     assert np.array_equal(drawn(step=5), drawn(step=5))
     assert not any(np.array_equal(drawn(), other) for other in (drawn(step=1), drawn(rank=1), drawn(seed=1)))
+
+
+def test_a_rank_of_a_block_is_that_of_the_job():
+    """Agents that are spread over ranks train in blocks, whose ranks count from 0."""
+    settings = Qpu(shots=1000, per_rank=tuple({"shots": shots} for shots in (10, 20, 30, 40)))
+    blocks = [qpu.build(Circuit(layers=2), settings, 3, 0, Ranks(1, block)) for block in ((0, 1), (2, 3))]
+    assert [d.settings.shots for d in blocks] == [20, 40]
+    plain = [qpu.build(Circuit(layers=2), Qpu(shots=1000), 3, 0, Ranks(1, block)) for block in ((0, 1), (2, 3))]
+    first_S, second_S = (d.probabilities(angles(device()).detach().numpy())[0] for d in plain)
+    assert not np.array_equal(first_S, second_S)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -116,7 +126,7 @@ def test_shared_circuits_add_up_to_the_gradient_of_the_sum(size):
     v_RS = np.random.default_rng(2).normal(size=(size, 8))
     parts, circuits = [], 0
     for rank in range(size):
-        ranks = Ranks(rank, size, lambda v_S: v_RS.sum(axis=0))
+        ranks = Ranks(rank, range(size), lambda v_S: v_RS.sum(axis=0))
         d = device(shift="distributed", ranks=ranks)
         parts.append(gradient(d, v_RS[rank]))
         circuits += d.ledger.circuits - 1
@@ -144,7 +154,7 @@ def test_ledger(settings, circuits, shots, gradients):
 
 def test_ranks_may_hold_different_qpus():
     settings = {"per_rank": [{"shots": 100}, {"gradient": "spsa"}, {}], "gradient": "auto"}
-    held = [device(ranks=Ranks(rank, 4), **settings) for rank in range(4)]
+    held = [device(ranks=Ranks(rank, range(4)), **settings) for rank in range(4)]
     assert [d.settings.shots for d in held] == [100, None, None, 100]
     assert [d.method for d in held] == ["parameter-shift", "spsa", "adjoint", "parameter-shift"]
 
@@ -164,7 +174,7 @@ def test_ranks_may_hold_different_qpus():
     ids=str,
 )
 def test_angles_that_are_no_numbers_are_refused_before_any_device(settings, value):
-    d = device(ranks=Ranks(2, 4), **settings)
+    d = device(ranks=Ranks(2, range(4)), **settings)
     theta_KP = np.zeros((2, d.num_angles))
     theta_KP[1, 5] = value
     message = rf"^angle 5 of the circuit \(theta_P\[5\]\) is {value} on rank 2, not a finite number: lower algorithm"

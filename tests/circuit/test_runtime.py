@@ -85,7 +85,7 @@ def test_the_gradients_of_several_policies_are_one_job(jobs):
 def test_rank_0_sends_the_circuits_of_all_ranks_as_one_job(jobs):
     v_S, totals = np.arange(8.0), {"total": lambda v_S: 2 * v_S}
     whole = build(gradient="parameter-shift")
-    several = [build(Ranks(rank, 2, **totals), shift="distributed") for rank in range(2)]
+    several = [build(Ranks(rank, range(2), **totals), shift="distributed") for rank in range(2)]
     assert [device.circuits_per_gradient for device in several] == [6, 0]
     theta_P = angles(whole)
     gradients = [device.probabilities(theta_P)[1] for device in several]

@@ -254,6 +254,32 @@ def test_a_rank_without_environments_leaves_none_open(monkeypatch):
     assert len(made) == len(closed) == 1
 
 
+@pytest.mark.parametrize("how", ["raises", "no space", "reset"])
+def test_environments_that_cannot_all_be_had_are_closed(monkeypatch, how):
+    opened, closed = [], []
+
+    class Third(Toy):
+        def __init__(self):
+            super().__init__(action=Text(3) if how == "no space" and len(opened) == 2 else Discrete(2))
+            if how == "raises" and len(opened) == 2:
+                raise RuntimeError("no more seats")
+            opened.append(self)
+
+        def reset(self, **kwargs):
+            if how == "reset" and self is opened[2]:
+                raise RuntimeError("no more seats")
+            return super().reset(**kwargs)
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setitem(gymnasium.registry, "Third-v0", gymnasium.envs.registration.EnvSpec("Third-v0", Third))
+    with pytest.raises(UserError):
+        Environments(config.Environment(id="Third-v0"), range(4), seed=0, purpose="evaluation")
+    assert len(opened) >= 2
+    assert set(closed) == set(opened)
+
+
 def counted(calls, function):
     def call(*args, **kwargs):
         calls.append(function)

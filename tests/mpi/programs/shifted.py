@@ -22,7 +22,7 @@ def main():
     comm, results = connect(), {}
     v_S = np.random.default_rng(0).normal(size=2**N)
     mine_S = v_S * (comm.rank + 1) / sum(range(1, comm.size + 1))
-    ranks = Ranks(comm.rank, comm.size, lambda v: ordered_sum(comm, v))
+    ranks = Ranks(comm.rank, comm.ranks, lambda v: ordered_sum(comm, v))
     for name, settings in CASES.items():
         device = qpu.build(Circuit(layers=2), Qpu(shift="distributed", **settings), N, ranks=ranks)
         theta_P = np.random.default_rng(1).uniform(-np.pi, np.pi, device.num_angles)
