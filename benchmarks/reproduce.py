@@ -1,6 +1,6 @@
 """Do the papers' presets reach the papers' level? As published and mended, beside the classical policy.
 
-    python benchmarks/reproduce.py                     CartPole, 40 and 10 seeds; writes results/reproduce-cartpole.*
+    python benchmarks/reproduce.py                     CartPole, 40 and 10 seeds; writes results/reproduce/cartpole.*
     python benchmarks/reproduce.py --task minigrid     MiniGrid-Empty-5x5, 10 and 5 seeds
     python benchmarks/reproduce.py --quick             2 seeds, 12 updates; writes only with -o
 

@@ -32,8 +32,6 @@ Wire 0 is the most significant bit of a basis state. Arrays end in the letters o
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,23 +47,6 @@ __all__ = [
 ]  # fmt: skip
 
 _WHERE = {"Config": "config.run", "UserError": "errors", "Policy": "policy.policy_file"}
-
-
-class _Export(ModuleType):
-    """The package ``distqtrl.export``, which is called as the function of that name (``distqtrl.api.export``)."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module("distqtrl.api").export(*args, **kwargs)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "export" and type(value) is ModuleType:  # the import system has loaded it
-            value.__class__ = _Export
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

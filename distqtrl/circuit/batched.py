@@ -11,7 +11,7 @@ one row of four numbers, u00 u01 u10 u11. Matrices are made in float64 whatever 
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import KINDS, Gate, Program
-from distqtrl.circuit.device import Device
+from distqtrl.circuit.device import Device, Gradient
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import sampled
@@ -68,12 +68,7 @@ class Batched(Device):
             p_KS = np.concatenate([self._probabilities(theta_KP[k]) for k in parts])
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
 
-    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Callable[[Array], Array]]:
-        """p_S, and the function v_S -> d(v.p)/d theta_P; there is one method."""
-        p_KS, gradients = self.differentiable_batch(theta_P[None])
-        return p_KS[0], lambda v_S: gradients(v_S[None])[0]
-
-    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Callable[[Array], Array]]:
+    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Gradient]:
         """p_KS of K parameter sets, and the function v_KS -> d(v.p)/d theta_KP; K states stay in memory."""
         theta_PK = torch.tensor(theta_KP.T.copy(), device=self.device)
         psi_SK = _state(self.program, theta_PK, self.dtype)

@@ -115,7 +115,7 @@ def once(name: str, compile: Callable[[], None]) -> None:
             while not (ready(name) or _taken(lock.fileno()) or time.monotonic() - began > WAIT_S):
                 time.sleep(0.05)
             compile()
-        (FOLDER / f"{name}.compiled").touch()
+            (FOLDER / f"{name}.compiled").touch()
     seconds.append(time.monotonic() - began)
 
 

@@ -11,7 +11,6 @@ import ctypes
 import importlib
 import re
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import Program
-from distqtrl.circuit.device import Device
+from distqtrl.circuit.device import Device, Gradient
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.statevector import sampled
@@ -27,7 +26,6 @@ from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
-Gradients = Callable[[Array], Array]
 INSTEAD = "use qpu.backend statevector, or torch"
 OLDEST = (6, 0)  # compute capability
 THREADS = 256  # of a block: a thread takes up to 160 registers, an SM has 65,536
@@ -76,12 +74,7 @@ class Cuda(Device):
         p_KS = np.concatenate([self._launched(theta_KP[k])[0] for k in parts])
         return p_KS if self.shots is None else sampled(p_KS, self.shots, seeds_K)
 
-    def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Gradients]:
-        """p_S, and the function v_S -> d(v.p)/d theta_P; there is one method."""
-        p_KS, gradients = self.differentiable_batch(theta_P[None])
-        return p_KS[0], lambda v_S: gradients(v_S[None])[0]
-
-    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Gradients]:
+    def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Gradient]:
         """p_KS of K parameter sets, and the function v_KS -> d(v.p)/d theta_KP; K states stay in the GPU's memory."""
         self._refuse_batch(len(theta_KP))
         p_KS, psi_KX, _ = self._launched(theta_KP, keep=True)

@@ -11,7 +11,8 @@ Gradient = Callable[[Array], Array]
 
 
 class Device:
-    """Base of devices: one that has exact gradients names them in ``exact``, best first, and has ``differentiable``."""
+    """Base of devices: one that has exact gradients names them in ``exact``, best first, and has ``differentiable`` or
+    ``differentiable_batch``."""
 
     program: Program
     exact: tuple[str, ...] = ()  # empty with shots or noise
@@ -29,7 +30,11 @@ class Device:
 
     def differentiable(self, theta_P: Array, method: str) -> tuple[Array, Gradient]:
         """p_S, and the function v_S -> d(v.p)/d theta_P, by one of the exact methods."""
-        raise NotImplementedError
+        made = self.differentiable_batch(theta_P[None])
+        if made is None:
+            raise NotImplementedError
+        p_KS, gradients = made
+        return p_KS[0], lambda v_S: gradients(v_S[None])[0]
 
     def differentiable_batch(self, theta_KP: Array) -> tuple[Array, Gradient] | None:
         """p_KS, and the function v_KS -> d(v.p)/d theta_KP; None where the device takes one at a time."""

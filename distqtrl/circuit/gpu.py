@@ -16,10 +16,12 @@ from typing import Any
 import numba
 from numba import cuda
 
+from distqtrl.circuit.ansatz import CODES
+
 ROWS = 8  # angles whose partial sums wait for each other
 REALS = {"float64": numba.float64, "float32": numba.float32}
 ROOT_HALF = math.sqrt(0.5)
-U3, RX, RY, RZ, PHASE, H, X, Y, Z = range(9)  # ansatz.CODES
+U3, RX, RY, RZ, PHASE, H, X, Y, Z = CODES.values()
 
 
 @cuda.jit(device=True)

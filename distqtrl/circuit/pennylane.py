@@ -23,14 +23,13 @@ import torch
 from distqtrl.circuit import shift
 from distqtrl.circuit.ansatz import Gate, Program
 from distqtrl.circuit.ansatz import program as compiled
-from distqtrl.circuit.device import Device
+from distqtrl.circuit.device import Device, Gradient
 from distqtrl.circuit.gates import Array
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError, nearest
 
-Gradient = Callable[[Array], Array]
 DEFAULT = "default.qubit"
 OPERATIONS: dict[str, tuple[str, str | None]] = {  # kind -> PennyLane's operation without and with a control
     "rx": ("RX", "CRX"),

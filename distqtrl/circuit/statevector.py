@@ -20,7 +20,7 @@ import torch
 
 from distqtrl.circuit import compiled, interleaved, shift, sweep
 from distqtrl.circuit.ansatz import Gate, Program, program
-from distqtrl.circuit.device import Device
+from distqtrl.circuit.device import Device, Gradient
 from distqtrl.circuit.gates import Array, Floats
 from distqtrl.circuit.memory import machine_memory, refuse_memory
 from distqtrl.circuit.plan import SINGLE, plan, whole
@@ -29,7 +29,6 @@ from distqtrl.config.run import refuse
 from distqtrl.config.stages import Qpu
 from distqtrl.errors import UserError
 
-Gradient = Callable[[Array], Array]
 SMALL = 1 << SINGLE  # basis states: above, psi and lambda of LANES circuits leave the first cache
 FEWEST = 3  # circuits that are faster interleaved, with the other lanes idle, than one after another
 PATIENCE = 2048  # circuits that come in batches before code for batches is compiled

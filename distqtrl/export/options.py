@@ -7,10 +7,9 @@ from pathlib import Path
 from distqtrl.errors import UserError
 from distqtrl.export.verilog import synthesis
 from distqtrl.export.verilog.folded import Folding
-from distqtrl.quantize import calibrate
-from distqtrl.quantize.formats import Bits
+from distqtrl.quantize.formats import CHANNEL, Bits
 
-BITS, PER = Bits(core=4), calibrate.CHANNEL  # of a policy that is quantized after training, unless it is said
+BITS, PER = Bits(core=4), CHANNEL  # of a policy that is quantized after training, unless it is said
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def policy(
     do not fit the environment.
     """
     if actions not in ("environment", "unit"):
-        raise UserError(f"actions = {actions!r}: write environment or unit")
+        raise UserError(f"actions = {shortened(actions)}: write environment or unit")
     stage = {"id": environment} if isinstance(environment, str) else environment
     if not isinstance(stage, Environment) and not (isinstance(stage, dict) and "id" in stage):
         raise UserError(

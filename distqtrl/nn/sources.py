@@ -160,7 +160,7 @@ def made(
     if isinstance(circuit, Config):
         raise UserError(f"{WHERE}: a whole configuration goes to config, circuit takes its stage")
     if not callable(circuit):
-        raise UserError(f"{WHERE}: circuit = {circuit!r} is neither settings nor a source that can be called")
+        raise UserError(f"{WHERE}: circuit = {shortened(circuit)} is neither settings nor a source that can be called")
     shapes = {} if weight_shapes is None else weight_shapes
     return _foreign(configured(config, seed, mapping=mapping), layers, circuit, shapes, free)
 

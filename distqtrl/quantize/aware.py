@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from distqtrl.config.stages import Quantize
 from distqtrl.errors import Diverged, UserError
 from distqtrl.quantize import calibrate, integers
-from distqtrl.quantize.calibrate import CHANNEL, CLIPPED, QuantizedLayer, QuantizedNetwork
-from distqtrl.quantize.formats import Array, Grid, resolved
+from distqtrl.quantize.calibrate import CLIPPED, QuantizedLayer, QuantizedNetwork
+from distqtrl.quantize.formats import CHANNEL, Array, Grid, resolved
 from distqtrl.quantize.program import Scale, converted
 
 INPUT, HIDDEN = 3.0, 1.0  # scales before anything was seen; an output starts like an input

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from distqtrl.errors import UserError
-from distqtrl.quantize.formats import Array, Bits, Grid, Ints, positive, resolved, spanning, weights
+from distqtrl.quantize.formats import CHANNEL, Array, Bits, Grid, Ints, positive, resolved, spanning, weights
 
-CHANNEL = "channel"
 LOGITS, CLIPPED, SQUASHED = "logits", "clipped", "squashed"  # what the last layer's outputs are
 SATURATED = 4.0  # beyond it tanh moves an action by less than a thousandth of half its range
 TANH_EXTRA_BITS = 2  # a tanh table reads so many bits more than it writes

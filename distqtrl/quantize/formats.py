@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 RESOLVED = 32  # an observation's grid spans at least this part of its distance from 0
 CLIPS = np.linspace(0.3, 1, 36)  # shares of the greatest weight or activation that are tried as the range's end
+CHANNEL = "channel"  # a scale for every neuron, in place of one for a tensor
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def spanning(low_N: Array, high_N: Array, bits: int) -> Grid:
 
 def positive(x_BN: Array, bits: int, per: str) -> Grid:
     """The grid from 0 that quantizes these values with the least squared error, per tensor or per channel."""
-    top_N = x_BN.max(0) if per == "channel" else np.full(x_BN.shape[1], x_BN.max())
+    top_N = x_BN.max(0) if per == CHANNEL else np.full(x_BN.shape[1], x_BN.max())
     top_N = np.maximum(top_N, max(x_BN.max() / 16, 1e-6))  # what was silent in the recording may still speak
     tried = [spanning(np.zeros_like(top_N), clip * top_N, bits) for clip in CLIPS]
     error_CN = np.array([((grid.values(grid.levels(x_BN)) - x_BN) ** 2).mean(0) for grid in tried])
@@ -107,7 +108,7 @@ def positive(x_BN: Array, bits: int, per: str) -> Grid:
 def weights(weight_NK: Array, importance_K: Array, bits: int, per: str) -> tuple[Ints, Array]:
     """Integer weights and their steps (N,) with the least squared error of what they sum, weighted by importance."""
     top = max((1 << (bits - 1)) - 1, 1)
-    most_N = np.abs(weight_NK).max(1) if per == "channel" else np.full(len(weight_NK), np.abs(weight_NK).max())
+    most_N = np.abs(weight_NK).max(1) if per == CHANNEL else np.full(len(weight_NK), np.abs(weight_NK).max())
     steps_CN = np.outer(CLIPS, np.maximum(most_N, 1e-12)) / top
 
     def nearest(step_N: Array) -> Array:
@@ -122,4 +123,4 @@ def weights(weight_NK: Array, importance_K: Array, bits: int, per: str) -> tuple
 def _best(error_CN: Array, per: str) -> Ints:
     """The candidate of every channel, or the one that is best for all."""
     chosen_N: Ints = error_CN.argmin(0)
-    return chosen_N if per == "channel" else np.full_like(chosen_N, error_CN.sum(1).argmin())
+    return chosen_N if per == CHANNEL else np.full_like(chosen_N, error_CN.sum(1).argmin())

@@ -137,7 +137,7 @@ class Argmax:
     sizes: tuple[int, ...] = ()
 
     def factors(self, num: int) -> list[tuple[int, int, int]]:
-        """(first position, size, start) of every factor of ``width`` numbers; raises ValueError where they do not fit.
+        """(first position, size, start) of every factor of ``num`` numbers; raises ValueError where they do not fit.
 
         >>> Argmax((0, 5), (3, 2)).factors(5)
         [(0, 3, 0), (3, 2, 5)]

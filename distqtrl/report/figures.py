@@ -164,7 +164,7 @@ def learning_curve(run: Path) -> Path:
     rows, problem = history.rows(run / "metrics.jsonl")
     if problem:
         raise UserError(f"{run}: {problem}: its learning curve cannot be drawn")
-    config = load(run / "config.json").model_dump()
+    config = load(run / "config.json")
     with styled():
         figure, (axes,) = panels(1)
         trained = _points(rows, "return_mean")
@@ -173,14 +173,12 @@ def learning_curve(run: Path) -> Path:
         checked = _points(rows, "validation_return")
         if checked[0]:
             axes.plot(*checked, "o", color=COLORS[1], label="greedy validation")
-        target = config["evaluate"]["target"]
+        target = config.evaluate.target
         if target is not None:
             axes.axhline(target, color="0.5", linestyle="--", linewidth=1, label=f"target {target:g}")
         axes.set_xlabel("environment steps, all ranks")
         axes.set_ylabel("return")
-        axes.set_title(
-            f"{config['environment']['id']}, {config['generator']['source']}, seed {config['train']['seed']}"
-        )
+        axes.set_title(f"{config.subject}, {config.generator.source}, seed {config.train.seed}")
         axes.legend(frameon=False, ncols=1 + len(axes.lines) // 8)
         path, picture = run / "learning_curve.png", io.BytesIO()
         figure.savefig(picture, format="png", dpi=150)

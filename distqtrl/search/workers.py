@@ -76,9 +76,8 @@ class Worker:
         if self.search.mode == "rule":
             return rule.three_steps(self.search, self.known)
         for candidate in rule.every(self.search):
-            known = self.costs.get(candidate, files.cost(_cost_file(self.search, candidate)))
-            if known is not None:
-                self.costs[candidate] = known
+            if candidate not in self.costs and (cost := files.cost(_cost_file(self.search, candidate))) is not None:
+                self.costs[candidate] = cost
         return rule.pareto(self.search, self.known, self.costs)
 
 

@@ -9,40 +9,44 @@ from distqtrl.algorithm import noise_scale
 from distqtrl.algorithm.noise_scale import NoiseScale, facts, speedup, terms
 
 N, SQUARE, TRACE = 12, 4.0, 90.0  # numbers of a gradient, |G|^2, tr(Sigma)
-rng = np.random.default_rng(7)
-G_N = rng.normal(size=N)
+G_N = np.random.default_rng(7).normal(size=N)
 G_N *= (SQUARE / (G_N @ G_N)) ** 0.5
 DEVIATION_N = np.linspace(0.1, 2, N)
 DEVIATION_N *= (TRACE / (DEVIATION_N @ DEVIATION_N)) ** 0.5
 DRAWS = 4000
 
 
-def drawn(batches):
+def drawn(rng, batches):
     """A rank's addend for each batch: its mean gradient times its share of the whole."""
     means = [G_N + DEVIATION_N / b**0.5 * rng.normal(size=N) for b in batches]
     return [mean_N * b / sum(batches) for mean_N, b in zip(means, batches, strict=True)]
 
 
-def measured(scale, batches):
+@pytest.fixture
+def rng():
+    return np.random.default_rng(8)
+
+
+def measured(rng, scale, batches):
     """One reduction over ranks with these batches."""
-    addends, total = drawn(batches), float(sum(batches))
+    addends, total = drawn(rng, batches), float(sum(batches))
     parts = sum(scale.part(g_N, b, total) for g_N, b in zip(addends, batches, strict=True))
     scale.add(np.sum(addends, axis=0), parts, total)
     return scale.take()
 
 
 @pytest.mark.parametrize("batches", [(8, 8), (1, 1, 1, 1), (3, 5, 40), (16,) * 8], ids=str)
-def test_both_terms_are_unbiased_whatever_the_ranks_batches(batches):
-    rows = np.array([measured(NoiseScale(), batches) for _ in range(DRAWS)])
+def test_both_terms_are_unbiased_whatever_the_ranks_batches(rng, batches):
+    rows = np.array([measured(rng, NoiseScale(), batches) for _ in range(DRAWS)])
     error = rows[:, 1:3].std(axis=0) / DRAWS**0.5
     assert np.all(np.abs(rows[:, 1:3].mean(axis=0) - (SQUARE, TRACE)) < 4 * error)
     assert np.all(error < (SQUARE, TRACE / 20))  # which says something
     assert np.all(rows[:, 2] >= 0)
 
 
-def test_one_rank_takes_its_last_gradient_for_another_rank():
+def test_one_rank_takes_its_last_gradient_for_another_rank(rng):
     scale = NoiseScale()
-    rows = np.array([measured(scale, (16,)) for _ in range(DRAWS)])
+    rows = np.array([measured(rng, scale, (16,)) for _ in range(DRAWS)])
     assert np.isnan(rows[0, 1:]).all()  # one gradient says nothing of its noise
     error = rows[1:, 1:3].std(axis=0) / DRAWS**0.5
     assert np.all(np.abs(rows[1:, 1:3].mean(axis=0) - (SQUARE, TRACE)) < 4 * 2**0.5 * error)  # neighbours share one
@@ -57,9 +61,9 @@ def test_a_rank_without_samples_is_no_part():
     assert np.isnan(scale.take()[1:]).all()
 
 
-def test_terms_are_averaged_before_their_ratio_is_taken():
+def test_terms_are_averaged_before_their_ratio_is_taken(rng):
     scale = NoiseScale()
-    rows = np.array([measured(scale, (4, 4)) for _ in range(300)])
+    rows = np.array([measured(rng, scale, (4, 4)) for _ in range(300)])
     expected = np.zeros((300, 2))
     for i, now in enumerate(rows[:, 1:3]):
         expected[i] = noise_scale.DECAY * expected[i - 1] * (i > 0) + (1 - noise_scale.DECAY) * now
@@ -100,13 +104,13 @@ def test_the_speed_up_of_the_papers_formula():
     assert math.isclose(speedup(3, 1), 1)
 
 
-def test_a_restored_state_goes_on_alike():
+def test_a_restored_state_goes_on_alike(rng):
     one = NoiseScale()
     for _ in range(5):
-        measured(one, (4,))
+        measured(rng, one, (4,))
     other = NoiseScale()
     other.restore(one.state())
-    g_N = drawn((4,))[0]
+    g_N = drawn(rng, (4,))[0]
     for scale in (one, other):
         scale.add(g_N, scale.part(g_N, 4, 4), 4.0)
     assert one.take().tobytes() == other.take().tobytes()

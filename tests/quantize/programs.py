@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 
-def program(seed: int, most: int = 64, factored: bool = False) -> Program:
-    """One program; equal seeds give equal programs. factored: it ends in several choices."""
+def program(seed: int, most: int = 64, factored: bool = False, layers: int = 0) -> Program:
+    """One program; equal seeds give equal programs. factored: it ends in several choices. layers: 0 = drawn."""
     rng = np.random.default_rng(seed)
     width, bits = int(rng.integers(1, most + 1)), int(rng.integers(1, 9))
     inputs, ops = width, []
     ops.append(scale(rng, width, 16, int(rng.integers(1, 9))))
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(layers or int(rng.integers(1, 4))):
         wide = int(rng.integers(1, most + 1))
         top = (1 << (bits - 1)) - 1
         drawn = rng.choice([-1, 1], (wide, width)) if bits == 1 else rng.integers(-top, top + 1, (wide, width))

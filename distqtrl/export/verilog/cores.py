@@ -29,7 +29,7 @@ class Core(Record):
 def write(folder: Path, program: Program, options: Options) -> Facts:
     """Write both cores; returns how each of them takes observations."""
     folding = options.folding or folded.usual(program)
-    folded.refuse_idle(program, folding)
+    folded.check(program, folding)
     (folder / "policy_unrolled.v").write_text(unrolled.verilog(program))
     (folder / "policy_folded.v").write_text(folded.verilog(program, folding))
     common = {"observation_bits": program.input_bits}

@@ -16,6 +16,7 @@ from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Program, Ran
 
 COLUMNS = 4  # so many products, or fewer, are added up in one clock; of more, parts of this many first
 TRIED = (4, 8, 16, 32)  # lanes
+PRODUCERS = 15  # layers, and a Gaussian head, that four bits number behind the input
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,19 @@ def usual(program: Program) -> Folding:
     return next(folding for folding, used in zip(tried, clocks, strict=True) if used <= 1.1 * min(clocks))
 
 
-def refuse_idle(program: Program, folding: Folding) -> None:
-    """Raise UserError for more lanes than the widest layer has neurons, and more columns than one has inputs.
+def check(program: Program, folding: Folding) -> None:
+    """Raise UserError for more layers than the core can count, more lanes than the widest layer has neurons, and more
+    columns than one has inputs.
 
-    What ``usual`` tries is never too many.
+    What ``usual`` tries is never too many lanes or columns.
     """
     shapes = [op.weights_NK.shape for op in program.ops if isinstance(op, Matmul)]
+    most = PRODUCERS - (not isinstance(program.ops[-1], Argmax))
+    if len(shapes) > most:
+        raise UserError(
+            f"--target verilog: the folded core counts at most {most} layers, this network has {len(shapes)}: train a "
+            "shorter policy.hidden, or leave verilog out of --target"
+        )
     neurons, inputs = (max(sizes) for sizes in zip(*shapes, strict=True))
     lanes = max(TRIED[-1], neurons + -neurons % folding.columns)
     if folding.lanes > lanes or folding.columns > max(COLUMNS, inputs):

@@ -30,11 +30,11 @@ def icarus():
 def test_what_is_chosen_is_never_more_than_can_be_used():
     for seed in range(200):
         made = program(seed)
-        folded.refuse_idle(made, folded.usual(made))
+        folded.check(made, folded.usual(made))
         neurons = max(len(op.weights_NK) for op in made.ops if isinstance(op, Matmul))
-        folded.refuse_idle(made, Folding(max(neurons, 32), 1))
+        folded.check(made, Folding(max(neurons, 32), 1))
         with pytest.raises(UserError, match=rf"have {neurons} neurons .* use \d+x4"):
-            folded.refuse_idle(made, Folding(max(neurons, 32) + 1, 1))
+            folded.check(made, Folding(max(neurons, 32) + 1, 1))
 
 
 @pytest.mark.parametrize(("seed", "factored"), [(1, False), (2, True), (11, True)])
@@ -67,6 +67,17 @@ def test_icarus_agrees(icarus, tmp_path, seed):
     for name, (text, width) in cores.items():
         y_BA = simulate.icarus(text, f"policy_{name}", tmp_path, made, x_BO, width)
         np.testing.assert_equal(y_BA, made.run(x_BO))
+
+
+@pytest.mark.parametrize(("seed", "most"), [(1, 15), (6, 14)], ids=["Argmax", "Gaussian"])
+def test_as_many_layers_as_the_folded_core_counts(icarus, tmp_path, seed, most):
+    made, more = (program(seed, 4, layers=layers) for layers in (most, most + 1))
+    x_BO = observations(made, 40)
+    y_BA = simulate.icarus(folded.verilog(made, Folding(4, 2)), "policy_folded", tmp_path, made, x_BO, 2)
+    np.testing.assert_equal(y_BA, made.run(x_BO))
+    folded.check(made, folded.usual(made))
+    with pytest.raises(UserError, match=f"at most {most} layers, this network has {most + 1}: "):
+        folded.check(more, folded.usual(more))
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["any table", "an ordered table of few values"])
