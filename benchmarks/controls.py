@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     names = ["circuit", "frozen random"] if args.quick else args.cases
     cases = {name: runs.jobs(args, CASES[name], args.ranks) for name in names}
-    everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
+    everything, cases = runs.by_case(cases, args.runs)
     results = {
         **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),

@@ -36,7 +36,7 @@ def main() -> None:
     args = runs.parser(__doc__).parse_args()
     every = QUICK if args.quick else CASES
     cases = {name: runs.jobs(args, *case) for name, case in every.items()}
-    everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
+    everything, cases = runs.by_case(cases, args.runs)
     results = {
         **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),

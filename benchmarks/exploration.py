@@ -49,7 +49,7 @@ def main() -> None:
     preset, common = TASKS[args.task]
     names = ["float", "nvfp4 + noise"] if args.quick else list(CASES)
     cases = {name: runs.jobs(args, (*common, *CASES[name]), preset=preset) for name in names}
-    everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
+    everything, cases = runs.by_case(cases, args.runs)
     results = {
         **runs.facts(args, everything),
         "seeds": list(runs.seeds(args)),

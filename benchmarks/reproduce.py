@@ -37,7 +37,7 @@ def main() -> None:
     jobs = {}
     for name, (preset, flags, _, times) in CASES[args.task].items():
         jobs[name] = runs.jobs(args, flags, preset=preset, times=times)
-    everything = runs.done([job for each in jobs.values() for job in each], args.runs)
+    everything, jobs = runs.by_case(jobs, args.runs)
     results = {
         **runs.facts(args, everything),
         "cases": {name: case(everything, each, *CASES[args.task][name][::2]) for name, each in jobs.items()},

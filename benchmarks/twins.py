@@ -54,7 +54,7 @@ def main() -> None:
         for kind, more in (("", ()), (", integers", INTEGERS))
         if f"{source}{kind}" in wanted
     }
-    everything = runs.done([job for jobs in cases.values() for job in jobs], args.runs)
+    everything, cases = runs.by_case(cases, args.runs)
     results = {**runs.facts(args, everything), "seeds": list(runs.seeds(args)), "cases": {}}
     for name, jobs in cases.items():
         whole = runs.whole(everything, jobs)
@@ -72,7 +72,7 @@ def main() -> None:
 def table(results: dict) -> str:
     """The results as Markdown."""
     kinds = "Circuit and direct" if "circuit" in results["cases"] else "Direct weights"
-    steps = int(results["cases"]["direct"]["env_steps"][-1])
+    steps = max((int(c["env_steps"][-1]) for c in results["cases"].values()), default=0)
     bits = f"integers: core bits {INTEGERS[3]}, input bits {INTEGERS[5]}, output bits 8"
     lines = [
         f"# {kinds}, floating point and integers: {UNITS[results['task']]}, {steps:,} steps",

@@ -160,6 +160,12 @@ def done(wanted: list[Job], folder: Path, cores: int | None = None, hosts: Path 
     return {job: _outcome(folder / job.name) for job in wanted}
 
 
+def by_case(wanted: Mapping[str, list[Job]], folder: Path) -> tuple[dict[Job, Run | str], dict[str, list[Job]]]:
+    """What ``done`` returns for the jobs of all cases, and the cases that have a whole run."""
+    found = done([job for jobs in wanted.values() for job in jobs], folder)
+    return found, {name: jobs for name, jobs in wanted.items() if whole(found, jobs)}
+
+
 def whole(runs: dict[Job, Run | str], wanted: list[Job]) -> list[Run]:
     """Those of the jobs that have a whole run."""
     return [run for job in wanted if not isinstance(run := runs[job], str)]

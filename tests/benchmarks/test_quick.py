@@ -170,6 +170,10 @@ def test_runs_that_fail_are_reported(quick, tmp_path):
     written = quick("controls", "--runs", kept, "--seeds", "3")
     assert json.loads(written("controls/cartpole.json"))["failed"] == [f"{failed.parent.name}: metrics.jsonl is empty"]
     assert "**1 runs failed**" in written("controls/cartpole.md")
+    for metrics in kept.glob(f"{failed.parent.name.rpartition('-')[0]}-*/*/metrics.jsonl"):
+        metrics.write_text("")
+    results = json.loads(quick("controls", "--runs", kept, "--seeds", "3")("controls/cartpole.json"))
+    assert (len(results["failed"]), len(results["cases"])) == (3, 1)
 
 
 def test_training_cost(quick):
