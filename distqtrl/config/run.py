@@ -55,6 +55,29 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        self._fits_algorithm()
+        self._fits_rounding()
+        self._fits_ranks()
+        self._fits_agents()
+        self._fits_budget()
+        return self
+
+    @property
+    def subject(self) -> str:
+        """What is learned from: the environment, or the language model's task."""
+        return Path(self.language.task).name if self.algorithm.name == "grpo" else self.environment.id
+
+    @property
+    def local_num(self) -> int:
+        """Environments of a rank, or prompts."""
+        return self.language.prompts if self.algorithm.name == "grpo" else self.environment.local_num
+
+    @property
+    def rollout_steps(self) -> int:
+        """Steps of every environment in one update, where that is known: completions of a prompt."""
+        return self.language.group if self.algorithm.name == "grpo" else self.algorithm.rollout_steps
+
+    def _fits_algorithm(self) -> None:
         a = self.algorithm
         if a.rollout == "steps" and a.name == "reinforce" and not a.baseline:
             raise ValueError(
@@ -77,9 +100,11 @@ class Config(BaseModel):
             raise ValueError(
                 f"language.base, a language model, is trained by algorithm.name grpo, not {a.name}: set that to grpo"
             )
-        if a.target_kl is not None and self.allreduce.aggregation == "average":
-            raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
-        if a.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
+        if a.normalize_over == "episode" and a.rollout == "steps":
+            raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")
+
+    def _fits_rounding(self) -> None:
+        if self.algorithm.name == "reinforce" and (self.rollout.precision, self.rollout.noise) != ("none", "none"):
             raise ValueError(
                 "rollout.precision and rollout.noise need algorithm.name ppo or sac: REINFORCE has no importance ratio "
                 "for samples of another policy"
@@ -95,6 +120,11 @@ class Config(BaseModel):
                 "policy.convolutions repeat their weights, which adapter.base, rollout.precision and rollout.noise "
                 "would change one by one: set these to none"
             )
+
+    def _fits_ranks(self) -> None:
+        a = self.algorithm
+        if a.target_kl is not None and self.allreduce.aggregation == "average":
+            raise ValueError("algorithm.target_kl needs allreduce.aggregation mean or sum: ranks must stop alike")
         if a.rate_scaling != "none" and self.allreduce.aggregation == "average":
             raise ValueError(
                 f"algorithm.rate_scaling {a.rate_scaling} needs allreduce.aggregation mean or sum: ranks that average "
@@ -115,9 +145,8 @@ class Config(BaseModel):
             raise ValueError(
                 "allreduce.lost_rank shrink needs qpu.replicas 1: a process that is lost takes all its threads with it"
             )
-        if a.normalize_over == "episode" and a.rollout == "steps":
-            raise ValueError("algorithm.normalize_over episode needs algorithm.rollout episodes")
-        self._fits_agents()
+
+    def _fits_budget(self) -> None:
         if self.train.steps is None and self.train.updates is None:
             raise ValueError("train.steps none needs train.updates: a run has a budget in steps, in updates or in both")
         if self.evaluate.target is not None and self.evaluate.every is None:
@@ -126,26 +155,10 @@ class Config(BaseModel):
             raise ValueError(
                 "evaluate.keep best needs evaluate.every (validations say which is the best): set that, or keep to last"
             )
-        if self.evaluate.keep == "best" and a.name == "grpo":
+        if self.evaluate.keep == "best" and self.algorithm.name == "grpo":
             raise ValueError(
                 "evaluate.keep best is of networks, a language model leaves its last: set evaluate.keep to last"
             )
-        return self
-
-    @property
-    def subject(self) -> str:
-        """What is learned from: the environment, or the language model's task."""
-        return Path(self.language.task).name if self.algorithm.name == "grpo" else self.environment.id
-
-    @property
-    def local_num(self) -> int:
-        """Environments of a rank, or prompts."""
-        return self.language.prompts if self.algorithm.name == "grpo" else self.environment.local_num
-
-    @property
-    def rollout_steps(self) -> int:
-        """Steps of every environment in one update, where that is known: completions of a prompt."""
-        return self.language.group if self.algorithm.name == "grpo" else self.algorithm.rollout_steps
 
     def _fits_agents(self) -> None:
         if self.agents.placement == "all":
