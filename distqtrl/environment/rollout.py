@@ -85,18 +85,17 @@ def collect(environments: Environments, act: Act, noise: Noise, num_steps: int |
         if whole:
             running_E = running_E & (environments.episode_B == episode_E)
         t += 1
-    rewards_TB, next_obs_TBO = np.array([s.rewards_B for s in steps]), np.array([s.obs_BO for s in steps])
     central = states[0] is not None
     return Rollout(
-        np.array(obs),
-        np.array(actions),
-        rewards_TB,
-        np.array([s.terminated_B for s in steps]),
-        np.array([s.truncated_B for s in steps]),
-        np.array(valid),
-        next_obs_TBO,
-        np.array(states) if central else None,
-        np.array([s.states_ES for s in steps]) if central else None,
+        obs_TBO=np.array(obs),
+        actions=np.array(actions),
+        rewards_TB=np.array([s.rewards_B for s in steps]),
+        terminated_TB=np.array([s.terminated_B for s in steps]),
+        truncated_TB=np.array([s.truncated_B for s in steps]),
+        valid_TB=np.array(valid),
+        next_obs_TBO=np.array([s.obs_BO for s in steps]),
+        states_TES=np.array(states) if central else None,
+        next_states_TES=np.array([s.states_ES for s in steps]) if central else None,
     )
 
 

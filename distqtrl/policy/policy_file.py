@@ -228,7 +228,16 @@ def made(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         raise ValueError(f"count = {told.count} observations cannot have a mean and a sum of squares")
     w_M, normalizer = torch.from_numpy(tensors["w_M"]), Normalizer.of({**tensors, "count": np.array(told.count)})
     values = environment.model_dump(mode="json")
-    return Policy(architecture, head, w_M, normalizer, values, dict(told.origin), trained, told.agents)
+    return Policy(
+        architecture=architecture,
+        head=head,
+        w_M=w_M,
+        normalizer=normalizer,
+        environment=values,
+        origin=dict(told.origin),
+        trained=trained,
+        agents=told.agents,
+    )
 
 
 def _affordable(tensors: tensorfile.Tensors, architecture: Architecture) -> bool:

@@ -162,7 +162,15 @@ def read(directory: Path) -> Run:
     told = [row.get("agent_returns") or {} for row in rows]
     agents = dict.fromkeys(agent for returns in told for agent in returns)
     returns = {agent: np.array([each.get(agent) for each in told], dtype=np.float64) for agent in agents}
-    return Run(directory, config, result, columns, profile, problem, returns)
+    return Run(
+        directory=directory,
+        config=config,
+        result=result,
+        columns=columns,
+        profile_s=profile,
+        problem=problem,
+        agent_returns=returns,
+    )
 
 
 def _tenth(updates: int) -> int:

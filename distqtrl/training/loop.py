@@ -101,7 +101,7 @@ def _cycle(
     run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
 ) -> signal.Signals | None:
     """One update with everything around it; returns the signal to stop on."""
-    config, profile = run.config, run.policies.profile
+    config, profile, before = run.config, run.policies.profile, run.counters.env_steps
     with _saved_when_a_device_fails(run, directory):
         metrics, stop = updates.update(run, pending)
         synchronise(run)
@@ -110,7 +110,7 @@ def _cycle(
             metrics |= _validation(run, recorder)
     elapsed_s = clock.lap_s()
     run.counters.train_s += elapsed_s
-    metrics |= {"wall_s": run.counters.train_s, "steps_per_s": metrics.pop("new_steps") / elapsed_s}
+    metrics |= {"wall_s": run.counters.train_s, "steps_per_s": (run.counters.env_steps - before) / elapsed_s}
     metrics["profile_s"] = profile.take()
     if metrics.get("equal_groups") == 1 and not run.told:
         run.told = True

@@ -101,7 +101,6 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
         "wait_s": [round(wait_s, 6) for wait_s in wait_R.tolist()],
         "received_bytes": run.comm.received - received,
         **({"lost_ranks": run.lost} if run.lost else {}),
-        "new_steps": steps,
     }
     stops = [s for s, count in zip(EXIT_CODES, total.signals, strict=True) if count]
     return metrics, stops[0] if stops else None

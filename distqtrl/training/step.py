@@ -8,7 +8,8 @@ norms = step(learners, totals)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -90,13 +91,15 @@ def reduce(learners: Sequence[Learner], losses: Sequence[Loss], where: str) -> l
             parts = np.zeros(0)
             if loss.global_batch:
                 parts = learner.noise_scale.part(learner.of_generator(gradient_N), loss.local_batch, loss.global_batch)
-            locals_.append(Reduced(loss.moves, gradient_N, loss.sums, seen_S, parts, loss.leaf_M is not None))
+            made = {"gradient_N": gradient_N, "sums": loss.sums, "scales_S": seen_S, "parts": parts}
+            locals_.append(Reduced(moves=loss.moves, of_policy=loss.leaf_M is not None, **made))
         pieces = [piece for each in locals_ for piece in (each.gradient_N, each.sums, each.scales_S, each.parts)]
         total = reduced(first.config.allreduce, first.comm, np.concatenate(pieces), where, _named(losses[0], pieces))
     summed = iter(np.split(total, np.cumsum([len(piece) for piece in pieces])[:-1]))
-    totals = [
-        Reduced(each.moves, next(summed), next(summed), next(summed), next(summed), each.of_policy) for each in locals_
-    ]
+    totals = []
+    for each in locals_:
+        gradient_N, sums, scales_S, parts = islice(summed, 4)
+        totals.append(replace(each, gradient_N=gradient_N, sums=sums, scales_S=scales_S, parts=parts))
     for learner, loss, whole in zip(learners, losses, totals, strict=True):
         if loss.global_batch:
             learner.noise_scale.add(learner.of_generator(whole.gradient_N), whole.parts, loss.global_batch)

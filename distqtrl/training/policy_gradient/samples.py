@@ -61,9 +61,16 @@ def samples(learner: PolicyGradient, rollout: Rollout, w_M: torch.Tensor) -> Sam
         outputs = learner.outputs(w_M, raw_NO, obs_NO)
         log_prob_N = learner.head.log_prob(outputs, actions, learner.log_std)
         returns_N = (adv_TB + torch.from_numpy(values_TB))[valid_TB].to(learner.dtype)
-        entropy_N = learner.head.entropy(outputs, learner.log_std)
-        critic_NO = critic_TBO[valid_TB]
-        return Samples(raw_NO, obs_NO, critic_NO, actions, log_prob_N, adv_TB[valid_TB], returns_N, entropy_N)
+        return Samples(
+            raw_NO=raw_NO,
+            obs_NO=obs_NO,
+            critic_NO=critic_TBO[valid_TB],
+            actions=actions,
+            old_log_prob_N=log_prob_N,
+            adv_N=adv_TB[valid_TB],
+            returns_N=returns_N,
+            entropy_N=learner.head.entropy(outputs, learner.log_std),
+        )
 
 
 def team_rewards(rewards_TB: np.ndarray, num_agents: int) -> np.ndarray:
