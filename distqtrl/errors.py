@@ -51,6 +51,8 @@ class UserError(Exception):
 class Foreign(UserError):
     """Code that is not ours raised an error: the text is one line, ``trace`` the frames of that code."""
 
+    exit_code = 1
+
 
 class Diverged(UserError):
     """A training cannot go on: its numbers are no longer finite, or integers cannot hold them."""

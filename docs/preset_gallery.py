@@ -69,7 +69,7 @@ CURVES = {
     ),
     "hopper-generated": Shown("compression/hopper", cells(FIXED, 512), "one rank; greedy evaluations"),
     "walker2d-generated": Shown(
-        "tenth/walker2d", case("circuit, trained graph network", "validations"), "one rank; greedy validations"
+        "tenth/walker2d", case("circuit", "validations"), "one rank; greedy validations"
     ),
     "hopper": Shown("compression/hopper", cells("direct", 512), "one rank, learning rate 0.0003; greedy evaluations"),
     "ant": Shown("twins/ant", case("direct"), PPO),

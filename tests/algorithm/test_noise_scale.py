@@ -63,7 +63,7 @@ def test_a_rank_without_samples_is_no_part():
 
 def test_terms_are_averaged_before_their_ratio_is_taken(rng):
     scale = NoiseScale()
-    rows = np.array([measured(rng, scale, (4, 4)) for _ in range(300)])
+    rows = np.array([measured(rng, scale, (40, 40)) for _ in range(300)])
     expected = np.zeros((300, 2))
     for i, now in enumerate(rows[:, 1:3]):
         expected[i] = noise_scale.DECAY * expected[i - 1] * (i > 0) + (1 - noise_scale.DECAY) * now
@@ -71,7 +71,7 @@ def test_terms_are_averaged_before_their_ratio_is_taken(rng):
     assert np.isnan(rows[0, 3:]).all()  # an average of one
     told = facts(rows[-1:])
     assert told["noise_scale_smoothed"] == pytest.approx(expected[-1, 1] / expected[-1, 0])
-    assert told["batch_share"] == pytest.approx(8 / told["noise_scale_smoothed"])
+    assert told["batch_share"] == pytest.approx(80 / told["noise_scale_smoothed"])
     assert told["noise_scale_smoothed"] == pytest.approx(TRACE / SQUARE, rel=0.5)
 
 
