@@ -68,9 +68,7 @@ CURVES = {
         "devices/devices", device("exact"), "4 ranks, 76,800 steps, no early end; returns of training episodes"
     ),
     "hopper-generated": Shown("compression/hopper", cells(FIXED, 512), "one rank; greedy evaluations"),
-    "walker2d-generated": Shown(
-        "tenth/walker2d", case("circuit", "validations"), "one rank; greedy validations"
-    ),
+    "walker2d-generated": Shown("tenth/walker2d", case("circuit", "validations"), "one rank; greedy validations"),
     "hopper": Shown("compression/hopper", cells("direct", 512), "one rank, learning rate 0.0003; greedy evaluations"),
     "ant": Shown("twins/ant", case("direct"), PPO),
     "halfcheetah": Shown("twins/halfcheetah", case("direct"), PPO),
