@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -64,6 +65,9 @@ REMEDIES = {
     errno.ENOENT: "check that its path exists",
     errno.EEXIST: "give another name",
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.EFBIG: "allow larger files, see ulimit -f, or write elsewhere",
+    errno.EMFILE: "allow more open files, see ulimit -n",
+    errno.ELOOP: "its symbolic links lead in a circle: give another name",
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write elsewhere"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "use a place where you may, or change its permissions"),
 }
@@ -75,7 +79,8 @@ def of_system(error: OSError) -> str:
     >>> of_system(IsADirectoryError(errno.EISDIR, "Is a directory", "runs"))
     'Is a directory: runs (give the name of a file in it)'
     """
-    told = ": ".join(filter(None, [error.strerror or str(error), error.filename and str(error.filename)]))
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    told = ": ".join(filter(None, [error.strerror or str(error), name and str(name)]))
     return f"{told} ({REMEDIES[error.errno]})" if error.errno in REMEDIES else told
 
 

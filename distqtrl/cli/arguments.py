@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -39,10 +40,17 @@ class Parser(argparse.ArgumentParser):
 # ---- arguments of several commands
 
 
+def path(text: str) -> Path:
+    """An argument that names a file or folder; an empty one would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path, as of a variable that is not set: name a file or folder")
+    return expanded(text)
+
+
 def add_configuration(command: argparse.ArgumentParser, preset: str = "the name of a preset, as for train") -> None:
     """Add the ways to name a configuration, which ``resolve`` reads."""
     command.add_argument("preset", nargs="?", metavar="PRESET", help=preset.replace("%", "%%"))
-    command.add_argument("--config", type=expanded, metavar="FILE", help="a TOML or JSON file instead of a preset")
+    command.add_argument("--config", type=path, metavar="FILE", help="a TOML or JSON file instead of a preset")
 
 
 def add_fields(command: argparse.ArgumentParser) -> None:

@@ -4,11 +4,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_permission, whole_number
+from distqtrl.cli.arguments import Flags, add_permission, path, whole_number
 from distqtrl.cli.output import print_json
 from distqtrl.config.stages import Environment
 from distqtrl.errors import UserError
-from distqtrl.files.places import expanded
 
 TEXT = "Play greedy episodes with a policy file; needs nothing else of the run."
 SHARED = False
@@ -24,7 +23,7 @@ def add(command: ArgumentParser) -> None:
     text = "cut an episode after this many steps [as at the end of training; 1000 without a time limit]"
     command.add_argument("--max-steps", type=whole_number(1), metavar="N", help=text)
     add_permission(command)
-    command.add_argument("--gif", type=expanded, metavar="FILE.gif", help="also draw the first episode into this file")
+    command.add_argument("--gif", type=path, metavar="FILE.gif", help="also draw the first episode into this file")
 
 
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:

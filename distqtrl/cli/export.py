@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients
+from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients, path
 from distqtrl.cli.output import aside, print_json, tell
 from distqtrl.errors import UserError
-from distqtrl.files.places import expanded, quoted
+from distqtrl.files.places import quoted
 
 if TYPE_CHECKING:
     from distqtrl.export.options import Options
@@ -26,7 +26,7 @@ def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.epilog = EXIT_CODES
     command.add_argument("policy", metavar="RUN|POLICY", help="a run directory or a policy.safetensors")
-    command.add_argument("-o", "--output", type=expanded, required=True, metavar="DIR", help="a new folder")
+    command.add_argument("-o", "--output", type=path, required=True, metavar="DIR", help="a new folder")
     text = "some of c,onnx,cuda,verilog [every target there is]; of a language model merged or adapter [merged]"
     command.add_argument("--target", metavar="LIST", help=text)
     text = "1 to 8 bits: weights and hidden activations, observations, what the head reads [core=4,input=8,output=8]"
@@ -34,7 +34,7 @@ def add(command: ArgumentParser) -> None:
     text = "whether each channel or each tensor has a scale of its own [channel]"
     command.add_argument("--per", choices=("channel", "tensor"), help=text)
     text = "recorded observations (N, O) to calibrate on; without it the policy plays 20 episodes"
-    command.add_argument("--calibration", type=expanded, metavar="FILE.npy", help=text)
+    command.add_argument("--calibration", type=path, metavar="FILE.npy", help=text)
     text = "multiply-accumulates per clock of the folded core, such as 32x4 [from the widest layer]"
     command.add_argument("--parallel", metavar="LANESxCOLUMNS", help=text)
     text = "refuse a folded core that does not fit this FPGA, such as xc7a15t"

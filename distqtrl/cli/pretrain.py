@@ -3,9 +3,8 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, whole_number
+from distqtrl.cli.arguments import Flags, path, whole_number
 from distqtrl.cli.output import aside, print_json
-from distqtrl.files.places import expanded
 
 TEXT = "Pre-train a small language model on a task's own answers, as a base for train."
 SHARED = False
@@ -16,7 +15,7 @@ def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.add_argument("task", choices=TASKS, metavar="TASK", help="arithmetic: sums of two numbers of two digits")
     text = "the directory to write, as transformers loads it; it must not exist"
-    command.add_argument("-o", "--output", type=expanded, required=True, metavar="DIR", help=text)
+    command.add_argument("-o", "--output", type=path, required=True, metavar="DIR", help=text)
     text = "architecture of the decoder: qwen2, qwen3 or llama [qwen2]"
     command.add_argument("--family", default="qwen2", metavar="NAME", help=text)
     sizes = {"layers": (4, "blocks"), "width": (128, "width of a block"), "heads": (4, "attention heads of a block")}

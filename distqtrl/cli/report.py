@@ -4,9 +4,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags
+from distqtrl.cli.arguments import Flags, path
 from distqtrl.cli.output import tell
-from distqtrl.files.places import expanded
 
 TEXT = "Make one page of any set of runs: scores, curves, cost of a target, verdicts, parameters, time, versions."
 SHARED = False
@@ -14,13 +13,13 @@ SHARED = False
 
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
-    command.add_argument("runs", nargs="+", type=expanded, metavar="RUN", help="run directories, or folders of them")
+    command.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run directories, or folders of them")
     page = Path("report.html")
-    command.add_argument("-o", "--output", type=expanded, default=page, metavar="FILE", help=f"the page [{page}]")
+    command.add_argument("-o", "--output", type=path, default=page, metavar="FILE", help=f"the page [{page}]")
     text = "count what this return costs [evaluate.target, else train.target, of the runs]"
     command.add_argument("--target", type=float, metavar="RETURN", help=text)
     text = "also write the runs as the JSON that marl-eval reads"
-    command.add_argument("--marl-eval", type=expanded, metavar="FILE.json", help=text)
+    command.add_argument("--marl-eval", type=path, metavar="FILE.json", help=text)
 
 
 def run(args: Namespace, flags: Flags, comm: Communicator) -> int:

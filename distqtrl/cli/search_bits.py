@@ -15,11 +15,11 @@ from distqtrl.cli.arguments import (
     add_proof,
     coefficients,
     numbers,
+    path,
     resolve,
 )
 from distqtrl.cli.output import print_json, say, tell
 from distqtrl.errors import UserError
-from distqtrl.files.places import expanded
 from distqtrl.training import stopping
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add(command: ArgumentParser) -> None:
     command.epilog = START
     add_configuration(command)
     text = "the folder of this search, new or begun"
-    command.add_argument("-o", "--output", type=expanded, required=True, metavar="DIR", help=text)
+    command.add_argument("-o", "--output", type=path, required=True, metavar="DIR", help=text)
     text = "rule = the smallest core bits, then width, then input bits that pass (arXiv 2511.07046); pareto = all "
     text += "combinations, and the front of return and cost [rule]"
     command.add_argument("--mode", choices=("rule", "pareto"), default="rule", help=text)

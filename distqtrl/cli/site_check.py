@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, whole_number
+from distqtrl.cli.arguments import Flags, path, whole_number
 from distqtrl.cli.output import print_json
 from distqtrl.errors import UserError, lookup
-from distqtrl.files.places import expanded
 
 if TYPE_CHECKING:
     from distqtrl.doctor.launching import Site
@@ -23,7 +22,7 @@ SHARED = False
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     text = "where runs are to be written [runs]"
-    command.add_argument("--directory", type=expanded, default=Path("runs"), metavar="DIR", help=text)
+    command.add_argument("--directory", type=path, default=Path("runs"), metavar="DIR", help=text)
     text = "ranks to start [inside a SLURM job its tasks, else 2]"
     command.add_argument("--ranks", type=whole_number(1), metavar="N", help=text)
     text = "what starts the ranks; auto = as `distqtrl slurm` inside a SLURM job, else mpirun [auto]"

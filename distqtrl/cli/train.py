@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from distqtrl.allreduce.agreement import agreed, check_equal
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, resolve
+from distqtrl.cli.arguments import Flags, add_alone, add_configuration, add_fields, path, resolve
 from distqtrl.cli.output import print_json, say, tell
 from distqtrl.config import sources
 from distqtrl.config.run import Config, save
 from distqtrl.config.sources import presets
-from distqtrl.files.places import expanded, quoted
+from distqtrl.files.places import quoted
 
 if TYPE_CHECKING:
     from distqtrl.training.start import Beginning
@@ -26,9 +26,9 @@ def add(command: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     add_configuration(command, preset="; ".join(f"{name}: {text}" for name, text in presets().items()))
     text = "resume a run directory; a new budget, target or evaluation may be given"
-    command.add_argument("--resume", type=expanded, metavar="RUN", help=text)
+    command.add_argument("--resume", type=path, metavar="RUN", help=text)
     text = "use this run directory: start it where it is new, else resume it (for jobs that are requeued)"
-    command.add_argument("--run", type=expanded, metavar="RUN", help=text)
+    command.add_argument("--run", type=path, metavar="RUN", help=text)
     add_alone(command, "--print-config", "print the resolved configuration and exit")
     text = "send circuits to a device that is not simulated, without asking"
     command.add_argument("--yes", action="store_true", help=text)

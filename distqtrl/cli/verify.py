@@ -4,9 +4,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from distqtrl.allreduce.communicator import Communicator
-from distqtrl.cli.arguments import Flags, add_permission, add_proof
+from distqtrl.cli.arguments import Flags, add_permission, add_proof, path
 from distqtrl.cli.output import aside, print_json
-from distqtrl.files.places import expanded
 
 TEXT = "Check an exported folder again: every target whose tool is here, vector by vector."
 SHARED = False
@@ -19,7 +18,7 @@ EXIT_CODES = (
 def add(command: ArgumentParser) -> None:
     """Add the command's flags."""
     command.epilog = EXIT_CODES
-    command.add_argument("folder", type=expanded, metavar="DIR", help="a folder made by export")
+    command.add_argument("folder", type=path, metavar="DIR", help="a folder made by export")
     text = "targets that must be checked [every one of the folder's that can be]"
     command.add_argument("--target", metavar="LIST", help=text)
     text = "also simulate the synthesized netlists (minutes)"

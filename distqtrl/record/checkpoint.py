@@ -104,7 +104,7 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     tensorfile.write(folder / f"update-{state.counters['update']:06d}.safetensors", about, tensors)
-    for old in _files(run)[: -config.train.keep_checkpoints]:
+    for old in saved(run)[: -config.train.keep_checkpoints]:
         old.unlink()
 
 
@@ -114,7 +114,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     Any number of ranks can go on, unless parameters are averaged; with another number, rank 0 takes the whole ledger.
     Raises UserError when there is no checkpoint, or it is damaged or belongs to another configuration.
     """
-    files = _files(run)
+    files = saved(run)
     if not files:
         raise UserError(f"{run} has no checkpoint: start the run again without --resume")
     path = files[-1]
@@ -199,10 +199,11 @@ def _differ(config: Config) -> bool:
     return config.allreduce.aggregation == "average" or config.agents.placement == "spread"
 
 
-def _files(run: Path) -> list[Path]:
-    """The oldest first; from update 1,000,000 on names are longer."""
-    found = (run / "checkpoints").glob("update-*.safetensors")
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+def saved(run: Path) -> list[Path]:
+    """The oldest first, of those that bear our names: a copy of somebody's is none."""
+    numbers = {path: re.fullmatch(r"update-(\d+)\.safetensors", path.name) for path in (run / "checkpoints").glob("*")}
+    found = {path: int(match[1]) for path, match in numbers.items() if match}
+    return sorted(found, key=found.__getitem__)
 
 
 def _identity(config: Config) -> str:

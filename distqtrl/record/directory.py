@@ -117,7 +117,7 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
         if not (directory / "config.json").exists():
             _check_free(directory)
             return "null"
-        saved = bool(list((directory / "checkpoints").glob("update-*.safetensors")))
+        saved = bool(list((directory / "checkpoints").glob("update-[0-9]*[0-9].safetensors")))
         changes = differences(sources.load(directory / "config.json", sources.DAMAGED), config)
         return json.dumps({"saved": saved, "result": complete(directory), "changes": changes})
 

@@ -41,7 +41,7 @@ class Recorder:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         path, self._events_at = run / "metrics.jsonl", run / "tensorboard"
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._lock = locked(run / "lock")
         try:
             lacking = keep_updates(path, first_update)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def _trained(
     else:
         _close(runs)
     finally:
-        os.chdir(home)
+        with suppress(FileNotFoundError):  # removed meanwhile: what was trained is in the run
+            os.chdir(home)
     return Outcome(directory, result, trained=True)
 
 

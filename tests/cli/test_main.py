@@ -111,6 +111,8 @@ def test_a_command_is_a_module_and_one_entry(command, monkeypatch):
         (["train"], "train takes one of PRESET, --config FILE, --resume RUN"),
         (["train", "cartpol"], "unknown preset 'cartpol': did you mean 'cartpole'?"),
         (["train", "cartpole", "--config", "x"], "train takes one of"),
+        (["train", "cartpole", "--run", ""], "argument --run: an empty path, as of a variable that is not set: name a"),
+        (["report", ""], "argument RUN: an empty path, as of a variable that is not set: name a file or folder"),
         (["train", "cartpole", "surplus"], "unexpected argument 'surplus'"),
         (["train", "cartpole", "--circuit.layer", "3"], "unknown key 'circuit.layer': did you mean 'circuit.layers'?"),
         (["train", "cartpole", "--environment.id", "CartPol-v1"], "unknown environment 'CartPol-v1': did you mean"),

@@ -59,7 +59,9 @@ def test_the_newest_is_that_of_the_greatest_number(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for number in (1_000_000, 999_980, 7):
         (tmp_path / "checkpoints" / f"update-{number:06d}.safetensors").touch()
-    assert [path.stem for path in checkpoint._files(tmp_path)] == ["update-000007", "update-999980", "update-1000000"]
+    for copy in ("update-999980 (copy)", "update-1000001-backup", "update-", "update-x1"):
+        (tmp_path / "checkpoints" / f"{copy}.safetensors").touch()
+    assert [path.stem for path in checkpoint.saved(tmp_path)] == ["update-000007", "update-999980", "update-1000000"]
 
 
 def resumed(run, capfd):
