@@ -1,6 +1,7 @@
 """An exported folder: calibrate, quantize, write every target, prove, and only then put it where it was asked for."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -35,7 +36,7 @@ def export(path: Path, folder: Path, options: Options, say: Callable[[str], None
 
     What cannot be checked on this machine is written and recorded as such; nothing is written where a target differs.
     """
-    if folder.exists():
+    if os.path.lexists(folder):  # also a link that leads nowhere
         raise UserError(f"{folder} exists: give -o a new folder, or remove it")
     policy, partners = policy_file.load(path), policy_file.partners(path)
     lower.check(policy.head)

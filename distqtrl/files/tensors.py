@@ -59,6 +59,7 @@ def read(path: Path, format: str, remedy: str) -> tuple[dict[str, Any], Tensors]
 def kind(path: Path) -> str | None:
     """The format that a file's description tells, without a look at its tensors; None where it tells none."""
     try:
+        reading.regular(path)
         with safe_open(path, framework="numpy") as file:
             about = reading.parsed((file.metadata() or {}).get("distqtrl", "")[DIGITS:])
     except Exception:  # as in ``read``, which then says why

@@ -175,6 +175,8 @@ def _numbers(name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weight and bias, in double precision; raises UserError for what no policy file holds."""
     if is_lazy(layer.weight) or layer.weight.is_meta:
         raise UserError(f"{name} ({_kind(layer)}) has no weights yet: call the net, or load its weights, before")
+    if layer.weight.is_complex():
+        raise UserError(f"{name} ({_kind(layer)}) has complex weights, a policy file holds real ones: build a real net")
     weight = layer.weight.detach().double().cpu()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
     if not (weight.float().isfinite().all() and bias.float().isfinite().all()):

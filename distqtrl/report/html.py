@@ -57,6 +57,8 @@ def report(
     """
     if page.suffix.lower() not in ("", ".html", ".htm"):
         raise UserError(f"-o {page}: the page is HTML: name it {page.with_suffix('.html').name}")
+    if marl_eval is not None and marl_eval.absolute() == page.absolute():
+        raise UserError(f"--marl-eval {marl_eval}: that is the page's file, see -o: name another")
     groups = grouped([read(directory) for directory in directories(folders)])
     shown = [group for group in groups if group.whole]
     if not shown:

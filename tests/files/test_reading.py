@@ -59,12 +59,13 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, make, reason):
         assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "result.json", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["manifest.json", "result.json", "config.json", "metrics.jsonl", "policy.safetensors"])
 def test_a_pipe_in_a_folder_does_not_hang(tmp_path, file, capfd):
     (tmp_path / "config.json").write_text(TEXT)
     (tmp_path / file).unlink(missing_ok=True)
     os.mkfifo(tmp_path / file)
     words = ["verify", tmp_path] if file == "manifest.json" else ["report", tmp_path, "-o", tmp_path / "out"]
+    words = ["evaluate", tmp_path] if file == "policy.safetensors" else words
     assert cli.main([str(word) for word in words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert ("it has no config.json" if file == "config.json" else "it is not a regular file") in line

@@ -68,6 +68,7 @@ def test_means_in_the_environments_units():
 
 
 def test_an_action_that_cannot_change():
+    torch.manual_seed(3)  # a net whose actions are not all clipped
     net, low, high = actor(inputs=2), np.array([0, 1], np.float32), np.array([2, 1], np.float32)
     gymnasium.register("Fixed-v0", lambda: Fixed(low, high))
     actions_BA = policy(net, "Fixed-v0").act(observations(2))
@@ -186,6 +187,11 @@ class Own(nn.Module):
         (filled(float("nan")), {}, r"0 \(Linear\) has weights that are not finite in single precision"),
         ([*actor()[:2], filled(float("inf"), nn.Linear(16, 2))], {}, r"2 \(Linear\) has weights that are not finite"),
         (filled(1e300, nn.Linear(4, 2).double()), {}, "not finite in single precision"),
+        (
+            nn.Linear(4, 2, dtype=torch.complex64),
+            {},
+            r"0 \(Linear\) has complex weights, a policy file holds real ones",
+        ),
         (nn.LazyLinear(2), {}, r"0 \(LazyLinear\) has no weights yet"),
         (nn.Linear(4, 2, device="meta"), {}, r"0 \(Linear\) has no weights yet"),
         (actor(), {"environment": "CartPol-v1"}, "unknown environment 'CartPol-v1'"),

@@ -172,6 +172,13 @@ def test_a_page_is_no_picture(copied, tmp_path, capfd):
     assert not list(tmp_path.glob("page*"))
 
 
+def test_two_files_of_one_name_are_refused(copied, tmp_path, capfd):
+    page = str(tmp_path / "page.html")
+    assert cli.main(["report", *map(str, copied("circuit-0")), "-o", page, "--marl-eval", page]) == 2
+    assert "that is the page's file, see -o: name another" in capfd.readouterr().err
+    assert not list(tmp_path.glob("page*"))
+
+
 def test_a_run_whose_training_ended_no_episode_has_a_score(copied, tmp_path, capfd):
     assert cli.main(["report", *map(str, copied("silent-4", "circuit-0")), "-o", str(tmp_path / "page.html")]) == 0
     rows = table((tmp_path / "page.html").read_text(), "Scores")
