@@ -34,6 +34,7 @@ from distqtrl.files import tensors as tensorfile
 from distqtrl.files.schema import LARGE, Count, Record, Sha256
 from distqtrl.files.tensors import Tensors
 from distqtrl.policy.policy_file import Parts
+from distqtrl.record.directory import checkpoints
 
 FORMAT = "distqtrl checkpoint 5"
 NAME = re.compile(r"\A(environment/\w+|(rank\d+/)?learner/[\w./]+|rank\d+/ledger|best/policy\d+/\w+)\Z")
@@ -104,7 +105,7 @@ def save(run: Path, config: Config, comm: Communicator, state: State) -> None:
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     tensorfile.write(folder / f"update-{state.counters['update']:06d}.safetensors", about, tensors)
-    for old in saved(run)[: -config.train.keep_checkpoints]:
+    for old in checkpoints(run)[: -config.train.keep_checkpoints]:
         old.unlink()
 
 
@@ -114,7 +115,7 @@ def load(run: Path, config: Config, comm: Communicator) -> State:
     Any number of ranks can go on, unless parameters are averaged; with another number, rank 0 takes the whole ledger.
     Raises UserError when there is no checkpoint, or it is damaged or belongs to another configuration.
     """
-    files = saved(run)
+    files = checkpoints(run)
     if not files:
         raise UserError(f"{run} has no checkpoint: start the run again without --resume")
     path = files[-1]
@@ -197,13 +198,6 @@ def _check(ranks: int, tensors: Tensors) -> None:
 def _differ(config: Config) -> bool:
     """Whether parameters differ between ranks."""
     return config.allreduce.aggregation == "average" or config.agents.placement == "spread"
-
-
-def saved(run: Path) -> list[Path]:
-    """The oldest first, of those that bear our names: a copy of somebody's is none."""
-    numbers = {path: re.fullmatch(r"update-(\d+)\.safetensors", path.name) for path in (run / "checkpoints").glob("*")}
-    found = {path: int(match[1]) for path, match in numbers.items() if match}
-    return sorted(found, key=found.__getitem__)
 
 
 def _identity(config: Config) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def found(directory: Path, config: Config, comm: Communicator) -> Found | None:
         if not (directory / "config.json").exists():
             _check_free(directory)
             return "null"
-        saved = bool(list((directory / "checkpoints").glob("update-[0-9]*[0-9].safetensors")))
+        saved = bool(checkpoints(directory))
         changes = differences(sources.load(directory / "config.json", sources.DAMAGED), config)
         return json.dumps({"saved": saved, "result": complete(directory), "changes": changes})
 
@@ -178,6 +179,13 @@ def complete(directory: Path) -> dict[str, Any] | None:
         return None
     remedy = f"remove it, and distqtrl train --resume {quoted(directory)} evaluates the run and writes it again"
     return schema.document(path, Result, "result of a run", remedy, infinite=True)[1]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first, of those that bear our names: a copy of somebody's is none."""
+    numbers = {path: re.fullmatch(r"update-(\d+)\.safetensors", path.name) for path in (run / "checkpoints").glob("*")}
+    found = {path: int(match[1]) for path, match in numbers.items() if match}
+    return sorted(found, key=found.__getitem__)
 
 
 def _check_free(directory: Path) -> None:

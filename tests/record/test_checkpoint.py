@@ -21,6 +21,7 @@ from distqtrl.config.sources import load
 from distqtrl.errors import UserError
 from distqtrl.files import tensors as tensorfile
 from distqtrl.record import checkpoint
+from distqtrl.record.directory import checkpoints
 from distqtrl.training.run import Counters
 
 TINY = as_words(tiny(train_checkpoint_every=1, train_steps=96))
@@ -61,7 +62,7 @@ def test_the_newest_is_that_of_the_greatest_number(tmp_path):
         (tmp_path / "checkpoints" / f"update-{number:06d}.safetensors").touch()
     for copy in ("update-999980 (copy)", "update-1000001-backup", "update-", "update-x1"):
         (tmp_path / "checkpoints" / f"{copy}.safetensors").touch()
-    assert [path.stem for path in checkpoint.saved(tmp_path)] == ["update-000007", "update-999980", "update-1000000"]
+    assert [path.stem for path in checkpoints(tmp_path)] == ["update-000007", "update-999980", "update-1000000"]
 
 
 def resumed(run, capfd):

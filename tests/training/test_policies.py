@@ -64,7 +64,7 @@ def flat(parameters):
 @pytest.mark.parametrize("critic", ["independent", "centralised"])
 @pytest.mark.parametrize(
     ("sharing", "game"),
-    [*(pytest.param(sharing, COIN, id=f"{sharing}-coin") for sharing in SHARING)]
+    [pytest.param(sharing, COIN, id=f"{sharing}-coin") for sharing in SHARING]
     + [pytest.param(sharing, TALK, id=f"{sharing}-talk") for sharing in SHARING[1:]],  # shared is refused, see below
 )
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
