@@ -429,7 +429,9 @@ class Train(Stage):
         "float32", description="numbers of mapping, policy and value network"
     )
     threads: Few = Field(1, description="CPU threads per rank")
-    checkpoint_every: Positive = Field(20, description="updates between two checkpoints")
+    checkpoint_every: Positive = Field(
+        20, description="updates between two checkpoints; there is one, too, when 30 s of training are unsaved"
+    )
     keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
     directory: Folder = Field("runs", description="where run directories are made")
     trackers: Annotated[tuple[Literal["wandb", "mlflow", "trackio"], ...], Field(max_length=3)] = Field(

@@ -32,7 +32,7 @@ from distqtrl.training import algorithms
 from distqtrl.training import metrics as updates
 from distqtrl.training.build import build
 from distqtrl.training.run import Run
-from distqtrl.training.stopping import EXIT_CODES
+from distqtrl.training.stopping import EXIT_CODES, Stopped
 from distqtrl.training.weights import DeviceLost
 from distqtrl.versions import versions
 
@@ -40,6 +40,9 @@ EQUAL = (
     "every group's rewards are equal, so nothing is learned (equal_groups in metrics.jsonl): ask questions that are "
     "neither too easy nor too hard, or raise language.group or language.temperature"
 )
+
+UNSAVED_S = 30.0  # of training; after an update that ends later there is a checkpoint
+RARER = 20  # times as long as a checkpoint took pass before the next one of this kind
 
 MET = "the target is reached already; evaluate.target none (and train.target none) lets it train on"
 
@@ -69,11 +72,11 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                 if run.finished or run.reached:
                     if run.counters.update == first and not run.finished:
                         recorder.say(f"nothing is trained: {MET}")
-                    return _conclude(run, directory, recorder)
-                stop = _cycle(run, directory, recorder, clock, pending)
-                if stop:
-                    stopped = {"status": "stopped", "signal": stop.name, "exit_code": EXIT_CODES[stop]}
-                    return {**stopped, **asdict(run.counters)}
+                    return _conclude(run, directory, recorder, pending)
+                _cycle(run, directory, recorder, clock, pending)
+            except Stopped as stopped:
+                told = {"status": "stopped", "signal": stopped.cause.name, "exit_code": EXIT_CODES[stopped.cause]}
+                return {**told, **asdict(run.counters)}
             except RankLost:
                 if recorder is not None:
                     recorder.close()
@@ -97,13 +100,11 @@ def _loss(run: Run) -> str:
     )
 
 
-def _cycle(
-    run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]
-) -> signal.Signals | None:
-    """One update with everything around it; returns the signal to stop on."""
+def _cycle(run: Run, directory: Path, recorder: Recorder, clock: "_Clock", pending: Sequence[signal.Signals]) -> None:
+    """One update with everything around it. Raises Stopped, after a checkpoint, where a rank was asked to stop."""
     config, profile, before = run.config, run.policies.profile, run.counters.env_steps
     with _saved_when_a_device_fails(run, directory):
-        metrics, stop = updates.update(run, pending)
+        metrics, stop, late = updates.update(run, pending, clock.late)
         synchronise(run)
         run.counters.validation_return = None
         if _due(run, config.evaluate.every):
@@ -117,11 +118,13 @@ def _cycle(
         recorder.say(f"update {metrics['update']}: {EQUAL}")
     with profile("write"):
         recorder.write(metrics, run.done)
-        if stop or run.reached or _due(run, config.train.checkpoint_every):
+        if stop or late or run.reached or _due(run, config.train.checkpoint_every):
             recorder.sync()
             _meter(run)
-            checkpoint.save(directory, config, run.comm, state(run))
-    return stop
+            with clock.saving():
+                checkpoint.save(directory, config, run.comm, state(run))
+    if stop:
+        raise Stopped(stop)
 
 
 def _recover(run: Run, before: Sequence[State]) -> None:
@@ -160,15 +163,28 @@ def _unmetered(run: Run) -> None:
 
 
 class _Clock:
-    """Seconds of training since the last lap, writing included."""
+    """Seconds of training since the last lap, writing included; and since the last checkpoint."""
 
     def __init__(self, run: Run) -> None:
-        self._last = time.perf_counter()
+        self._last = self._saved = time.perf_counter()
+        self._save_s = 0.0
         run.policies.profile.busy_s()  # what came before is setup
 
     def lap_s(self) -> float:
         last, self._last = self._last, time.perf_counter()
         return self._last - last
+
+    def late(self) -> bool:
+        """Whether more is unsaved than a sudden end may cost; large checkpoints on slow disks are rarer."""
+        return time.perf_counter() - self._saved > max(UNSAVED_S, RARER * self._save_s)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """The body writes a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self._saved = time.perf_counter()
+        self._save_s = self._saved - began
 
 
 @contextmanager
@@ -258,8 +274,11 @@ def _copy(state: State) -> State:
     return replace(state, learner={name: t.copy() for name, t in state.learner.items()})
 
 
-def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
-    """Write the policies, then evaluate them, and mark the run as complete."""
+def _conclude(run: Run, directory: Path, recorder: Recorder, pending: Sequence[signal.Signals]) -> dict[str, Any]:
+    """Write the policies, then evaluate them, and mark the run as complete.
+
+    Raises Stopped where a rank is asked to stop meanwhile; a resume evaluates them again.
+    """
     policies, num = run.best or _policies(run), run.config.evaluate.episodes
     if run.best:
         kept = policies[0].origin
@@ -271,7 +290,7 @@ def _conclude(run: Run, directory: Path, recorder: Recorder) -> dict[str, Any]:
         for file, policy in zip(policy_file.names(run.policies.names), policies, strict=True):
             policy.save(directory / file)
     recorder.end()
-    found = algorithms.chosen(run.config).greedy(run.config, run.comm, policies, "evaluation", 0, num)
+    found = algorithms.chosen(run.config).greedy(run.config, run.comm, policies, "evaluation", 0, num, pending)
     agents = run.environments.agents
     result = {
         "status": "complete",

@@ -1,7 +1,7 @@
 """One update of the loop, and the line of metrics that it writes."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -64,8 +64,16 @@ def _over_ranks(run: Run, circuits: int, shots: int) -> dict[str, int | float]:
     return {"circuits": int(circuits_R.sum()), "shots": int(shots_R.sum()), "qpu_s": float(seconds_R.max())}
 
 
-def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any], signal.Signals | None]:
-    """One rollout and its optimizer steps; returns metrics, and the signal on which all ranks stop."""
+class Updated(NamedTuple):
+    """Metrics of an update; the signal on which all ranks stop; and whether rank 0 finds a checkpoint overdue."""
+
+    metrics: dict[str, Any]
+    stop: signal.Signals | None
+    late: bool
+
+
+def update(run: Run, pending: Sequence[signal.Signals], late: Callable[[], bool] = lambda: False) -> Updated:
+    """One rollout and its optimizer steps; late() is asked at their end."""
     counters, received = run.counters, run.comm.received
     start = {} if counters.update else of_generator(run)
     for learner in run.policies.learners:
@@ -81,7 +89,8 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
     used, profile = run.policies.generated.ledger(), run.policies.profile
     with profile("allreduce"):
         qpu = _over_ranks(run, used[0], used[2])
-        wait_R, longest_R = run.comm.allgather(np.array([profile.seconds("allreduce"), counters.longest_episode])).T
+        own = np.array([profile.seconds("allreduce"), counters.longest_episode, late()])
+        wait_R, longest_R, late_R = run.comm.allgather(own).T
     counters.longest_episode = int(longest_R.max())
     metrics = {
         "update": counters.update - 1,
@@ -103,7 +112,7 @@ def update(run: Run, pending: Sequence[signal.Signals]) -> tuple[dict[str, Any],
         **({"lost_ranks": run.lost} if run.lost else {}),
     }
     stops = [s for s, count in zip(EXIT_CODES, total.signals, strict=True) if count]
-    return metrics, stops[0] if stops else None
+    return Updated(metrics, stops[0] if stops else None, bool(late_R[0]))
 
 
 def of_generator(run: Run) -> dict[str, Any]:

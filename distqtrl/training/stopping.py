@@ -1,9 +1,12 @@
-"""Signals that ask a run to stop. They are noted here and acted upon at the end of an update, by all ranks together."""
+"""Signals that ask a run to stop. They are noted here, and acted upon by all ranks together.
+
+That is at the end of an update, or between two steps of the final evaluation.
+"""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -25,11 +28,25 @@ _before: list[dict[signal.Signals, Any]] = []  # whose the stop signals were, wh
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody waited for the end of an update in vain."""
+    """Somebody waited in vain for the end of an update, or of what comes before the first or after the last."""
 
     def __init__(self, cause: signal.Signals) -> None:
-        super().__init__(f"{cause.name}, and the update did not end within {GRACE_S} s")
+        super().__init__(f"{cause.name}, and the work under way did not end within {GRACE_S} s")
         self.exit_code = EXIT_CODES[cause]
+
+
+class Stopped(Exception):
+    """The ranks leave what is under way, together: one of them was asked to by this signal."""
+
+    def __init__(self, cause: signal.Signals) -> None:
+        super().__init__(cause.name)
+        self.cause = cause
+
+
+def heed(pending: Sequence[signal.Signals]) -> None:
+    """Raise Stopped when a signal is pending."""
+    if pending:
+        raise Stopped(pending[0])
 
 
 def note_requeue() -> None:

@@ -227,6 +227,22 @@ def test_ctrl_c_then_resume_then_sigterm(forked_ranks, tmp_path):
     assert updates == [0, 1, 2, 3, 4]
 
 
+def test_a_signal_in_the_final_evaluation(forked_ranks, tmp_path):
+    """The policy is there by then; the resume evaluates it, and the files are those of a run without a break."""
+    flags = ["--train.steps", "96", "--evaluate.episodes"]
+    words = ["-m", "distqtrl", "train", "cartpole", *TINY, *flags]
+    run = tmp_path / "run"
+    stopped = (run / "policy.safetensors", signal.SIGUSR1)
+    code, out, err = forked_ranks(2, [*words, "100000", "--run", str(run)], when=[stopped])
+    assert (code, lines(err)) == (75, [])
+    assert "stopped by SIGUSR1 after 3 updates" in out
+    assert not (run / "result.json").exists()
+
+    code, _, err = forked_ranks(2, [*words, "3", "--run", str(run)])
+    assert code == 0, err
+    assert json.loads((run / "result.json").read_text())["evaluation"]["episodes"] == 3
+
+
 def test_ctrl_c_while_an_environment_hangs(forked_ranks, tmp_path):
     argv, env, ((event, _),) = breaking(tmp_path, "hang")
     code, _, err = forked_ranks(1, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGINT)])
@@ -239,7 +255,7 @@ def test_sigterm_while_the_others_wait_for_a_rank_that_is_stopped(forked_ranks, 
     argv, env, ((event, _),) = breaking(tmp_path, "stop")
     code, _, err = forked_ranks(3, ["-m", "distqtrl", *argv], env=env, when=[(event, signal.SIGTERM)])
     assert code != 0
-    assert "interrupted by SIGTERM, and the update did not end within 5 s" in lines(err)[0]
+    assert "interrupted by SIGTERM, and the work under way did not end within 5 s" in lines(err)[0]
 
 
 def test_a_full_disk_for_the_checkpoint(forked_ranks, tmp_path):

@@ -22,6 +22,7 @@ from distqtrl.export import episodes
 from distqtrl.generator.controls import SOURCES
 from distqtrl.policy import lower, policy_file
 from distqtrl.record.recorder import Recorder
+from distqtrl.training import loop
 from distqtrl.training import metrics as updates
 from distqtrl.training.build import prepare
 from distqtrl.training.loop import train
@@ -120,6 +121,16 @@ def test_the_best_policy_is_kept(tmp_path, flags):
     assert (tmp_path / "policy.safetensors").read_bytes() == kept
 
 
+@pytest.mark.parametrize(("unsaved_s", "rarer", "saved"), [(1e9, 20, 1), (0, 0, 3), (0, 1e9, 2)])
+def test_training_that_is_unsaved_for_long_makes_checkpoints(tmp_path, monkeypatch, unsaved_s, rarer, saved):
+    """Beside those of train.checkpoint_every; where they take long themselves, not after every update."""
+    monkeypatch.setattr(loop, "UNSAVED_S", unsaved_s)
+    monkeypatch.setattr(loop, "RARER", rarer)
+    kept = {"train.checkpoint_every": "1000", "train.keep_checkpoints": "9"}
+    trained(tmp_path, "cartpole", **{**kept, "train.steps": "none", "train.updates": "3"})
+    assert len(list((tmp_path / "checkpoints").iterdir())) == saved
+
+
 def test_a_budget_in_updates_ends_the_run(tmp_path):
     _, result = trained(tmp_path, "qtrl-cartpole", **{"train.steps": "none", "train.updates": "7"})
     assert (result["update"], result["episodes"], result["target_reached"]) == (7, 7, False)
@@ -197,7 +208,7 @@ def test_importance_ratios_are_over_the_policy_that_acted(tmp_path):
 def test_an_update_counts_how_far_the_acting_policy_is_from_the_learned_one(precision):
     flags = {"rollout.precision": precision, "algorithm.learning_rate": "1e-12", "algorithm.epochs": "1"}
     cfg = with_flags(sources.preset("cartpole"), {**SMALL, **STEPS, **flags, "algorithm.minibatches": "1"})
-    metrics, _ = updates.update(prepare(cfg, Serial()), [])
+    metrics, *_ = updates.update(prepare(cfg, Serial()), [])
     assert (metrics["approx_kl"] > 1e-5) == (precision == "int2")
     assert (abs(metrics["entropy"] - metrics["acting_entropy"]) > 1e-5) == (precision == "int2")
 

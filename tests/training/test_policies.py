@@ -176,7 +176,7 @@ def test_a_shared_circuit_gets_the_sum_of_its_policies_gradients():
 
 def test_minibatches_deal_out_only_steps_in_which_an_agent_acted():
     run = prepared({"environment.id": "games/Relay"}, "independent")
-    metrics, _ = updates.update(run, [])
+    metrics, *_ = updates.update(run, [])
     acted = run.counters.acted
     assert (sum(acted), acted) == (3 * (12 + 6 + 9), [36, 18, 27])
     whole = rollout(run.config, run.environments, 1, run.policies.players([r.weights() for r in run.policies.learners]))

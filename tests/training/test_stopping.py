@@ -116,7 +116,9 @@ def test_a_process_that_nothing_interrupts_is_given_up(first, second, before, co
     left, _, error = ran(LOCKED.format(first=first, second=second, before=before))
     assert left == code
     name = signal.Signals(code - 128).name
-    assert error.startswith(f"distqtrl: interrupted by {name}, and the update did not end within 1 s; files that ")
+    assert error.startswith(
+        f"distqtrl: interrupted by {name}, and the work under way did not end within 1 s; files that "
+    )
 
 
 def test_who_asks_again_and_again_waits_no_longer():

@@ -31,7 +31,7 @@ RANK = announced("rank", without=0)
 def wrapped(original, spec):
     """update, with what spec wants done around it."""
 
-    def update(run, pending):
+    def update(run, pending, *more):
         number = run.counters.update
         if number == spec.get("pause"):
             if RANK == 0:
@@ -39,7 +39,7 @@ def wrapped(original, spec):
             deadline = time.monotonic() + 60
             while not pending and time.monotonic() < deadline:
                 time.sleep(0.01)
-        result = original(run, pending)
+        result = original(run, pending, *more)
         if number == spec.get("flip") and RANK == 1:
             Path(spec["event"]).touch()
             run.learner.parameters[0].detach().numpy().view(np.uint8)[0] ^= 1

@@ -105,7 +105,7 @@ def test_a_run_with_a_circuit_learns_and_leaves_a_policy():
     run = prepared(generator__source="circuit", algorithm__learning_starts="20", algorithm__policy_every="1")
     before = run.learner.fingerprint()
     for _ in range(2):
-        metrics, _ = updates.update(run, [])
+        metrics, *_ = updates.update(run, [])
     assert run.learner.fingerprint() != before
     assert 0 < metrics["entropy"] <= math.log(2)
     (policy,) = run.policies.deployed(0)

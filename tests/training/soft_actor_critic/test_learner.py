@@ -107,7 +107,7 @@ def test_generated_policies_on_integers_train_with_normalised_critics(norm):
         algorithm__policy_steps="1",
     )
     before = run.learner.fingerprint()
-    metrics, _ = updates.update(run, [])
+    metrics, *_ = updates.update(run, [])
     assert run.learner.num_steps == 4  # 20 steps of the critics
     assert np.isfinite([metrics["value_loss"], metrics["policy_loss"]]).all()
     assert run.learner.fingerprint() != before
@@ -193,7 +193,7 @@ def test_nothing_is_learned_before_it_starts():
     run = prepared(algorithm__learning_starts="40")
     before = run.learner.fingerprint()
     for update in range(3):
-        metrics, _ = updates.update(run, [])
+        metrics, *_ = updates.update(run, [])
         assert (metrics["policy_loss"] is None) == (update < 2)
         assert (run.learner.fingerprint() == before) == (update < 2)
         if update < 2:
@@ -207,7 +207,7 @@ def test_circuits_are_counted_as_predicted():
     asked = prediction(run)
     circuits = []
     for _ in range(3):
-        metrics, _ = updates.update(run, [])
+        metrics, *_ = updates.update(run, [])
         circuits.append(metrics["circuits"])
     assert circuits == [0, asked["update"]["circuits"], 2 * asked["update"]["circuits"]]
     assert asked["run"]["circuits"] == circuits[-1]
