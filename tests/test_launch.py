@@ -277,15 +277,30 @@ def local(*words, **env):
     return subprocess.Popen([LAUNCH / "local.sh", *words], env=env, stdout=subprocess.PIPE, text=True)
 
 
-def test_local_ranks_save_on_a_signal(mpirun, tmp_path):
-    with local("2", "train", "cartpole", "--run", str(tmp_path / "run"), "--train.steps", "100000000") as process:
+LONG = ("--train.steps", "100000000")
+LOCAL_SIGNALS = [
+    ("mpich", signal.SIGUSR1, 75, "SIGUSR1"),
+    ("mpich", signal.SIGTERM, 143, "SIGTERM"),
+    ("mpich", signal.SIGHUP, 129, "SIGUSR1"),
+    ("openmpi", signal.SIGINT, 130, "SIGUSR1"),
+    ("openmpi", signal.SIGTERM, 143, "SIGUSR1"),
+]
+
+
+@pytest.mark.parametrize(("mpi", "number", "code", "told"), LOCAL_SIGNALS)
+def test_local_ranks_save_on_a_signal(request, tmp_path, mpi, number, code, told):
+    """Whatever the mpirun hands on: Open MPI's ends its ranks at SIGTERM and Ctrl-C, and none hands on SIGHUP."""
+    request.getfixturevalue("mpirun" if mpi == "mpich" else mpi)
+    bin = Path(sys.executable).parent if mpi == "mpich" else Path(sys.prefix) / "openmpi" / "bin"
+    with local("2", "train", "cartpole", "--run", str(tmp_path / "run"), *LONG, BIN=str(bin)) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "stopped by SIGUSR1 after" in out
+    assert process.returncode == code
+    assert f"stopped by {told} after" in out
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_local_refuses_what_is_no_number():
