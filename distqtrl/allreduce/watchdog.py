@@ -44,12 +44,17 @@ class Watchdog:
             self._since = None
 
     def _watch(self) -> None:
+        watched, waited_s = self._since, 0.0
         while True:
             limit_s, since = self.limit_s, self._since
-            time.sleep(min(1.0, (limit_s or 10) / 10))
+            tick_s, began = min(1.0, (limit_s or 10) / 10), time.monotonic()
+            time.sleep(tick_s)
             if limit_s is None or since is None or since != self._since:
                 continue
-            if time.monotonic() - since < limit_s + _turn_s(self._rank):
+            took_s = min(time.monotonic() - began, 2 * tick_s)  # in what goes beyond, this process was suspended
+            waited_s = waited_s + took_s if since == watched else 0.0
+            watched = since
+            if waited_s < limit_s + _turn_s(self._rank):
                 continue
             _say(self._rank, limit_s, f"{MEANING}; train --resume resumes from the last checkpoint, if one was saved")
             os._exit(1)
