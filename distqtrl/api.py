@@ -58,7 +58,7 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
     timeout_s = config.allreduce.timeout_s if isinstance(config, Config) else 1800.0
     try:
         with together("distqtrl.train", timeout_s) as comm:
-            config, place = agreed(comm, lambda: _checked(config, directory, resume))
+            config, place = agreed(comm, lambda: _checked(config, directory, resume=resume, yes=yes))
             check_equal(comm, save(config).encode(), "configurations", "give every rank the same one, seed included")
             check_equal(comm, os.fsencode(f"{place} {resume}"), "directory or resume", "give every rank the same ones")
             result = _trained(config, place, resume, yes, comm)
@@ -72,8 +72,9 @@ def train(config: Config, directory: Place | None = None, *, resume: bool = Fals
     return result
 
 
-def _checked(config: Config, directory: Place | None, resume: bool) -> tuple[Config, Path | None]:
+def _checked(config: Config, directory: Place | None, *, resume: bool, yes: bool) -> tuple[Config, Path | None]:
     """Configuration and directory; raises UserError for arguments that make no sense."""
+    _refuse_words(resume=resume, yes=yes)
     if not isinstance(config, Config):
         raise UserError(f"train takes a configuration, not {shortened(config)}: make one with distqtrl.preset or read")
     place = None if directory is None else places.path("directory", directory)
@@ -158,6 +159,7 @@ def export(
     from distqtrl.export.targets import named
     from distqtrl.policy import policy_file
 
+    _refuse_words(implement=implement, joules=joules, import_environment=import_environment)
     options = Options(
         targets=named(_words("targets", targets)),
         bits=_bits(bits),
@@ -201,6 +203,7 @@ def verify(
     from distqtrl.export import verify as verifying
     from distqtrl.export.targets import named
 
+    _refuse_words(netlists=netlists, import_environment=import_environment)
     text, place = _words("targets", targets), places.path("folder", folder)
     wanted = named(text) if text else ()
     numbers = _positive("vectors", vectors), _positive("episodes", episodes)
@@ -248,6 +251,13 @@ def _positive(name: str, value: Any) -> int:
     if number is None or number < 1:
         raise UserError(f"{name} = {shortened(value)}: give a whole number, 1 or more")
     return number
+
+
+def _refuse_words(**given: Any) -> None:
+    """Raise UserError for what is neither True nor False, such as "no"."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{name} = {shortened(value)}: give True or False")
 
 
 def _seconds(name: str, value: Any) -> float | None:

@@ -1,8 +1,10 @@
 """``import distqtrl``: what the command line does, called from a program, alone and under mpirun."""
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -129,6 +131,10 @@ def test_without_a_directory_one_is_made(tmp_path):
         (lambda run: distqtrl.train(config(), resume=True), "resume = True with no directory"),
         (lambda run: distqtrl.train(config({"environment.id": "CartPol-v1"}), run / "new"), "CartPol"),
         (lambda run: distqtrl.train(config({"train.steps": None}), run / "new"), "train.steps none needs"),
+        (lambda run: distqtrl.train(config(), run / "new", yes="no"), "yes = 'no': give True or False"),
+        (lambda run: distqtrl.train(config(), run / "new", resume=1), "resume = 1: give True or False"),
+        (lambda run: distqtrl.export(run, run / "new", joules="no"), "joules = 'no': give True or False"),
+        (lambda run: distqtrl.verify(run, netlists="no"), "netlists = 'no': give True or False"),
         (lambda run: distqtrl.load(5), "path = 5: give a path"),
         (lambda run: distqtrl.load(run / "nowhere"), "cannot read "),
         (lambda run: distqtrl.load(run.parent), "cannot read "),
@@ -218,6 +224,29 @@ def test_observations_that_a_policy_cannot_read(trained, wrong):
     assert policy.act([[0, 0, 0, 0]]) == policy.act(np.zeros((1, 4), np.float32))  # a list is as good
     with pytest.raises(distqtrl.UserError, match=r"observations are .*: give numbers of shape \(B, 4\)"):
         policy.act(wrong)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, 4).to_sparse(), torch.zeros(2, 4, device="meta")],
+    ids=["sparse", "meta"],
+)
+def test_tensors_without_values_are_no_observations(trained, tensor):
+    with pytest.raises(
+        distqtrl.UserError, match=r"observations are a tensor of torch.float32, torch\..*: give a dense"
+    ):
+        distqtrl.load(trained[0]).act(tensor)
+
+
+def test_a_tensor_of_bfloat16_is_an_observation(trained):
+    policy, obs_BO = distqtrl.load(trained[0]), torch.linspace(-1, 1, 80).reshape(20, 4).bfloat16()
+    np.testing.assert_array_equal(policy.act(obs_BO.requires_grad_()), policy.act(obs_BO.detach().double()))
+
+
+@pytest.mark.parametrize("again", [lambda policy: pickle.loads(pickle.dumps(policy)), copy.deepcopy])
+def test_a_policy_goes_to_other_processes(trained, again):
+    policy, obs_BO = distqtrl.load(trained[0]), np.random.default_rng(0).normal(size=(100, 4))
+    np.testing.assert_array_equal(again(policy).act(obs_BO), policy.act(obs_BO))
 
 
 def test_a_policy_needs_neither_environment_nor_circuit(trained, tmp_path):

@@ -49,6 +49,8 @@ def chosen(net: nn.Module, wanted: Iterable[str | type[nn.Module]] | None) -> li
     wanted: names of modules (all that is in them) or of tensors, and types of modules; none = the default. Raises
     UserError for names that do not exist and for tensors that cannot be generated.
     """
+    if isinstance(net, torch.jit.ScriptModule):
+        raise UserError(f"{type(net).__name__} is compiled, and keeps its weights: give the module before torch.jit")
     if isinstance(wanted, str | type) or not isinstance(wanted, Iterable | None):
         wanted = [wanted]
     places = [Chosen(owner, name, path, *_start(owner, name, p)) for owner, name, path, p in _parameters(net)]

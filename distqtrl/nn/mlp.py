@@ -21,7 +21,7 @@ from distqtrl.policy import network
 from distqtrl.policy.distribution import Categorical, Factored, Gaussian, Head, SquashedGaussian
 from distqtrl.policy.network import Architecture
 from distqtrl.policy.normalizer import Normalizer
-from distqtrl.policy.policy_file import Policy
+from distqtrl.policy.policy_file import MOST_SEEN, Policy
 
 PASSED = (nn.Identity, nn.Flatten, nn.Dropout)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
@@ -85,9 +85,13 @@ def _moments(given: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
         mean_O, variance_O = (np.asarray(values, np.float64) for values in given)
     except (TypeError, ValueError):  # not two, or no numbers
         mean_O = variance_O = np.empty(0)
-    finite = np.isfinite(mean_O).all() and np.isfinite(variance_O).all()
-    if (mean_O.shape, variance_O.shape) != ((width,), (width,)) or not finite or (variance_O < 0).any():
-        raise UserError(f"observations: give mean and variance of {width} numbers each, finite, no variance below 0")
+    most = max(np.abs(mean_O).max(initial=0), variance_O.max(initial=0))
+    held = most <= MOST_SEEN and not (variance_O < 0).any()  # False of NaN, too
+    if (mean_O.shape, variance_O.shape) != ((width,), (width,)) or not held:
+        raise UserError(
+            f"observations: give mean and variance of {width} numbers each, none beyond {MOST_SEEN:g}, "
+            "no variance below 0"
+        )
     return mean_O, variance_O
 
 

@@ -115,16 +115,20 @@ class Policy:
         elif self.trained:
             self._program = self.program()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, and processes of the user's: all but the functions that are made of it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def act(self, obs_BO: np.ndarray) -> np.ndarray:
         """The greedy actions for the environment: the most probable one (per factor), or the saturated mean.
 
         obs_BO: (..., O); rows of a masked head end in the mask. Raises UserError where they are no numbers or O is not
         what the policy reads.
         """
-        try:
-            obs_BO = np.asarray(obs_BO.detach() if isinstance(obs_BO, torch.Tensor) else obs_BO)
-        except ValueError:  # rows of several lengths
-            obs_BO = np.asarray(obs_BO, object)
+        obs_BO = _array(obs_BO)
         if obs_BO.dtype.kind not in "fiub" or obs_BO.shape[-1:] != (self._width,):
             given = f"an array {obs_BO.shape} of {obs_BO.dtype}"
             raise UserError(f"observations are {given}: give numbers of shape (B, {self._width}), a row for each")
@@ -238,6 +242,21 @@ def made(about: dict[str, Any], tensors: tensorfile.Tensors) -> Policy:
         trained=trained,
         agents=told.agents,
     )
+
+
+def _array(given: Any) -> np.ndarray:
+    """Observations as NumPy has them; raises UserError for a tensor whose values it cannot have."""
+    if not isinstance(given, torch.Tensor):
+        try:
+            return np.asarray(given)
+        except ValueError:  # rows of several lengths
+            return np.asarray(given, object)
+    try:
+        found: np.ndarray = (given.float() if given.dtype is torch.bfloat16 else given).numpy(force=True)
+    except (TypeError, RuntimeError):
+        kind = f"{given.dtype}, {given.layout}, on {given.device}"
+        raise UserError(f"observations are a tensor of {kind}: give a dense one that has values") from None
+    return found
 
 
 def _affordable(tensors: tensorfile.Tensors, architecture: Architecture) -> bool:

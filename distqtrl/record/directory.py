@@ -80,6 +80,7 @@ class Result(Record):
     episodes: Count
     train_s: float = Field(ge=0, le=schema.LARGE)
     energy: Spent | None = None
+    versions: dict[Word, Word] = Field(default_factory=dict)
 
 
 def create(config: Config, name: str, comm: Communicator) -> Path:

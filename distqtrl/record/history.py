@@ -110,7 +110,7 @@ def keep_events(folder: Path, env_steps: int) -> None:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.compat.proto.event_pb2 import Event
 
-    for path in folder.glob("events.out.tfevents.*"):
+    for path in filter(Path.is_file, folder.glob("events.out.tfevents.*")):  # a pipe holds who opens it
         end = points = 0
         with path.open("rb") as file:
             while len(head := file.read(12)) == 12:

@@ -90,6 +90,11 @@ def spectral():
     return net
 
 
+def scripted():
+    with pytest.warns(DeprecationWarning):
+        return torch.jit.script(nn.Linear(3, 3))
+
+
 def old_style():
     with pytest.warns(FutureWarning):
         return nn.Sequential(weight_norm(nn.Linear(3, 3)))
@@ -119,6 +124,7 @@ def old_style():
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), None, "float32 on cpu and torch.float64"),
         (lambda: nn.Linear(1, 1, bias=False), None, "weight is a single number"),
         (lambda: nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(2))), None, "0.weight is a single number"),
+        (scripted, None, "is compiled, and keeps its weights: give the module before"),
         (lambda: [nn.Linear(3, 3)], None, "list is not a torch.nn.Module"),
     ],
 )

@@ -116,6 +116,12 @@ def test_normalised_observations():
     np.testing.assert_allclose(made.act(obs_BO), policy(net, "Pendulum-v1").act(normal_BO), atol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [1e301, np.inf, np.nan])
+def test_a_mean_that_no_policy_file_holds(mean):
+    with pytest.raises(UserError, match=r"observations: give mean and variance of 3 numbers each, none beyond 1e\+300"):
+        policy(actor(inputs=3, outputs=1), "Pendulum-v1", observations=(np.full(3, mean), np.ones(3)))
+
+
 class Residual(nn.Sequential):
     def forward(self, x):
         return super().forward(x) + x[:, :2]

@@ -157,6 +157,10 @@ def test_events_of_a_run_that_was_killed_do_not_repeat(tmp_path, monkeypatch):
         file.write_bytes(garbage)
         keep_events(folder, 30)
         assert raw_steps(folder) == [10, 20, 30]
+    pipe = folder / "events.out.tfevents.pipe"
+    os.mkfifo(pipe)
+    keep_events(folder, 30)  # a pipe would hold who opens it
+    pipe.unlink()
     with closing(Recorder(tmp_path, 0, 4, 30)) as recorder:
         for update in range(4, 7):
             recorder.write(metrics(update), 0.2)

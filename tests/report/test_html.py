@@ -141,6 +141,7 @@ REFUSED = [  # what happens to circuit-0, which is given with circuit-1; parts o
      ["no run is whole, so there is nothing to show: ", "circuit-0: metrics.jsonl is missing"]),
     (lambda run: (run / "result.json").write_text("[1]"), ["circuit-0/result.json", "writes it again"]),
     (lambda run: (run / "result.json").write_text('{"update": 20}'), ["circuit-0/result.json", "writes it again"]),
+    (lambda run: replace(run, '"versions": {', '"versions": {"x": 2, ', "result.json"), ["versions.x = 2"]),
     (lambda run: replace(run, '"update": 20', '"agents": {"a": "x"}, "update": 20', "result.json"),
      ["circuit-0/result.json is not a result of a run (agents.a = 'x'", "writes it again"]),
     (everywhere(lambda run: replace(run, "CartPole-v1", "No-v0")), ["environment 'No-v0'"]),
