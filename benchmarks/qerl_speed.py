@@ -30,7 +30,7 @@ from distqtrl.config.sources import preset, with_flags
 from distqtrl.language import arithmetic, checkpoint, pretrain, tasks
 from distqtrl.language.model import Model
 from distqtrl.language.questions import Task
-from distqtrl.training import metrics
+from distqtrl.training import updates
 from distqtrl.training.build import prepare
 from distqtrl.training.grpo import update as grpo
 
@@ -107,7 +107,7 @@ class Ours:
     def __call__(self) -> None:
         plain, grpo._rollout = grpo._rollout, watched(grpo._rollout, self.rollouts_s)
         try:
-            found, _ = watched(metrics.update, self.steps_s)(self.run, ())
+            found, *_ = watched(updates.update, self.steps_s)(self.run, ())
         finally:
             grpo._rollout = plain
         self.tokens = found["tokens"]

@@ -11,6 +11,7 @@ PURPOSES = (
     *("initialise", "control", "episode", "action", "minibatch", "validation", "evaluation", "shot", "spsa"),
     *("calibration", "replay", "noise"),  # new ones at the end: the position is the key
 )
+WEIGHTS, ANGLES, CRITICS = range(3)  # first indices of "initialise", and what is drawn with each
 
 
 def stream(seed: int, purpose: str, *index: int) -> np.random.Generator:

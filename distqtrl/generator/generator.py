@@ -85,7 +85,7 @@ class Generator(nn.Module):
     def _drawn(self, config: Config, draw: Callable[[], Drawn]) -> Drawn:
         """What is drawn from torch's generator, as it is at the start of this policy."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0, *self._key))
+            torch.manual_seed(seeding.integer(config.train.seed, "initialise", seeding.WEIGHTS, *self._key))
             return draw()
 
     def _free(self, config: Config, fresh_M: Tensor) -> None:
@@ -127,7 +127,7 @@ class Generator(nn.Module):
 
     def _start(self, config: Config, numbers: int, n: int, ranks: Ranks, other: qpu.QPU | None) -> None:
         """Draw what the source starts from, so many numbers; other: the QPU of another policy's generator."""
-        rng = seeding.stream(config.train.seed, "initialise", 1, *self._key)
+        rng = seeding.stream(config.train.seed, "initialise", seeding.ANGLES, *self._key)
         if self.kind.runs_circuit:
             if not self.kind.trained:
                 ranks = Ranks()  # measured as rank 0 does, so that all ranks have the same

@@ -72,7 +72,7 @@ class Foreign(nn.Module):
 
     def __init__(self, source: Callable[..., Any], shapes: Shapes, seed: int) -> None:
         super().__init__()
-        rng = seeding.stream(seed, "initialise", 1)
+        rng = seeding.stream(seed, "initialise", seeding.ANGLES)
         angles = {
             name: torch.as_tensor(rng.uniform(-math.pi, math.pi, shape), device="cpu")
             for name, shape in _sizes(shapes).items()
@@ -214,9 +214,9 @@ def _foreign(
     n = len(p_S).bit_length() - 1
     config = _enough(config, layers, n, free, f"the source's {len(p_S)} probabilities")
     with torch_defaults(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
+        torch.manual_seed(seeding.integer(config.train.seed, "initialise", seeding.WEIGHTS))
         mapping = Mapping(config.mapping, layers, n)
-        torch.manual_seed(seeding.integer(config.train.seed, "initialise", 0))
+        torch.manual_seed(seeding.integer(config.train.seed, "initialise", seeding.WEIGHTS))
         fresh_M = fresh_weights(layers)
         mapping.calibrate(p_S.detach().cpu(), fresh_M)
     return made, mapping

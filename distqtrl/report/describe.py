@@ -7,8 +7,8 @@ from distqtrl.config.run import Config
 from distqtrl.generator import generator
 from distqtrl.generator.diagnostics import diagnose
 from distqtrl.generator.generator import Generator
-from distqtrl.training.metrics import demanded
 from distqtrl.training.plan import plan
+from distqtrl.training.updates import demanded
 
 
 def describe(config: Config) -> dict[str, Any]:

@@ -28,8 +28,7 @@ from distqtrl.record import checkpoint
 from distqtrl.record.checkpoint import State
 from distqtrl.record.energy import Energy
 from distqtrl.record.recorder import Recorder
-from distqtrl.training import algorithms
-from distqtrl.training import metrics as updates
+from distqtrl.training import algorithms, updates
 from distqtrl.training.build import build
 from distqtrl.training.run import Run
 from distqtrl.training.stopping import EXIT_CODES, Stopped

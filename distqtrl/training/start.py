@@ -22,8 +22,8 @@ from distqtrl.record import directory as run_directory
 from distqtrl.training import shared_qpu, stopping
 from distqtrl.training.build import compare, prepare
 from distqtrl.training.loop import train
-from distqtrl.training.metrics import prediction
 from distqtrl.training.run import Run
+from distqtrl.training.updates import prediction
 
 Say = Callable[[str], None]
 

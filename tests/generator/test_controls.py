@@ -10,7 +10,7 @@ from distqtrl.config.sources import preset, with_flags
 from distqtrl.errors import UserError
 from distqtrl.generator.controls import SOURCES, Source
 from distqtrl.generator.generator import Generator
-from distqtrl.training import metrics
+from distqtrl.training import updates
 from distqtrl.training.build import prepare
 
 
@@ -26,7 +26,7 @@ def test_a_source_is_a_function_and_an_entry(monkeypatch):
     assert dict(run.learner.generator.named_parameters()).keys() > {"a_S"}
     before = run.learner.generator.a_S.detach().clone()
     for _ in range(2):
-        metrics.update(run, [])
+        updates.update(run, [])
     assert not torch.equal(run.learner.generator.a_S, before)
     assert float(run.learner.generator.probabilities().detach().sum()) == pytest.approx(1)
 

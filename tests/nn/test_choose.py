@@ -91,7 +91,7 @@ def spectral():
 
 
 def scripted():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         return torch.jit.script(nn.Linear(3, 3))
 
 

@@ -97,7 +97,7 @@ def test_a_complete_run_is_extended(tmp_path, capfd):
     assert (run / "result.json").read_bytes() == result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distqtrl.training.metrics.update", lambda run, pending: sys.exit(9))  # it dies in the middle
+        patch.setattr("distqtrl.training.updates.update", lambda *_: sys.exit(9))  # it dies in the middle
         assert cli.main(["train", "--resume", str(run), "--train.steps", "160"]) != 0
     assert not (run / "result.json").exists()
     assert (run / "result-000003.json").read_bytes() == result

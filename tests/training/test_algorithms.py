@@ -16,8 +16,8 @@ from distqtrl.report.describe import describe
 from distqtrl.training.algorithms import ALGORITHMS, Algorithm
 from distqtrl.training.build import prepare
 from distqtrl.training.loop import train
-from distqtrl.training.metrics import prediction
 from distqtrl.training.policy_gradient.update import update
+from distqtrl.training.updates import prediction
 
 TINY = tiny(algorithm_rollout_steps=8, train_updates=2, train_steps=None)
 

@@ -17,7 +17,7 @@ from distqtrl.policy import policy_file
 from distqtrl.policy.distribution import Categorical, Factored, Gaussian, masks
 from distqtrl.record.checkpoint import FORMAT
 from distqtrl.training import loop as train
-from distqtrl.training import metrics as updates
+from distqtrl.training import updates
 from distqtrl.training.build import prepare
 from distqtrl.training.policy_gradient import samples as samples_module
 from distqtrl.training.policy_gradient.samples import samples

@@ -22,8 +22,7 @@ from distqtrl.export import episodes
 from distqtrl.generator.controls import SOURCES
 from distqtrl.policy import lower, policy_file
 from distqtrl.record.recorder import Recorder
-from distqtrl.training import loop
-from distqtrl.training import metrics as updates
+from distqtrl.training import loop, updates
 from distqtrl.training.build import prepare
 from distqtrl.training.loop import train
 from distqtrl.training.policy_gradient import samples as samples_module

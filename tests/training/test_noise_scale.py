@@ -11,7 +11,7 @@ from distqtrl.allreduce import threads
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.allreduce.rendezvous import Rendezvous
 from distqtrl.config.sources import preset, with_flags
-from distqtrl.training import metrics, step
+from distqtrl.training import step, updates
 from distqtrl.training.build import prepare
 
 DIRECT = {"generator.source": "direct"}
@@ -56,7 +56,7 @@ def test_ranks_and_the_formula_agree_without_a_message_more(addends, name):
     config = with_flags(preset("cartpole"), tiny() | {key: str(x) for key, x in (DIRECT | flags).items()})
     process, meet = Counting(), Rendezvous(3)
     runs = [prepare(config, member) for member in threads.members(process, meet)]
-    told = threads.each(runs, lambda run: metrics.update(run, [])[0], [meet])
+    told = threads.each(runs, lambda run: updates.update(run, [])[0], [meet])
     assert process.asked == reductions + AROUND
     assert all(line[key] == told[0][key] for line in told for key in FACTS)
 

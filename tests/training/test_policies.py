@@ -26,8 +26,7 @@ from distqtrl.errors import UserError
 from distqtrl.generator import generator
 from distqtrl.policy import policy_file
 from distqtrl.training import loop as train
-from distqtrl.training import metrics as updates
-from distqtrl.training import roles
+from distqtrl.training import roles, updates
 from distqtrl.training.build import prepare
 from distqtrl.training.placement import blocks
 from distqtrl.training.policy_gradient import samples as samples_module

@@ -271,7 +271,7 @@ def step(
 def value_network(num_inputs: int, hidden: tuple[int, ...], seed: int, *key: int) -> nn.Module:
     """A freshly initialised V: observation (N, O) -> (N, 1), tanh between the layers."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.integer(seed, "initialise", 2, *key))
+        torch.manual_seed(seeding.integer(seed, "initialise", seeding.CRITICS, *key))
         layers: list[nn.Module] = []
         for i, o in pairwise((num_inputs, *hidden)):
             layers += [nn.Linear(i, o), nn.Tanh()]

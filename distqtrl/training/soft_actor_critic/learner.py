@@ -34,7 +34,7 @@ class SoftActorCritic(NetworkLearner):
         super().__init__(setup)
         a = self.config.algorithm
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", 2))
+            torch.manual_seed(seeding.integer(self.config.train.seed, "initialise", seeding.CRITICS))
             self.critics, targets = (self.twins(self.config, setup.spec).to(self.dtype) for _ in range(2))
             beside = self._beside(setup.spec)
         targets.load_state_dict(self.critics.state_dict())

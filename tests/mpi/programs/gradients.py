@@ -14,8 +14,7 @@ from distqtrl.allreduce.connect import connect
 from distqtrl.config.run import Config
 from distqtrl.config.sources import with_flags
 from distqtrl.record import checkpoint
-from distqtrl.training import loop
-from distqtrl.training import metrics as updates
+from distqtrl.training import loop, updates
 from distqtrl.training.build import prepare
 
 GLOBAL_ENVIRONMENTS = 8

@@ -23,7 +23,7 @@ from distqtrl.circuit.ansatz import program
 from distqtrl.cli import main as cli
 from distqtrl.cli import train
 from distqtrl.config.stages import Qpu
-from distqtrl.training import metrics as updates
+from distqtrl.training import updates
 
 RANK = announced("rank", without=0)
 

@@ -12,7 +12,7 @@ from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.errors import UserError
 from distqtrl.policy import network
-from distqtrl.training import metrics as updates
+from distqtrl.training import updates
 from distqtrl.training.build import prepare
 from distqtrl.training.soft_actor_critic import update as off_policy
 from distqtrl.training.soft_actor_critic.discrete import DiscreteSoftActorCritic

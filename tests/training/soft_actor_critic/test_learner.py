@@ -10,11 +10,11 @@ from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.sources import preset, with_flags
 from distqtrl.errors import UserError
 from distqtrl.policy import network
-from distqtrl.training import metrics as updates
+from distqtrl.training import updates
 from distqtrl.training.build import prepare
-from distqtrl.training.metrics import prediction
 from distqtrl.training.soft_actor_critic import learner as soft_actor_critic
 from distqtrl.training.soft_actor_critic import update as off_policy
+from distqtrl.training.updates import prediction
 
 FLAGS = {
     "policy.hidden": "8",
