@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -221,13 +220,8 @@ def _complete(place: Path) -> bool:
 def _started(job: Job, place: Path, commit: str, hosts: Path | None) -> subprocess.Popen | BaseProcess:
     """A process that begins the run, or goes on with its last checkpoint; what it says is in place/said."""
     place.mkdir(parents=True, exist_ok=True)
-    started = sorted(path.parent.parent for path in place.glob("*/checkpoints/update-*.safetensors"))
-    if started:
-        words = ["train", "--resume", str(started[0])]
-    else:
-        for left in place.iterdir():  # stopped before its first checkpoint
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        words = ["train", job.preset, "--train.seed", str(job.seed), "--train.directory", str(place), *job.flags]
+    words = ["train", job.preset, "--train.seed", str(job.seed), *job.flags, "--run", str(place / "run")]
+    if not list(place.glob("run/checkpoints/*")):
         (place / "commit").write_text(commit)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if job.ranks > (os.cpu_count() or 1) and hosts is None:
