@@ -32,16 +32,22 @@ else
 fi
 
 launched='' signalled='' ending=''
-# shellcheck disable=SC2317  # the traps call it
+# shellcheck disable=SC2317  # the traps call them
+later_term() {
+    for _ in {1..60}; do sleep 0.1 && kill -0 "$1" || return; done
+    kill -TERM "$1"
+}
+# shellcheck disable=SC2317
 stop() { # a signal, and the exit code after it; asked for the first time, the ranks save
-    local sent=$1
+    local sent=$1 launched=${launched:-${!-}}
+    [ -n "$launched" ] || exit "$2"
     signalled=1
     if [ -z "$ending" ]; then
         ending=$2
         [ -z "$openmpi" ] && [ "$1" != HUP ] || sent=USR1 # which every mpirun hands on to its ranks
     fi
     kill "-$sent" "$launched"
-    case $sent:$1 in USR1:INT | USR1:TERM) (sleep 6 && kill -TERM "$launched") >/dev/null 2>&1 & ;; esac # somebody waits
+    case $sent:$1 in USR1:INT | USR1:TERM) later_term "$launched" >/dev/null 2>&1 & ;; esac # somebody waits
 }
 trap 'stop USR1 75' USR1
 trap 'stop HUP 129' HUP

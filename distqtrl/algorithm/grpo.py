@@ -16,6 +16,8 @@ def advantages(rewards_NJ: Tensor, scaled: bool, epsilon: float) -> Tensor:
             [ 0.0000,  0.0000]])
     """
     centred_NJ = rewards_NJ - rewards_NJ.mean(1, keepdim=True)
+    equal_N1 = (rewards_NJ == rewards_NJ[:, :1]).all(1, keepdim=True)  # whose mean may be another number, by rounding
+    centred_NJ = centred_NJ.masked_fill(equal_N1, 0.0)
     return centred_NJ / (rewards_NJ.std(1, keepdim=True) + epsilon) if scaled else centred_NJ
 
 

@@ -5,7 +5,7 @@ SHA-256, and what it was trained for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,10 @@ class Adapted:
     adapter: Adapter
     precision: Literal["float32", "float64"]
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, and processes of the user's: neither the decoder nor the task's process."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def save(self, path: places.Place) -> None:
         """Write the file, whole or not at all; raises UserError where no file can have that name, and OSError."""

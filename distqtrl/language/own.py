@@ -1,7 +1,6 @@
 """A task of the user's own: a module in a process beside this one, which is ended when it does not answer."""
 
 import json
-import math
 import select
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distqtrl.config.values import finite
 from distqtrl.errors import Foreign, UserError, shortened
 from distqtrl.files import reading
 from distqtrl.language import verifier
@@ -64,9 +64,10 @@ class Own:
         """What the module says; raises UserError where that is no finite number."""
         what = f"the reward of the prompt {shortened(question.prompt)}"
         found = self._called("reward", completion, question.answer, what=what)
-        if not isinstance(found, (int, float)) or not math.isfinite(found):
+        number = float(found) if isinstance(found, bool) else finite(found)
+        if number is None:
             raise self._refusal(f"{what} is {shortened(found)}: return a finite number")
-        return float(found)
+        return number
 
     def _questions(self, split: str) -> list[Question]:
         what = f"questions({split!r})"

@@ -49,8 +49,11 @@ def chosen(net: nn.Module, wanted: Iterable[str | type[nn.Module]] | None) -> li
     wanted: names of modules (all that is in them) or of tensors, and types of modules; none = the default. Raises
     UserError for names that do not exist and for tensors that cannot be generated.
     """
-    if isinstance(net, torch.jit.ScriptModule):
-        raise UserError(f"{type(net).__name__} is compiled, and keeps its weights: give the module before torch.jit")
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{path or 'the net'} is compiled, and keeps its weights: give it as it was before torch.jit"
+            )
     if isinstance(wanted, str | type) or not isinstance(wanted, Iterable | None):
         wanted = [wanted]
     places = [Chosen(owner, name, path, *_start(owner, name, p)) for owner, name, path, p in _parameters(net)]

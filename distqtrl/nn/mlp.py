@@ -85,8 +85,7 @@ def _moments(given: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
         mean_O, variance_O = (np.asarray(values, np.float64) for values in given)
     except (TypeError, ValueError):  # not two, or no numbers
         mean_O = variance_O = np.empty(0)
-    most = max(np.abs(mean_O).max(initial=0), variance_O.max(initial=0))
-    held = most <= MOST_SEEN and not (variance_O < 0).any()  # False of NaN, too
+    held = (np.abs(mean_O) <= MOST_SEEN).all() and ((variance_O >= 0) & (variance_O <= MOST_SEEN)).all()
     if (mean_O.shape, variance_O.shape) != ((width,), (width,)) or not held:
         raise UserError(
             f"observations: give mean and variance of {width} numbers each, none beyond {MOST_SEEN:g}, "

@@ -56,7 +56,7 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
     a device that failed (after a checkpoint of the last whole update), OSError on rank 0 for a full disk.
     """
     before: deque[State] = deque(maxlen=2)  # the present update's start and the last one's, to go back to
-    recorder, first = None, run.counters.update
+    recorder = None
     try:
         while True:
             try:
@@ -69,7 +69,8 @@ def train(run: Run, directory: Path, pending: Sequence[signal.Signals] = ()) -> 
                     if run.lost:
                         recorder.say(_loss(run))
                 if run.finished or run.reached:
-                    if run.counters.update == first and not run.finished:
+                    was_complete = (directory / f"result-{run.counters.update:06d}.json").exists()
+                    if was_complete and not run.finished:
                         recorder.say(f"nothing is trained: {MET}")
                     return _conclude(run, directory, recorder, pending)
                 _cycle(run, directory, recorder, clock, pending)

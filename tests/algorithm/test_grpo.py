@@ -14,6 +14,18 @@ def test_advantages_compare_a_group_with_itself():
     assert grpo.advantages(rewards_NJ, scaled=False, epsilon=1e-8)[0].tolist() == [0.5, -0.5, -0.5, 0.5]
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.2, 1 / 3, 0.7, 0.9])
+@pytest.mark.parametrize("size", [2, 3, 8, 16])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_group_of_equal_rewards_says_nothing(reward, size, scaled):
+    """Also where the mean of equal numbers is another number, by rounding."""
+    rewards_NJ = torch.full((2, size), reward)
+    rewards_NJ[1, 0] = 0.0
+    adv_NJ = grpo.advantages(rewards_NJ, scaled=scaled, epsilon=1e-8)
+    assert adv_NJ[0].tolist() == [0.0] * size
+    assert adv_NJ[1].abs().min() > 0
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope"),
     [

@@ -145,6 +145,7 @@ REWARD = "def question(split, number): return 'p', 'a'\ndef reward(completion, a
     [
         ("return float('nan')", "the reward of the prompt '1 or 2?' is nan: return a finite number", UserError),
         ("return None", "is None: return a finite number", UserError),
+        ("return 10**400", "return a finite number", UserError),
         ("return {1, 2}", "is {'type': 'set'}: return a finite number", UserError),
         ("return 1 / 0", "the prompt '1 or 2?' failed: ZeroDivisionError: division by zero", Foreign),
         ("raise SystemExit", "failed: SystemExit", Foreign),

@@ -229,17 +229,19 @@ def test_ctrl_c_then_resume_then_sigterm(forked_ranks, tmp_path):
 
 def test_a_signal_in_the_final_evaluation(forked_ranks, tmp_path):
     """The policy is there by then; the resume evaluates it, and the files are those of a run without a break."""
-    flags = ["--train.steps", "96", "--evaluate.episodes"]
+    target = ["--evaluate.every", "1", "--evaluate.target", "1", "--evaluate.validation_episodes", "2"]
+    flags = [*target, "--train.steps", "96", "--evaluate.episodes"]
     words = ["-m", "distqtrl", "train", "cartpole", *TINY, *flags]
     run = tmp_path / "run"
     stopped = (run / "policy.safetensors", signal.SIGUSR1)
     code, out, err = forked_ranks(2, [*words, "100000", "--run", str(run)], when=[stopped])
     assert (code, lines(err)) == (75, [])
-    assert "stopped by SIGUSR1 after 3 updates" in out
+    assert "stopped by SIGUSR1 after 1 updates" in out
     assert not (run / "result.json").exists()
 
     code, _, err = forked_ranks(2, [*words, "3", "--run", str(run)])
     assert code == 0, err
+    assert "nothing is trained" not in err
     assert json.loads((run / "result.json").read_text())["evaluation"]["episodes"] == 3
 
 

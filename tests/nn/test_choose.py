@@ -124,7 +124,8 @@ def old_style():
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), None, "float32 on cpu and torch.float64"),
         (lambda: nn.Linear(1, 1, bias=False), None, "weight is a single number"),
         (lambda: nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(2))), None, "0.weight is a single number"),
-        (scripted, None, "is compiled, and keeps its weights: give the module before"),
+        (scripted, None, "the net is compiled, and keeps its weights: give it as it was before torch.jit"),
+        (lambda: nn.Sequential(scripted(), nn.Tanh(), nn.Linear(3, 2)), ["2"], "0 is compiled, and keeps its weights"),
         (lambda: [nn.Linear(3, 3)], None, "list is not a torch.nn.Module"),
     ],
 )

@@ -116,10 +116,13 @@ def test_normalised_observations():
     np.testing.assert_allclose(made.act(obs_BO), policy(net, "Pendulum-v1").act(normal_BO), atol=1e-5)
 
 
-@pytest.mark.parametrize("mean", [1e301, np.inf, np.nan])
-def test_a_mean_that_no_policy_file_holds(mean):
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("number", [1e301, np.inf, np.nan])
+def test_moments_that_no_policy_file_holds(which, number):
+    moments = np.ones((2, 3))
+    moments[which, 1] = number
     with pytest.raises(UserError, match=r"observations: give mean and variance of 3 numbers each, none beyond 1e\+300"):
-        policy(actor(inputs=3, outputs=1), "Pendulum-v1", observations=(np.full(3, mean), np.ones(3)))
+        policy(actor(inputs=3, outputs=1), "Pendulum-v1", observations=tuple(moments))
 
 
 class Residual(nn.Sequential):

@@ -1,6 +1,7 @@
 """GRPO in the loop: what is equal over ranks and after a break, what reaches the policy, what is refused."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -134,9 +135,10 @@ def test_a_break_changes_no_bit(trained, tmp_path, place):
 
 
 def test_a_task_that_rewards_everything_alike_is_told_of_once(trained, place, capfd):
-    (place / "alike.py").write_text(TASK.replace("sum(map(ord, completion)) % 7 / 7", "1.0"))
-    _, rows = trained("alike", train__updates=3, language__task=str(place / "alike.py"))
+    (place / "alike.py").write_text(TASK.replace("sum(map(ord, completion)) % 7 / 7", "0.1"))
+    update, rows = trained("alike", train__updates=3, language__task=str(place / "alike.py"))
     assert [row["equal_groups"] for row in rows] == [1, 1, 1]
+    assert torch.equal(update.factors_F, update.start_F)
     assert capfd.readouterr().err.count("every group's rewards are equal") == 1
 
 
@@ -148,7 +150,10 @@ def test_evaluate_and_export(trained, tmp_path, capsys):
         words = ["export", str(tmp_path / "run"), "-o", str(tmp_path / target), "--target", target]
         assert cli.main(words) == 0
         assert (tmp_path / target / file).exists()
-    assert isinstance(distqtrl.load(tmp_path / "run"), adapted.Adapted)
+    loaded = distqtrl.load(tmp_path / "run")
+    assert isinstance(loaded, adapted.Adapted)
+    assert loaded.task.size("test")  # a process, which goes to no other one
+    assert torch.equal(pickle.loads(pickle.dumps(loaded)).factors_F, loaded.factors_F)
 
 
 @pytest.mark.parametrize(
