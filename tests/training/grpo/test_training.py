@@ -152,7 +152,7 @@ def test_evaluate_and_export(trained, tmp_path, capsys):
         assert (tmp_path / target / file).exists()
     loaded = distqtrl.load(tmp_path / "run")
     assert isinstance(loaded, adapted.Adapted)
-    assert loaded.task.size("test")  # a process, which goes to no other one
+    assert loaded.task.question("test", 0).prompt  # of a process, which goes to no other one
     assert torch.equal(pickle.loads(pickle.dumps(loaded)).factors_F, loaded.factors_F)
 
 
