@@ -124,7 +124,7 @@ def _body(op: object, x: Range, number: int, loop: str, result: str) -> list[str
     if isinstance(op, Matmul):
         return Layer(op, x, number).statements(result)
     if isinstance(op, Scale):
-        wide = "int64_t" if max(r.bits for r in within(op, x)) > 32 else "int32_t"
+        wide = "int64_t" if max(op.shift + 1, *(r.bits for r in within(op, x))) > 32 else "int32_t"
         factor, offset = (
             f"{name}{number}[i]" if len(set(values.tolist())) > 1 else str(int(values[0]))
             for name, values in (("multiplier", op.multiplier_N), ("offset", op.offset_N))

@@ -9,11 +9,13 @@ import numpy as np
 from distqtrl.export import c, tools
 from distqtrl.export.check import BUILT, EQUAL, Check, Question, equal, parts
 from distqtrl.export.options import Options
+from distqtrl.export.tools import Unchecked
 from distqtrl.quantize.program import Argmax, Lookup, Matmul, Program, Scale
 
 if TYPE_CHECKING:  # the command line's help reads the table of targets, and waits for no torch
     import torch
 
+NO_GPU = (35, 100)  # cudaErrorInsufficientDriver, cudaErrorNoDevice
 SOURCE = """\
 /* A policy as integers, exported by distqtrl: one thread per action. Compile with nvcc. */
 #include "policy.c"
@@ -37,6 +39,7 @@ extern "C" int policy_batch_cuda(const policy_observation_t *observations, int32
 {
     policy_observation_t *x = 0;
     int32_t *y = 0;
+    if (!count) return 0;
     size_t in = sizeof(*x) * POLICY_INPUTS * (size_t)count, out = sizeof(*y) * POLICY_ACTIONS * (size_t)count;
     int error = (int)cudaMalloc((void **)&x, in);
     if (!error) error = (int)cudaMalloc((void **)&y, out);
@@ -66,6 +69,8 @@ def compared(name: str, q: Question) -> Check:
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (rows, out)]
     call = ctypes.CDLL(str(tools.library(nvcc, file))).policy_batch_cuda
     if code := call(*pointers, ctypes.c_int32(len(rows))):
+        if code not in NO_GPU:
+            raise Unchecked(f"the kernel failed (CUDA error {code}): give the GPU more memory, or report this bug")
         return Check(name, BUILT, detail=f"by nvcc, and not run: no GPU here (CUDA error {code})")
     equal(out, q.y_BA)
     return Check(name, EQUAL, vectors=len(q.x_BO), detail="on the GPU")

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from distqtrl.export.manifest import MANIFEST, PARTNER, PROGRAM, VECTORS
 from distqtrl.export.measured import errors, formats, joules, returns
 from distqtrl.export.options import BITS, PER, Options
 from distqtrl.export.targets import TARGETS
+from distqtrl.files import reading
 from distqtrl.policy import lower, policy_file
 from distqtrl.policy.policy_file import Policy
 from distqtrl.quantize import calibrate
@@ -134,11 +136,12 @@ def _observations(policy: Policy, partners: Sequence[Policy], file: Path | None)
     width = policy.architecture.num_inputs
     if file is not None:
         try:
+            reading.regular(file)
             with file.open("rb") as opened:
                 if opened.read(len(MAGIC)) != MAGIC:
                     raise ValueError("it is not a .npy file")
             return calibrate.checked(np.load(file, allow_pickle=False), width, str(file))
-        except (OSError, ValueError, EOFError, MemoryError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError) as error:
             reason = "it is larger than memory" if isinstance(error, MemoryError) else error
             raise UserError(
                 f"cannot read observations {file} ({reason}): give a .npy file of shape (N, {width})"

@@ -42,7 +42,7 @@ class Policy:
             ctypes.c_int32.in_dll(self.library, f"policy_{name}").value
             for name in ("inputs", "actions", "fraction", "observation_size")
         )
-        integer = {2: ctypes.c_int16, 4: ctypes.c_int32}[size]
+        integer = {1: ctypes.c_int8, 2: ctypes.c_int16, 4: ctypes.c_int32}[size]
         self.observation = np.ctypeslib.as_array((integer * inputs).in_dll(self.library, "policy_observation"))
         self.action = np.ctypeslib.as_array((ctypes.c_int32 * actions).in_dll(self.library, "policy_action"))
         self.step = ctypes.PyDLL(path).policy_step  # to release the interpreter's lock would take as long again
@@ -97,7 +97,7 @@ def _built(flags: list[str]) -> Path:
                 raise RuntimeError(f"{words[0]} wrote no library: repair it, or name another compiler in CC")
             with suppress(OSError):
                 cached.parent.mkdir(parents=True, exist_ok=True)
-                partial = cached.with_suffix(f".{os.getpid()}")
+                partial = cached.with_suffix(f".{place.name}")  # no other process has that, on any host
                 try:
                     shutil.copyfile(library, partial)
                     partial.replace(cached)

@@ -82,8 +82,9 @@ def model(program: Program) -> bytes:
     graph, name = Graph(), "observation"
     for op, x, _ in program.steps():
         if isinstance(op, Matmul):
-            levels = graph.add("Cast", name, to=UINT8)
-            name = graph.add("MatMulInteger", levels, graph.constant(op.weights_NK.T, np.int8))
+            # weights are unsigned around 128: by signed ones, CPUs without VNNI add pairs of products in 16 bits
+            levels, zero, middle = graph.add("Cast", name, to=UINT8), *(graph.constant(x, np.uint8) for x in (0, 128))
+            name = graph.add("MatMulInteger", levels, graph.constant(op.weights_NK.T + 128, np.uint8), zero, middle)
         elif isinstance(op, Scale):
             name = _scale(graph, op, x, name)
         elif isinstance(op, Lookup):

@@ -174,7 +174,7 @@ def _found(name: str, brings: str) -> str:
 def workplace() -> Iterator[Path]:
     """A new folder for tools, gone afterwards: it can be written, has room, runs programs, and make can name it.
 
-    Raises Unchecked where there is none.
+    Raises Unchecked where there is none, and for an OSError of what is done there.
     """
     tried = [Path(name).absolute() for name in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", ".") if name]
     for parent in sorted(filter(_usable, tried), key=lambda path: min(_room(path), ROOM), reverse=True):
@@ -183,7 +183,10 @@ def workplace() -> Iterator[Path]:
         except OSError:
             continue
         with made as place:
-            yield Path(place)
+            try:
+                yield Path(place)
+            except OSError as error:
+                raise Unchecked(f"{error.strerror or error}: set TMPDIR to a folder with more room") from None
         return
     raise Unchecked(
         f"no folder for temporary files among {', '.join(map(str, tried))}: set TMPDIR to one that can be written, "
@@ -192,8 +195,11 @@ def workplace() -> Iterator[Path]:
 
 
 def _usable(path: Path) -> bool:
-    may = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
-    return may and not ODD.search(str(path)) and not os.statvfs(path).f_flag & os.ST_NOEXEC
+    try:
+        may = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+        return may and not ODD.search(str(path)) and not os.statvfs(path).f_flag & os.ST_NOEXEC
+    except OSError:  # below a folder that may not be entered
+        return False
 
 
 def _room(path: Path) -> int:

@@ -17,7 +17,6 @@ from distqtrl.environment import permission
 from distqtrl.errors import UserError
 from distqtrl.export import c, episodes, manifest, tools
 from distqtrl.export.check import (
-    BUILT,
     DIFFERENT,
     EQUAL,
     NOT_CHECKED,
@@ -98,7 +97,7 @@ def exit_code(found: Sequence[Check], named: Sequence[str] = ()) -> int:
     if any(not proven & set(names) for target in named for names in proofs(target).values()):
         return UNPROVEN
     counted = {name for target in TARGETS.values() for name in target.checks}
-    return OK if any(x.target in counted and x.status in (EQUAL, BUILT) for x in found) else UNPROVEN
+    return OK if any(x.target in counted and x.status == EQUAL for x in found) else UNPROVEN
 
 
 def vectors(program: Program, seen_BO: Ints, num: int, seed: int) -> Ints:
@@ -124,17 +123,17 @@ def _every(program: Program, num: int, seed: int) -> Ints:
     """All observations, or one of every combination of levels that the first operation tells apart; none beyond num."""
     low, high = int(program.inputs.low_N[0]), int(program.inputs.high_N[0])
     width, first = len(program.input_fraction_O), program.ops[0]
-    x_BO = np.repeat(np.arange(low, high + 1)[:, np.newaxis], width, axis=1)
-    if len(x_BO) ** width <= num:
-        choices = list(x_BO.T)
-    elif isinstance(first, Scale):
-        shuffled = np.random.default_rng(seed).permutation(x_BO)
-        level_BO = first(shuffled)
-        choices = [shuffled[np.unique(level_BO[:, i], return_index=True)[1], i] for i in range(width)]
-    else:
-        return x_BO[:0]
-    if math.prod(len(choice) for choice in choices) > num:
-        return x_BO[:0]
+    all_B = np.arange(low, high + 1)
+    choices = [all_B] * width if len(all_B) ** width <= num else []
+    if isinstance(first, Scale) and not choices:
+        shuffled_B = np.random.default_rng(seed).permutation(all_B)
+        for i in range(width):
+            _, where = np.unique(first.of(i, shuffled_B), return_index=True)
+            choices.append(shuffled_B[where])
+            if math.prod(map(len, choices)) > num:
+                break
+    if not choices or math.prod(map(len, choices)) > num:
+        return np.empty((0, width), np.int64)
     return np.stack(np.meshgrid(*choices, indexing="ij"), -1).reshape(-1, width)
 
 
@@ -149,8 +148,6 @@ def _placed(
             return checked(name, comparison, question(place))
     except Unchecked as error:
         return Check(name, NOT_CHECKED, detail=str(error))
-    except OSError as error:  # of the place
-        return Check(name, NOT_CHECKED, detail=f"{error.strerror or error}: set TMPDIR to a folder with more room")
 
 
 def _take(folder: Path, about: dict[str, Any], file: str, place: Path) -> Path:

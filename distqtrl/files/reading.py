@@ -21,7 +21,7 @@ MOST_OF_A_LINE = 1 << 24  # bytes
 DEPTH = 50  # of lists and tables in each other
 DIGITS = 300  # of an integer, so that floating point can hold it
 _LONG = re.compile(rf"\d{{{DIGITS}}}")
-_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
+_STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]')
 
 
 def regular(path: Path) -> None:

@@ -27,7 +27,12 @@ OUTPUTS: dict[type[Head], str] = {
 
 
 def quantizer(source: Quantize | Trained, architecture: Architecture, head: Head) -> Quantizer:
-    """The quantizer of a network and a head: with fresh scales (Quantize), or as it was trained."""
+    """The quantizer of a network and a head: with fresh scales (Quantize), or as it was trained.
+
+    Raises UserError for actions whose ranges differ by so much that integers do not hold both.
+    """
+    if isinstance(head, Bounded):
+        _ends(head)
     facts = architecture.widths, architecture.activation, OUTPUTS[type(head)]
     return Quantizer(source, *facts) if isinstance(source, Quantize) else Quantizer.of(source, *facts)
 
@@ -96,13 +101,29 @@ def _tanh_table(grid: Grid) -> Ints:
 
 def _action(head: Bounded, top: int) -> tuple[Scale, int]:
     """Level 0 means low and the top level high; rounded inwards, so that no action leaves the environment's bounds."""
-    low_A, high_A = np.array(head.low), np.array(head.high)
-    end = 1 << (ACTION_BITS - 1)
-    most = max(np.abs(low_A).max(), np.abs(high_A).max(), 2.0**-15)
-    fraction = int(np.frexp((end - 1) / most)[1]) - 1
-    low_A, high_A = np.ceil(np.ldexp(low_A, fraction)), np.floor(np.ldexp(high_A, fraction))
-    shift = MULTIPLIER_BITS
+    low_A, high_A, fraction = _ends(head)
+    end, shift = 1 << (ACTION_BITS - 1), MULTIPLIER_BITS
     multiplier_A = np.floor(np.ldexp(high_A - low_A, shift) / top)
     offset_A = np.ldexp(low_A, shift) + (1 << (shift - 1))
     offset_A = np.minimum(offset_A, np.ldexp(high_A + 1, shift) - 1 - top * multiplier_A)
     return Scale(multiplier_A.astype(np.int64), offset_A.astype(np.int64), shift, -end, end - 1), fraction
+
+
+def _ends(head: Bounded) -> tuple[np.ndarray, np.ndarray, int]:
+    """Bounds (A,) in whole steps of all actions, and how many binary digits of them are behind the point.
+
+    Raises UserError for an action whose range is too narrow beside that of another one.
+    """
+    low_A, high_A = np.array(head.low), np.array(head.high)
+    end = 1 << (ACTION_BITS - 1)
+    most = max(np.abs(low_A).max(), np.abs(high_A).max(), 2.0**-15)
+    fraction = int(np.frexp((end - 1) / most)[1]) - 1
+    inner_A, outer_A = np.ceil(np.ldexp(low_A, fraction)), np.floor(np.ldexp(high_A, fraction))
+    narrow_A = outer_A - inner_A < (low_A < high_A)  # not even one step
+    if narrow_A.any():
+        i = int(narrow_A.argmax())
+        raise UserError(
+            f"action {i} from {low_A[i]:g} to {high_A[i]:g} is less than a step of integers that hold {most:g}, too: "
+            "let the environment take actions in units of their ranges, or use the policy without integers"
+        )
+    return inner_A, outer_A, fraction

@@ -94,6 +94,11 @@ class Scale:
         y_BN: Ints = ((x_BN * self.multiplier_N + self.offset_N) >> self.shift).clip(self.low, self.high)
         return y_BN
 
+    def of(self, i: int, x_B: Ints) -> Ints:
+        """y_i of x_i."""
+        y_B: Ints = ((x_B * self.multiplier_N[i] + self.offset_N[i]) >> self.shift).clip(self.low, self.high)
+        return y_B
+
     def product(self, x: Range) -> Range:
         """The range of x_i * multiplier_N[i]."""
         a_N, b_N = x.low_N * self.multiplier_N, x.high_N * self.multiplier_N

@@ -78,6 +78,8 @@ def _counted(kind: str, path: Path, core: str, energy: tuple[float, float] | Non
 def _core(program: Program, core: str) -> tuple[str, int]:
     """A core's text, and how many observations it takes per beat."""
     if core == "unrolled":
+        if missing := unrolled.refusal(program):
+            raise UserError(f"--core unrolled: {missing}: choose folded, or smaller --widths")
         return unrolled.verilog(program), len(program.input_fraction_O)
     folding = folded.usual(program)
     return folded.verilog(program, folding), folding.columns

@@ -113,6 +113,8 @@ def three_steps(search: Search, known: Known) -> Decision:
             return Decision(_once(needed), steps=tuple(steps))
         kept = passing[-1] if passing else kept
         steps.append(Step(what, tuple(tried), tuple(passing), kept))
+    if not finished(known(kept) or ()):
+        return Decision(_once(needed), True, tuple(steps), problem=f"every training of {name(kept)} failed")
     nothing = [step.what for step in steps if not step.passing]
     problem = f"nothing passes the step of {' and '.join(nothing)}: the largest is kept" if nothing else ""
     return Decision(_once(needed), True, tuple(steps), kept, problem)

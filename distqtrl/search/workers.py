@@ -25,7 +25,7 @@ from typing import Any
 from distqtrl.allreduce.communicator import Serial
 from distqtrl.config.run import OUTPUT
 from distqtrl.errors import Diverged, UserError
-from distqtrl.export import folder
+from distqtrl.export import folder, tools
 from distqtrl.files.lock import Held, locked
 from distqtrl.files.replace import replace
 from distqtrl.record import directory as run_directory
@@ -246,7 +246,8 @@ def _count(worker: Worker, candidate: Candidate) -> int:
     seed = rule.median_seed(scores, search.seeds)
     assert seed is not None
     worker.say(f"{search.cost} of {name(candidate)}, seed {seed}")
-    found = cost.cost(search.cost, search.run(candidate, seed) / "policy.safetensors", search.core, search.energy)
+    with tools.orderly(search.export.limit_s):
+        found = cost.cost(search.cost, search.run(candidate, seed) / "policy.safetensors", search.core, search.energy)
     path = _cost_file(search, candidate)
     path.parent.mkdir(exist_ok=True)
     replace(path, (json.dumps({"cost": found, "kind": search.cost, "seed": seed}) + "\n").encode())

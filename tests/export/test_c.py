@@ -47,6 +47,13 @@ def test_c_converts_observations_alike(tmp_path_factory, program):
         assert policy.act(row).tolist() == expected.tolist()
 
 
+def test_shifts_beyond_32_bits(tmp_path):
+    """The numbers fit 32 bits, and what they are shifted by does not."""
+    made = Program((0, 0), 16, (Scale(np.array([1, -1]), np.array([0, 5]), 40, -128, 127),))
+    x_BO = np.array([[32767, 32767], [-32768, -32768]])
+    np.testing.assert_equal(library(made, tmp_path).batch(x_BO), made.run(x_BO))
+
+
 def test_exhaustively(tmp_path):
     """Every input of a program that sees one observation: 65,536 of them; two of 8 bits would be 2**16 as well."""
     for seed in range(5):

@@ -1,6 +1,7 @@
 """The export command: a whole folder, and bad input that leaves nothing behind."""
 
 import json
+import os
 import re
 import shlex
 
@@ -104,7 +105,11 @@ def test_bad_recordings_leave_nothing(policies, tmp_path, capfd):
     with (tmp_path / "4.npy").open("wb") as file:
         np.savez(file, np.zeros((5, 4)))  # several arrays, whatever the name says
     (tmp_path / "5.npy").write_text("1,2,3,4\n" * 5)
-    for number in range(6):
+    header = "{'descr': ("
+    damaged = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    (tmp_path / "6.npy").write_bytes(damaged)
+    os.mkfifo(tmp_path / "7.npy")  # who opens it waits
+    for number in range(8):
         words = ["--calibration", str(tmp_path / f"{number}.npy"), "-o", str(tmp_path / "out")]
         assert main(["export", str(policies["categorical"]), *words]) == 2
         assert f"{number}.npy" in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """Broken tools and unprepared machines are never a difference, and leave nothing behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -155,6 +156,16 @@ def test_a_place_that_works_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(tools, "_usable", lambda path: False)
     with pytest.raises(tools.Unchecked, match="set TMPDIR to one that can be written"), tools.workplace():
         pass
+
+
+def test_a_disk_that_is_full_while_a_tool_works_is_no_difference():
+    with pytest.raises(tools.Unchecked, match="No space left on device: set TMPDIR to a folder"), tools.workplace():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_place_that_may_not_be_looked_at_is_passed_over(monkeypatch):
+    monkeypatch.setattr(tools.Path, "is_dir", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    assert not tools._usable(tools.Path("/nowhere"))
 
 
 def test_tools_start_again_after_a_pool_that_failed(tmp_path):

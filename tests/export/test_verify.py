@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -30,6 +31,17 @@ def test_all_combinations_of_levels_are_tried():
     assert len(verify.vectors(made, seen_BO, 1000, seed=0)) == 1000
     one = Program((0,), 16, (Scale(np.array([1]), np.array([0]), 14, 0, 3), Argmax()))
     assert len(np.unique(verify.vectors(one, seen_BO[:, :1], 100_000, seed=0))) == 65_536
+
+
+def test_wide_observations_are_not_multiplied_out():
+    """An image's combinations are too many after a few inputs: nothing of the size of all of them is made."""
+    width = 5000
+    scale = Scale(np.full(width, 1), np.zeros(width, np.int64), 14, 0, 3)
+    made = Program((0,) * width, 16, (scale, Argmax()))
+    tracemalloc.start()
+    assert verify.vectors(made, np.zeros((3, width), np.int64), 4, seed=0).shape == (4, width)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_missing_tools_are_named(exported, monkeypatch, capfd):
@@ -61,7 +73,9 @@ def test_a_mutation_is_seen(exported, tmp_path, file, pattern, by, capfd):
     data = (folder / file).read_bytes()
     if pattern is None:
         model = onnx.load_model_from_string(data)
-        weights = next(part for part in model.graph.initializer if part.data_type == onnx.TensorProto.INT8)
+        weights = next(
+            part for part in model.graph.initializer if part.data_type == onnx.TensorProto.UINT8 and part.dims
+        )
         weights.raw_data = bytes([weights.raw_data[0] ^ 1]) + weights.raw_data[1:]
         data = model.SerializeToString()
     else:
@@ -212,6 +226,7 @@ def test_exit_codes():
     assert verify.exit_code([*nothing, *found(onnx=DIFFERENT)], ["c"]) == 1
     assert verify.exit_code(found(c=EQUAL, c_cortex_m=NOT_CHECKED), ["c"]) == 0
     assert verify.exit_code(found(cuda=BUILT, torch=EQUAL)) == 0
+    assert verify.exit_code(found(c=NOT_CHECKED, c_cortex_m=BUILT)) == 3  # nothing was compared
     assert verify.exit_code(found(cuda=BUILT, torch=EQUAL), ["cuda"]) == 3
     assert verify.exit_code(verilog, ["verilog"]) == 0
     assert verify.exit_code(verilog[:2], ["verilog"]) == 3

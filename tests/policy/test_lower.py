@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize.programs import observations, programs
 
+from distqtrl.config.stages import Quantize
 from distqtrl.errors import UserError
 from distqtrl.policy import lower
 from distqtrl.policy.distribution import Categorical, Factored, Gaussian, SquashedGaussian
+from distqtrl.policy.network import Architecture
 from distqtrl.quantize import integers
 from distqtrl.quantize.calibrate import LOGITS, SQUASHED, Network, quantized
 from distqtrl.quantize.formats import Bits
@@ -49,13 +51,30 @@ def test_actions_stay_within_bounds(bounds, b):
     low = tuple(a for a, _ in bounds)
     high = tuple(a + w for a, w in bounds)
     top = (1 << b) - 1 if b < 9 else 2 * lower.TANH_END
-    scale, fraction = lower._action(Gaussian(low, high), top)
+    try:
+        scale, fraction = lower._action(Gaussian(low, high), top)
+    except UserError:
+        assert min(w for _, w in bounds) < 2 * 2.0**-6  # 2^-6 is a step where the largest bound is 200
+        return
     ends = scale(np.array([[0] * len(low), [top] * len(low)])) * 2.0**-fraction
     assert (ends >= low).all()
     assert (ends <= high).all()
     step = 2.0**-fraction
     assert (ends[0] - low <= 2 * step).all()
     assert (np.array(high) - ends[1] <= 3 * step).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [((-40000, 0.5), (40000, 0.9)), ((-100, 1e-4), (100, 2e-4)), ((-1, 0.3), (1, 0.3)), ((-4e4, -1), (4e4, 1))],
+)
+def test_an_action_that_is_narrow_beside_another_is_refused(low, high):
+    """In integers it would leave its bounds, or be a constant."""
+    head = Gaussian(tuple(map(float, low)), tuple(map(float, high)))
+    with pytest.raises(UserError, match=r"action 1 from .* is less than a step of integers that hold "):
+        lower._action(head, 255)
+    with pytest.raises(UserError, match="action 1 from"):
+        lower.quantizer(Quantize(aware=True), Architecture(3, (4,), 2, "relu"), head)
 
 
 @pytest.mark.parametrize("b", [1, 4, 8])

@@ -124,6 +124,12 @@ def test_nothing_passes():
     assert decision.problem == "nothing passes the step of core bits and width and input bits: the largest is kept"
 
 
+def test_when_every_training_of_what_is_kept_failed_nothing_is_chosen():
+    decision = rule.three_steps(asked("--seeds", "0-1"), table({"float": [1.0, 2.0]}, [None, None]))
+    assert (decision.decided, decision.chosen) == (True, None)
+    assert decision.problem.startswith("every training of w256-c8-i8-o8 failed")
+
+
 def test_a_failed_training_counts():
     good = [2.0, 2.0]
     scores = {"float": [1.0, 2.0], "w4-c2-i8-o8": [9.0, None]}

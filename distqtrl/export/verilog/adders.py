@@ -35,7 +35,10 @@ class Sum:
 
 
 def graph(weights_NK: Ints) -> tuple[list[Adder], list[Sum]]:
-    """Adders in an order in which they can be computed, and every row's result."""
+    """Adders in an order in which they can be computed, and every row's result.
+
+    Takes minutes for 6,000 digits, and a time that grows with more than the square of their number.
+    """
     rows = [_terms(row) for row in weights_NK.tolist()]
     adders: list[Adder] = []
     depth = [0] * weights_NK.shape[1]
@@ -66,6 +69,11 @@ def graph(weights_NK: Ints) -> tuple[list[Adder], list[Sum]]:
                 counts.update(_pairs(row))
         counts = +counts
     return adders, [_summed(row, adders, depth, inputs) for row in rows]
+
+
+def digits(weights_NK: Ints) -> int:
+    """How many signed digits the weights have that are not 0."""
+    return sum(len(_terms(row)) for row in weights_NK.tolist())
 
 
 def _terms(row: list[int]) -> dict[Term, int]:

@@ -27,13 +27,18 @@ class Core(Record):
 
 
 def write(folder: Path, program: Program, options: Options) -> Facts:
-    """Write both cores; returns how each of them takes observations."""
+    """Write both cores; returns how each of them takes observations, and why one is missing.
+
+    In place of an unrolled core that would be too large there is a comment that says so.
+    """
     folding = options.folding or folded.usual(program)
     folded.check(program, folding)
-    (folder / "policy_unrolled.v").write_text(unrolled.verilog(program))
+    missing = unrolled.refusal(program)
+    (folder / "policy_unrolled.v").write_text(f"// {missing}\n" if missing else unrolled.verilog(program))
     (folder / "policy_folded.v").write_text(folded.verilog(program, folding))
     common = {"observation_bits": program.input_bits}
+    whole = {"observations_per_beat": len(program.input_fraction_O), **common}
     return {
-        "unrolled": {"observations_per_beat": len(program.input_fraction_O), **common},
+        "unrolled": whole | ({"unwritten": missing} if missing else {}),
         "folded": {"observations_per_beat": folding.columns, **common, **asdict(folding)},
     }

@@ -48,6 +48,8 @@ def measured(
 def _synthesized(folder: Path, name: str, core: Core, program: Program, options: Options) -> Core:
     """What Yosys counts and, if asked, the clock that nextpnr reaches; raises UserError where the part is too small."""
     text, top = (folder / f"policy_{name}.v").read_text(), f"policy_{name}"
+    if "unwritten" in core:
+        return {"missing": core["unwritten"]}
     try:
         used = synthesis.resources(text, top)
         if options.part and name == "folded" and (over := synthesis.lacking(used, synthesis.PARTS[options.part])):

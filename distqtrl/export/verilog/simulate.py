@@ -13,7 +13,7 @@ import numpy as np
 
 from distqtrl.export import tools
 from distqtrl.export.check import Different
-from distqtrl.quantize.program import Ints, Program
+from distqtrl.quantize.program import Ints, Matmul, Program
 
 HARNESS = r"""
 #include "Vtop.h"
@@ -27,7 +27,8 @@ HARNESS = r"""
 #include <cstring>
 #include <vector>
 double sc_time_stamp() { return 0; }
-// usage: top count beats lanes input_bits actions action_bits stall; observations on stdin as int32, actions on stdout
+// usage: top count beats lanes input_bits actions action_bits stall patience
+// observations on stdin as int32, actions on stdout
 // bits at, ..., at + bits - 1 of a port, which Verilator keeps as words of 32 bits, or as one of 8, 16 or 64
 template <class W> static void put(W &port, int at, int bits, uint32_t value)
 {
@@ -50,6 +51,7 @@ int main(int argc, char **argv)
     long count = atol(argv[1]);
     int beats = atoi(argv[2]), lanes = atoi(argv[3]), xb = atoi(argv[4]), actions = atoi(argv[5]), yb = atoi(argv[6]);
     unsigned stall = unsigned(atoi(argv[7])), noise = 1;
+    long patience = atol(argv[8]);
     long width = long(beats) * lanes;
     std::vector<int32_t> x(size_t(count * width)), y(size_t(count * actions));
     if (fread(x.data(), 4, x.size(), stdin) != x.size()) return 1;
@@ -88,7 +90,7 @@ int main(int argc, char **argv)
         }
         top.clk = 1; top.eval(); top.clk = 0; top.eval();
         clock++;
-        if (++waited > 1000000) { fprintf(stderr, "no action in 1000000 clocks\n"); return 0; }
+        if (++waited > patience) { fprintf(stderr, "no action in %ld clocks\n", patience); return 0; }
     }
 #ifdef TRACE
     trace.close();
@@ -150,7 +152,7 @@ def run(simulator: Path, program: Program, x_BO: Ints, lanes: int, stall: int = 
     """
     beats = _beats(x_BO, lanes)
     num, actions, bits = len(x_BO), len(program.outputs.low_N), program.outputs.bits
-    words = [num, beats.shape[1], lanes, program.inputs.bits, actions, bits, stall]
+    words = [num, beats.shape[1], lanes, program.inputs.bits, actions, bits, stall, _patience(program)]
     tool = tools.Tool("the simulation", (str(simulator.resolve()),), "give it more memory and room on disk", 1200)
     done = tools.run(tool, list(map(str, words)), simulator.parent, beats.tobytes())
     if b"no action" in done.err:
@@ -206,8 +208,8 @@ module bench;
     always @(posedge clk) if (!rst) begin
         if (in_valid & in_ready) taken = taken + 1;
         waited = waited + 1;
-        if (waited > 1000000) begin
-            $display("no action in 1000000 clocks");
+        if (waited > {patience}) begin
+            $display("no action in {patience} clocks");
             $finish;
         end
         if (out_valid) begin
@@ -228,13 +230,14 @@ def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lan
     words = [_joined(row, x_bits) for row in _beats(x_BO, lanes).reshape(-1, lanes)]
     (folder / "beats.hex").write_text("\n".join(f"{word:x}" for word in words))
     facts = {"name": name, "inputs": lanes * x_bits, "outputs": actions * bits, "beats": len(words), "count": len(x_BO)}
-    (folder / "core.v").write_text(text + BENCH.format(**facts))
+    silent = f"no action in {_patience(program)} clocks"
+    (folder / "core.v").write_text(text + BENCH.format(**facts, patience=_patience(program)))
     tools.run(compiler, ["-g2005-sv", "-o", "bench", "-s", "bench", "core.v"], folder)
     tools.made(compiler, folder / "bench")
     lines = tools.run(player, ["bench"], folder).out.decode(errors="replace").splitlines()
     shown = [line for line in lines if re.fullmatch("[0-9a-fxz]+", line, re.IGNORECASE)]
-    if "no action in 1000000 clocks" in lines:
-        raise Stuck("no action in 1000000 clocks")
+    if silent in lines:
+        raise Stuck(silent)
     if len(shown) != len(x_BO):
         raise tools.Unchecked(f"vvp printed {len(shown):,} of {len(x_BO):,} actions: {player.remedy}")
     if undefined := next((line for line in shown if not re.fullmatch("[0-9a-f]+", line)), None):
@@ -242,6 +245,11 @@ def icarus(text: str, name: str, folder: Path, program: Program, x_BO: Ints, lan
     half = 1 << (bits - 1)
     fields = [[(int(line, 16) >> (i * bits)) % (2 * half) for i in range(actions)] for line in shown]
     return np.array([[(v + half) % (2 * half) - half for v in row] for row in fields], np.int64).reshape(-1, actions)
+
+
+def _patience(program: Program) -> int:
+    """Clocks after which a core is stuck: one multiplier makes a product per clock."""
+    return 10**6 + 20 * sum(op.weights_NK.size for op in program.ops if isinstance(op, Matmul))
 
 
 def _beats(x_BO: Ints, lanes: int) -> np.ndarray:

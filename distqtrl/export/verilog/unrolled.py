@@ -16,6 +16,8 @@ from distqtrl.quantize.program import Argmax, Ints, Lookup, Matmul, Op, Program,
 CONSTANTS = {"1'b0": "&", "1'b1": "|"}  # and what the majority of one and two other bits is
 COMPARED = 15  # levels, up to which thresholds are smaller than a multiplier
 
+MOST_DIGITS = 8000  # of a layer: 64 x 64 weights of 4 bits have about 6,000
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -33,6 +35,14 @@ class Wire:
     @property
     def bits(self) -> int:
         return signed_bits(self.low, self.high)
+
+
+def refusal(program: Program) -> str:
+    """Why the program is too large for this core; empty where it is not."""
+    most = max((adders.digits(op.weights_NK) for op in program.ops if isinstance(op, Matmul)), default=0)
+    if most <= MOST_DIGITS:
+        return ""
+    return f"a layer's weights have {most:,} signed digits, and {MOST_DIGITS:,} are the most that are wired"
 
 
 class Core:

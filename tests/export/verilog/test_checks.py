@@ -12,7 +12,7 @@ from broken import QUICK, REAL, links, run, script, verdict
 
 from distqtrl.cli import main as cli
 from distqtrl.export import check, manifest, readme, targets, tools, verify
-from distqtrl.export.verilog import simulate
+from distqtrl.export.verilog import simulate, unrolled
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,23 @@ def checked(folder, comparison):
     facts = manifest.manifest(folder / "manifest.json")["verilog"]
     question = check.Question(folder, program, x_BO, program.run(x_BO), seen_BO, facts)
     return check.checked("core", comparison, question)
+
+
+def test_a_policy_that_is_too_large_to_be_wired_has_the_folded_core(policies, tmp_path, monkeypatch, capfd):
+    """To find what the adders of its layers share would take hours, and so would the tools that read them."""
+    monkeypatch.setattr(unrolled, "MOST_DIGITS", 1)
+    out = tmp_path / "out"
+    words = ["--target", "verilog", "--bits", "core=3,input=4,output=4", *map(str, QUICK)]
+    assert cli.main(["export", str(policies["small"]), "-o", str(out), *words]) == 0
+    why = "signed digits, and 1 are the most that are wired"
+    said = capfd.readouterr().out
+    assert said.count(why) == 3  # simulated by Verilator and by Icarus, and counted by Yosys
+    checks = {check["target"]: check["status"] for check in json.loads((out / "manifest.json").read_text())["checks"]}
+    assert (checks["verilog unrolled"], checks["icarus unrolled"]) == ("not checked", "not checked")
+    assert checks["verilog folded"] == "equal"
+    assert why in (out / "policy_unrolled.v").read_text()
+    assert (
+        "`policy_unrolled.v`: **not checked** (verilog unrolled: a layer's weights" in (out / "README.md").read_text()
+    )
+    code, out_, _ = run(capfd, "verify", out, *QUICK)
+    assert (code, verdict(out_, "verilog folded")[:5]) == (0, "equal")
