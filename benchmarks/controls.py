@@ -99,7 +99,7 @@ def table(results: dict) -> str:
         cells = [f"{c[key]:,}" for key in ("total_parameters", "effective_parameters", "policy_weights")]
         cells += [*runs.score_cells(c), *(_steps(x) for x in c["complexity"])]
         lines.append(f"| {name} | {c['runs']} of {c['of']} | {' | '.join(cells)} |")
-    lines += ["", f"{len(results['verdicts'])} comparisons at 95 % each: about one in twenty would differ by chance."]
+    lines += ["", f"{len(results['verdicts'])} comparisons. {runs.CAUTION}"]
     return "\n".join([*lines, "", *(f"* {text}" for text in results["verdicts"])])
 
 

@@ -6,8 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distqtrl.report import figures
-from distqtrl.report.statistics import LEAST, interval, probability_of_improvement, spread, verdict
+from distqtrl.report.statistics import interval, probability_of_improvement, spread, verdict
 from lib import runs
+
+FEWEST = 5  # seeds of a case; of 3 against 3 that do not differ, a resampled interval of 95 % decides one in five
 
 
 def case(everything: dict, jobs: list[runs.Job]) -> dict:
@@ -31,7 +33,7 @@ def verdicts(cases: dict, pairs: Iterable[tuple[str, str]], key: str = "scores")
 
 def sentence(a: str, b: str, x: np.ndarray, y: np.ndarray) -> str:
     """Whether a, with the scores x, is better than b, with the scores y."""
-    if min(len(x), len(y)) < LEAST:
+    if min(len(x), len(y)) < FEWEST:
         return f"**{a}** ({len(x)} seeds) and **{b}** ({len(y)}): too few for a verdict"
     p, bounds = probability_of_improvement(x, y), interval(probability_of_improvement, x, y)
     return verdict(f"**{a}**", f"**{b}**", p, *bounds)

@@ -81,7 +81,7 @@ def add_proof(command: argparse.ArgumentParser) -> None:
 
 def add_permission(command: argparse.ArgumentParser) -> None:
     """Add the permission to import what a file names."""
-    text = "import the module that the file's environment.id names; only for files that you trust, since it runs code"
+    text = "run the module that the file's environment.id names, or its language.task; only for files that you trust"
     command.add_argument("--import-environment", action="store_true", help=text)
 
 

@@ -37,12 +37,14 @@ def run(args: Namespace, flags: Flags, comm: Communicator) -> int:
 
 def _answer(update: Path, args: Namespace) -> int:
     """Ask a language model, and print what its likeliest answers are worth."""
+    from distqtrl.environment import permission
     from distqtrl.environment.rollout import summary
     from distqtrl.language import adapted
 
     if args.gif is not None or args.max_steps is not None:
         raise UserError(f"{update} is a language model's: --gif and --max-steps are for episodes, leave them out")
     found = adapted.load(update)
+    permission.check_task(found.language.task, update, args.import_environment)
     asked = adapted.questions(found.task, "evaluation", 0, range(args.episodes), args.seed)
     rewards, lengths = adapted.answers(found, asked)
     if args.json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from distqtrl.allreduce.communicator import Communicator
 from distqtrl.cli.arguments import Flags, add_permission, add_proof, coefficients, path
-from distqtrl.cli.output import aside, print_json, tell
+from distqtrl.cli.output import aside, print_json, say, tell
 from distqtrl.errors import UserError
 from distqtrl.files.places import quoted
 
@@ -80,6 +80,11 @@ def _decoder(update: Path, args: Namespace) -> int:
     write = lookup("--target of a language model", args.target or "merged", adapted.FORMS)
     found = adapted.load(update)
     write(args.output, found.model, found.factors_F)
+    if args.target == "adapter" and found.adapter.precision != "none":
+        say(
+            f"distqtrl: what was evaluated is this update beside {found.language.base} rounded to "
+            f"{found.adapter.precision}; beside the base as it is it is another policy: --target merged is the one"
+        )
     tell(args.json, {"folder": str(args.output)}, f"exported to {args.output}")
     return 0
 

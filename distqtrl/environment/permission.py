@@ -24,12 +24,19 @@ def module(name: str) -> str | None:
 
 
 def asked(name: str) -> str:
-    """What a command line needs for a file with this environment.id: the flag, after a blank, or nothing.
+    """What a command line needs for a file with this environment.id or language.task: the flag, after a blank, or none.
 
-    >>> asked("lab:Plain-v0"), asked("CartPole-v1")
-    (' --import-environment', '')
+    >>> asked("lab:Plain-v0"), asked("CartPole-v1"), asked("sums.py")
+    (' --import-environment', '', ' --import-environment')
     """
-    return f" {FLAG}" if module(name) is not None and not KNOWN.fullmatch(name) else ""
+    runs = name.endswith(".py") or (module(name) is not None and not KNOWN.fullmatch(name))
+    return f" {FLAG}" if runs else ""
+
+
+def check_task(task: str, file: object, allowed: bool) -> None:
+    """Raise UserError where a file's language.task is a program that nobody named."""
+    if not allowed and task.endswith(".py"):
+        raise UserError(f"{file} says language.task = {task}, which is run: if you trust it, add {FLAG}")
 
 
 def check(name: str, file: object, allowed: bool) -> None:

@@ -151,7 +151,9 @@ def opened(directory: Path) -> Checkpoint:
         raise _refusal(directory, "it has no tokenizer (tokenizer.json)")
     config = _config(directory, about)
     try:
-        tokenizer = library.transformers().AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = library.transformers().AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the library fails in any way
         raise _refusal(directory, f"its tokenizer is not understood: {_said(error)}") from None
     ends = _ends(directory, about, tokenizer, config.vocab_size)
@@ -254,8 +256,8 @@ def whole(directory: Path) -> Iterator[Path]:
 
 
 def _floating(about: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """A configuration of weights in floating point."""
-    gone = ("quantization_config", "torch_dtype")
+    """A configuration of weights in floating point, without what says how a program runs it."""
+    gone = ("quantization_config", "torch_dtype", "return_dict", "attn_implementation")
     return {key: value for key, value in about.items() if key not in gone} | {"dtype": str(dtype).rpartition(".")[2]}
 
 
@@ -383,6 +385,8 @@ def _separated(directory: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, T
             codes, scales, scale = (
                 tensors.pop(f"{name}.{part}") for part in ("weight_packed", "weight_scale", "weight_global_scale")
             )
+            if codes.dtype != torch.uint8 or codes.ndim != 2 or codes.shape[1] % 8:
+                raise KeyError(f"weight_packed is {codes.dtype} {tuple(codes.shape)}")
             shape = (codes.shape[0], 2 * codes.shape[1])
             if tuple(scales.shape) != (shape[0], shape[1] // 16) or scale.numel() != 1:
                 raise KeyError("scales of another shape")
@@ -390,6 +394,8 @@ def _separated(directory: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, T
             raise _refusal(directory, f"{name} is packed and incomplete ({error})") from None
         for part in (scales.float(), scale):
             _check_finite(directory, name, part)
+        if scales.float().min() < 0 or scale.item() <= 0:
+            raise _refusal(directory, f"{name} is packed with scales below 0")
         scales_OY = scales.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         encoded[name] = Encoded("nvfp4", shape, codes.numpy(), scales_OY, np.float32(scale.item()))
     return tensors, encoded

@@ -199,6 +199,11 @@ class Model:
             weight = encoded[name] if name in encoded else _kept(precision, module.weight.detach(), name)
             made[name] = FrozenLinear(weight, module.bias, self.dtype)
             self.network.set_submodule(name, made[name])
+        if lost := sorted(encoded.keys() - made.keys()):
+            raise UserError(
+                f"language.base = {self.checkpoint.directory}: {lost[0]} is packed, and only the linear layers of its "
+                "blocks may be: pack it again, with that among those to ignore"
+            )
         return made
 
     def _check_targets(self) -> None:

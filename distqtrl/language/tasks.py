@@ -19,7 +19,7 @@ from distqtrl.language.questions import SPLITS, Question, Task
 
 TASKS: dict[str, Callable[[], Task]] = {"arithmetic": Arithmetic}  # to add a task, enter it here
 TESTED = 10  # a file's questions are tested one in so many, where there is no file of tests beside it
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)")  # in 10-3 the sign is none
 FINAL = "####"  # GSM8K: what follows is the answer
 
 
@@ -75,8 +75,8 @@ class Lines:
 def last_number(text: str) -> Decimal | None:
     """The last number of a text.
 
-    >>> last_number("so 3 dozen are 1,036.0"), last_number("none")
-    (Decimal('1036.0'), None)
+    >>> last_number("so 3 dozen are 1,036.0"), last_number("none"), last_number("#### .5"), last_number("from 3-7")
+    (Decimal('1036.0'), None, Decimal('0.5'), Decimal('7'))
     """
     found = NUMBER.findall(text)
     try:

@@ -1,4 +1,4 @@
-"""Wall seconds per phase of an update."""
+"""Wall seconds per phase of an update; what a phase does inside another counts for itself alone."""
 
 import time
 from collections.abc import Iterator
@@ -20,16 +20,21 @@ class Profile:
     def __init__(self, threads: int = 1) -> None:
         self._cpu_s = time.process_time if threads == 1 else time.thread_time  # of replicas, each its own thread's
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._inner_s: list[float] = []  # of phases inside those that are open
         self._not_counted_s = 0.0  # CPU seconds: communication waits by spinning
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         communicates = phase == "allreduce"
         start, cpu_start = time.perf_counter(), self._cpu_s() if communicates else 0.0
+        self._inner_s.append(0.0)
         try:
             yield
         finally:
-            self._seconds[phase] += time.perf_counter() - start
+            took_s = time.perf_counter() - start
+            self._seconds[phase] += took_s - self._inner_s.pop()
+            if self._inner_s:
+                self._inner_s[-1] += took_s
             if communicates:
                 self._not_counted_s += self._cpu_s() - cpu_start
 

@@ -46,7 +46,10 @@ def test_committed_results_are_of_the_preset_as_it_is(preset, seeds):
 
 
 def test_two_seeds_have_no_verdict():
-    cases = {name: {"scores": list(scores)} for name, scores in (("a", (1, 2)), ("b", (5, 6, 7)), ("c", (8, 9, 10)))}
+    cases = {
+        name: {"scores": list(scores)}
+        for name, scores in (("a", (1, 2)), ("b", (1, 2, 3, 4, 5)), ("c", (6, 7, 8, 9, 10)))
+    }
     few, enough = compared.verdicts(cases, [("a", "b"), ("c", "b")])
-    assert few == "**a** (2 seeds) and **b** (3): too few for a verdict"
+    assert few == "**a** (2 seeds) and **b** (5): too few for a verdict"
     assert "is better than" in enough

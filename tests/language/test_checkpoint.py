@@ -249,6 +249,51 @@ def test_an_incomplete_packed_layer_is_refused(models, tmp_path):
         checkpoint.opened(tmp_path / "packed").network(torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("weight_packed", lambda t: t.flatten(), "up_proj is packed and incomplete .*weight_packed is torch.uint8"),
+        ("weight_packed", lambda t: t.int(), "up_proj is packed and incomplete .*weight_packed is torch.int32"),
+        ("weight_global_scale", lambda t: 0 * t, "up_proj is packed with scales below 0"),
+        ("weight_scale", lambda t: (-t.float()).to(t.dtype), "up_proj is packed with scales below 0"),
+    ],
+)
+def test_damaged_packed_layers_are_refused(models, tmp_path, part, change, says):
+    checkpoint.packed(tmp_path / "packed", models("qwen2", "nvfp4"))
+    found, name = load_file(tmp_path / "packed" / "model.safetensors"), f"model.layers.0.mlp.up_proj.{part}"
+    found[name] = change(found[name])
+    save_file(found, tmp_path / "packed" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=says):
+        checkpoint.opened(tmp_path / "packed").network(torch.float32)
+
+
+def test_a_packed_head_is_refused(models, tmp_path):
+    """Its codes would be left out, and every token as likely."""
+    checkpoint.packed(tmp_path / "packed", models("qwen2", "nvfp4"))
+    path = tmp_path / "packed" / "model.safetensors"
+    found = load_file(path)
+    up = "model.layers.0.mlp.up_proj"
+    tall = -(-found["model.embed_tokens.weight"].shape[0] // found[f"{up}.weight_packed"].shape[0])
+    for part in ("weight_packed", "weight_scale"):
+        rows = found[f"{up}.{part}"].repeat(tall, 1)
+        found[f"lm_head.{part}"] = rows[: found["model.embed_tokens.weight"].shape[0]].contiguous()
+    found["lm_head.weight_global_scale"] = found[f"{up}.weight_global_scale"].clone()
+    save_file(found, path, {"format": "pt"})
+    about = json.loads((tmp_path / "packed" / "config.json").read_text())
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="lm_head is packed, and only the linear layers of its blocks may be"):
+        Model(checkpoint.opened(tmp_path / "packed"), "none", 2, ("proj",))
+
+
+@pytest.mark.parametrize("key", ["return_dict", "attn_implementation"])
+def test_how_a_program_runs_it_is_not_the_bases(models, tmp_path, key):
+    checkpoint.packed(tmp_path / "packed", models("qwen2", "nvfp4"))
+    about = json.loads((tmp_path / "packed" / "config.json").read_text())
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(about | {key: False}))
+    model = Model(checkpoint.opened(tmp_path / "packed"), "none", 2, ("proj",))
+    assert model.logits(TOKENS, None, None).isfinite().all()
+
+
 def test_packed_scales_that_are_no_numbers_are_refused(models, tmp_path):
     checkpoint.packed(tmp_path / "packed", models("qwen2", "nvfp4"))
     for part in ("weight_scale", "weight_global_scale"):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from contextlib import closing
 
 import pytest
@@ -206,6 +207,17 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: .*metrics.jsonl'"):
             recorder.sync()
+
+
+def test_a_phase_inside_another_counts_once():
+    profile = Profile()
+    with profile("rollout"):
+        with profile("generate"):
+            time.sleep(0.2)
+        time.sleep(0.05)
+    seconds = profile.take()
+    assert seconds["generate"] >= 0.2
+    assert 0.05 <= seconds["rollout"] < seconds["generate"]
 
 
 def test_profile_counts_a_phase_that_failed_and_starts_anew():

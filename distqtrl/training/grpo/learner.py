@@ -77,6 +77,10 @@ class Grpo(Learner):
         cache = 2 * network.num_hidden_layers * network.num_key_value_heads * head * language.max_tokens
         what = f"{rows:,} completions of {language.max_tokens:,} tokens"
         yield 4.0 * rows * cache, what, "language.prompts, language.group or language.max_tokens"
+        part = rows if config.algorithm.cap is not None else -(-rows // config.algorithm.minibatches)
+        what = f"what {part:,} completions of {language.max_tokens:,} tokens say of {network.vocab_size:,} tokens each"
+        remedy = "language.prompts, language.group or language.max_tokens, or raise algorithm.minibatches"
+        yield 8.0 * part * language.max_tokens * network.vocab_size, what, remedy  # and their logarithms
 
     @staticmethod
     def num_training_only(config: Config, spec: Decoder) -> int:  # type: ignore[override]

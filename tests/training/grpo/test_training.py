@@ -142,10 +142,14 @@ def test_a_task_that_rewards_everything_alike_is_told_of_once(trained, place, ca
     assert capfd.readouterr().err.count("every group's rewards are equal") == 1
 
 
-def test_evaluate_and_export(trained, tmp_path, capsys):
+def test_evaluate_and_export(trained, tmp_path, capfd):
     trained("run", train__updates=1)
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["episodes"] == 5
+    words = ["evaluate", str(tmp_path / "run"), "--episodes", "5", "--json"]
+    assert cli.main(words) == 2  # the file names a program
+    err = capfd.readouterr().err
+    assert "/task.py, which is run: if you trust it, add --import-environment\n" in err
+    assert cli.main([*words, "--import-environment"]) == 0
+    assert json.loads(capfd.readouterr().out)["episodes"] == 5
     for target, file in (("merged", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
         words = ["export", str(tmp_path / "run"), "-o", str(tmp_path / target), "--target", target]
         assert cli.main(words) == 0
@@ -185,7 +189,7 @@ def test_another_base_is_refused(trained, place, tmp_path, capfd):
     try:
         write(place / "other", "qwen2", scale=2.0)
         weights.write_bytes((place / "other" / "model.safetensors").read_bytes())
-        assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+        assert cli.main(["evaluate", str(tmp_path / "run"), "--import-environment"]) == 2
         assert "is not the decoder that this update was trained" in capfd.readouterr().err
         assert cli.main(["train", *as_words({"train.updates": 3}), "--resume", str(tmp_path / "run")]) == 2
         assert "another decoder" in capfd.readouterr().err
@@ -199,7 +203,7 @@ def test_a_run_goes_on_from_every_folder(place, tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "qerl-arithmetic", *words, "--run", str(tmp_path / "run")]) == 0
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--resume", "run", "--train.updates", "2"]) == 0
-    assert cli.main(["evaluate", "run", "--episodes", "2"]) == 0
+    assert cli.main(["evaluate", "run", "--episodes", "2", "--import-environment"]) == 0
     assert cli.main(["export", "run", "-o", "merged"]) == 0
 
 
@@ -207,7 +211,7 @@ def test_a_base_that_has_gone_is_asked_for(trained, place, tmp_path, capfd):
     trained("run", train__updates=1)
     moved = (place / "base").rename(place / "moved")
     try:
-        assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
+        assert cli.main(["evaluate", str(tmp_path / "run"), "--import-environment"]) == 2
     finally:
         moved.rename(place / "base")
     err = capfd.readouterr().err
