@@ -34,7 +34,7 @@ fi
 launched='' signalled='' ending=''
 # shellcheck disable=SC2317  # the traps call them
 later_term() {
-    for _ in {1..60}; do sleep 0.1 && kill -0 "$1" || return; done
+    for _ in {1..100}; do sleep 0.1 && kill -0 "$1" || return; done
     kill -TERM "$1"
 }
 # shellcheck disable=SC2317

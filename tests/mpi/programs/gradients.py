@@ -33,7 +33,7 @@ def case(comm, directory, number, flags):
     result = {"before": [], "stepped": [], "agreed": [], "norm": []}
     for _ in range(number):
         result["before"].append(parameters(run))
-        metrics, _ = updates.update(run, [])
+        metrics, *_ = updates.update(run, [])
         result["stepped"].append(parameters(run))
         result["norm"].append(metrics["gradient_norm"])
         loop.synchronise(run)
