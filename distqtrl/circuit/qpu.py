@@ -273,10 +273,12 @@ def build(circuit: Circuit, settings: Qpu, num_qubits: int, seed: int = 0, ranks
     own = settings.of_rank(ranks.number)
     backend = lookup("qpu.backend", own.backend, BACKENDS)
     program, spread_DP = ansatz.build(circuit, num_qubits), None
-    if own.noise is not None or backend.noisy:
-        program, spread_DP = decomposition.decomposed(program)
-    every = [lookup("qpu.backend", settings.of_rank(rank).backend, BACKENDS) for rank in ranks.numbers]
-    one_job = any(each.one_job for each in every)
+    each = [settings.of_rank(rank) for rank in ranks.numbers]
+    every = [lookup("qpu.backend", one.backend, BACKENDS) for one in each]
+    noisy = [one.noise is not None or kind.noisy for one, kind in zip(each, every, strict=True)]
+    if own.noise is not None or backend.noisy or (own.shift == "distributed" and any(noisy)):
+        program, spread_DP = decomposition.decomposed(program)  # on all ranks that share the circuits of a gradient
+    one_job = any(kind.one_job for kind in every)
     return QPU(backend(program, own), own, seed, ranks, spread_DP, one_job)
 
 

@@ -130,6 +130,7 @@ class Generator(Stage):
     whiten_steps: Positive = Field(1, description="whiten every: optimizer steps from one metric to the next")
     damping: Fraction = Field(
         1e-3,
+        gt=0,
         description="whiten: fraction of the mean eigenvalue that is added to all, so that idle directions stay idle",
     )
 

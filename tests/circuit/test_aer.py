@@ -9,9 +9,10 @@ from qiskit import QuantumCircuit, transpile
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
-from distqtrl.circuit import ansatz
+from distqtrl.circuit import ansatz, qpu
 from distqtrl.circuit.aer import Aer
 from distqtrl.circuit.ansatz import ANSATZE, KINDS, Gate
+from distqtrl.circuit.shift import Ranks
 from distqtrl.circuit.statevector import StateVector
 from distqtrl.config.stages import Circuit, Qpu
 from distqtrl.errors import UserError
@@ -385,3 +386,12 @@ def test_packages_that_are_missing_are_named(package, noise, message, monkeypatc
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself takes for a package that is not there
     with pytest.raises(UserError, match=message):
         aer(ansatz.program(2, [Gate("h", 0)]), noise=noise)
+
+
+def test_ranks_that_share_the_circuits_of_a_gradient_have_the_same_ones(noise_file):
+    """Also where the devices of some have noise, whose gates are decomposed: each takes its part of a list."""
+    part = next(iter(NOISES))
+    shared = Qpu(shift="distributed", per_rank=[{}, {"backend": "aer", "noise": noise_file(NOISES[part])}])
+    exact, noisy = (qpu.build(Circuit(layers=1), shared, 2, 0, Ranks(rank, range(2))) for rank in range(2))
+    np.testing.assert_array_equal(exact.spread_DP, noisy.spread_DP)
+    assert exact.device.program.num_angles == noisy.device.program.num_angles
