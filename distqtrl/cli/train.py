@@ -138,7 +138,8 @@ def report(directory: Path, result: dict[str, Any], ranks: int, as_json: bool) -
     one = directory if len(policies) == 1 else policies[0]
     play, export, exported = (quoted(path) for path in (directory, one, directory / "exported"))
     config = sources.load(directory / "config.json")
-    asked = permission.asked(config.language.task if config.language.base else config.environment.id)
+    decoder = config.language.base is not None
+    asked = permission.asked_for_task(config.language.task) if decoder else permission.asked(config.environment.id)
     lines = [(what, str(directory / name)) for what, name in files if (directory / name).exists()]
     lines += [("play", f"distqtrl evaluate {play}{asked}")]
     lines += [("export", f"distqtrl export {export} -o {exported}{asked}")]

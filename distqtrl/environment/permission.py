@@ -24,18 +24,26 @@ def module(name: str) -> str | None:
 
 
 def asked(name: str) -> str:
-    """What a command line needs for a file with this environment.id or language.task: the flag, after a blank, or none.
+    """What a command line needs for a file with this environment.id: the flag, after a blank, or nothing.
 
-    >>> asked("lab:Plain-v0"), asked("CartPole-v1"), asked("sums.py")
-    (' --import-environment', '', ' --import-environment')
+    >>> asked("lab:Plain-v0"), asked("CartPole-v1")
+    (' --import-environment', '')
     """
-    runs = name.endswith(".py") or (module(name) is not None and not KNOWN.fullmatch(name))
-    return f" {FLAG}" if runs else ""
+    return f" {FLAG}" if module(name) is not None and not KNOWN.fullmatch(name) else ""
+
+
+def asked_for_task(task: str) -> str:
+    """The same for a file with this language.task: a program runs, a file of questions is read.
+
+    >>> asked_for_task("lab/sums.py"), asked_for_task("lab/sums.jsonl")
+    (' --import-environment', '')
+    """
+    return f" {FLAG}" if task.endswith(".py") else ""
 
 
 def check_task(task: str, file: object, allowed: bool) -> None:
     """Raise UserError where a file's language.task is a program that nobody named."""
-    if not allowed and task.endswith(".py"):
+    if not allowed and asked_for_task(task):
         raise UserError(f"{file} says language.task = {task}, which is run: if you trust it, add {FLAG}")
 
 
